@@ -1,0 +1,1 @@
+"""CODA: coordination via on-policy diffusion for multi-agent offline RL."""

@@ -1,0 +1,62 @@
+"""The few types that every room of the house shares.
+
+Legend of the dimension letters used in shape descriptions throughout the package:
+
+    *batch  any leading axes (seeds, trajectories)      A  agents
+    B       trajectories in a batch                     O  features of one agent's observation
+    H       horizon: tokens in a window                 U  actions of one agent
+    T       environment steps of a whole dataset        S  features of the global state
+    C       channels of a packed token: C = S + A*O + A*U + 2
+"""
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+from jaxtyping import Array, Float
+
+PRNGKey = jax.Array
+"""A typed key, as made by `jax.random.key`."""
+
+Params = Any
+"""A pytree of network weights."""
+
+Metrics = dict[str, Float[Array, "*batch"]]
+"""Named scalars, one a seed where a seed axis is in front."""
+
+
+@chex.dataclass(frozen=True)
+class Trajectory:
+    """A window of joint experience, or a batch of them.
+
+    state:    `[*batch, H, S]` global state s_t, in the environment's units.
+    obs:      `[*batch, H, A, O]` local observations o_t^i.
+    action:   `[*batch, H, A, U]` actions a_t^i in [-1, 1].
+    reward:   `[*batch, H]` team reward r_t received after acting at t.
+    terminal: `[*batch, H]` 1.0 where the episode truly ended after t (a time limit is not an end).
+    """
+
+    state: Float[Array, "*batch H S"]
+    obs: Float[Array, "*batch H A O"]
+    action: Float[Array, "*batch H A U"]
+    reward: Float[Array, "*batch H"]
+    terminal: Float[Array, "*batch H"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """The sizes of a task; static, hashable."""
+
+    name: str
+    """Name of the task, such as `2halfcheetah`."""
+    num_agents: int
+    """A, the number of agents."""
+    state_dim: int
+    """S, the features of the global state."""
+    obs_dim: int
+    """O, the features of one agent's observation."""
+    action_dim: int
+    """U, the actions of one agent."""
+    episode_length: int
+    """Steps after which an episode is truncated."""
