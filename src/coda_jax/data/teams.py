@@ -1,0 +1,127 @@
+"""Behaviour teams: the committed policies that the named datasets are rolled out from.
+
+A task's teams were trained online by MATD3 from different seeds and kept at several points of their training, in
+`assets/{task}.npz`: half-precision weights with leading axes (team, snapshot), read without pickle.
+"""
+
+import importlib.resources
+from collections.abc import Callable
+from pathlib import Path
+
+import chex
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from coda_jax.data.dataset import Episodes, episodes_from_arrays
+from coda_jax.envs.mamujoco import Environment
+from coda_jax.envs.rollout import Rollout, rollout
+from coda_jax.marl.matd3 import team_policy
+from coda_jax.types import Params, PRNGKey
+
+REPLAY_NOISE = 0.1
+"""Standard deviation of the exploration noise in `replay`: what the teams were trained with."""
+
+
+@chex.dataclass(frozen=True)
+class Teams:
+    """The snapshots of a task's behaviour teams.
+
+    policy:    weights of `marl.matd3.TeamPolicy`; leaves are `[teams, snapshots, ...]`.
+    num_steps: `[snapshots]` environment steps that a team had taken.
+    returns:   `[teams, snapshots]` its mean return without noise, when it was saved.
+    """
+
+    policy: Params
+    num_steps: Int[np.ndarray, "snapshots"]
+    returns: Float[np.ndarray, "teams snapshots"]
+
+
+def assets(task: str) -> Path:
+    """Where the teams of a task are kept."""
+    return Path(str(importlib.resources.files("coda_jax.data"))) / "assets" / f"{task}.npz"
+
+
+def save_teams(path: Path, teams: Teams) -> None:
+    """Writes teams, weights in half precision."""
+    weights = flax.traverse_util.flatten_dict(teams.policy, sep="/")
+    np.savez_compressed(
+        path,
+        allow_pickle=False,
+        num_steps=np.asarray(teams.num_steps),
+        returns=np.asarray(teams.returns, np.float32),
+        **{name: np.asarray(leaf, np.float16) for name, leaf in weights.items()},
+    )
+
+
+def load_teams(path: Path) -> Teams:
+    """Reads teams, weights in single precision.
+
+    Raises:
+        FileNotFoundError: there are no teams at `path`.
+    """
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    num_steps, returns = arrays.pop("num_steps"), arrays.pop("returns")
+    weights = {name: leaf.astype(np.float32) for name, leaf in arrays.items()}
+    return Teams(policy=flax.traverse_util.unflatten_dict(weights, sep="/"), num_steps=num_steps, returns=returns)
+
+
+def replay_schedule(teams: Teams, num_episodes: int) -> Int[np.ndarray, "num_episodes 2"]:
+    """Which (team, snapshot) rolls out each episode of `replay`: all teams alike, snapshots evenly over their training."""
+    num_teams, num_snapshots = teams.returns.shape
+    episode = np.arange(num_episodes)
+    of_team = -(-num_episodes // num_teams)
+    snapshot = (episode // num_teams + 0.5) * num_snapshots / of_team
+    return np.stack([episode % num_teams, snapshot.astype(int)], axis=1)
+
+
+def snapshots_at(teams: Teams, schedule: Int[np.ndarray, "N 2"]) -> Params:
+    """The weights of N (team, snapshot) pairs; leaves are `[N, ...]`."""
+    return jax.tree.map(lambda leaf: leaf[schedule[:, 0], schedule[:, 1]], teams.policy)
+
+
+def recorder(env: Environment, width: int, noise: float) -> Callable[[Params, PRNGKey], Rollout]:
+    """A pure function that rolls out N snapshots, each in an environment of its own, for the length of an episode.
+
+    Args:
+        env: the task.
+        width: units of the teams' hidden layers.
+        noise: standard deviation of the Gaussian noise on actions, which are then clipped to [-1, 1].
+
+    Returns:
+        (weights `[N, ...]`, key) -> rollout `[T, N, ...]`; the key is consumed.
+    """
+    policy = team_policy(env.spec, width)
+
+    def record(weights: Params, key: PRNGKey) -> Rollout:
+        num_envs = jax.tree.leaves(weights)[0].shape[0]
+
+        def act(obs: Array, carry: tuple[()], key: PRNGKey) -> tuple[Array, tuple[()]]:
+            mu = jax.vmap(policy.apply)(weights, obs)
+            return jnp.clip(mu + noise * jax.random.normal(key, mu.shape), -1.0, 1.0), carry
+
+        return rollout(env, act, (), key, num_envs, env.spec.episode_length)
+
+    return record
+
+
+def to_episodes(recorded: Rollout) -> Episodes:
+    """Lays the N environments of a rollout one after the other; what each was in the midst of ends by truncation."""
+    steps = jax.tree.map(lambda leaf: np.moveaxis(np.asarray(leaf), 1, 0), recorded.steps)
+    truncated = np.moveaxis(np.array(recorded.truncated), 1, 0)
+    truncated[:, -1] = np.where(steps.terminal[:, -1] == 0, 1.0, truncated[:, -1])
+
+    def flat(leaf: np.ndarray) -> np.ndarray:
+        return leaf.reshape(-1, *leaf.shape[2:])
+
+    return episodes_from_arrays(
+        state=flat(steps.state),
+        obs=flat(steps.obs),
+        action=flat(steps.action),
+        reward=flat(steps.reward),
+        terminal=flat(steps.terminal),
+        truncation=flat(truncated),
+    )

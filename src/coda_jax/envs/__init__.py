@@ -1,0 +1,1 @@
+"""Environments: MaMuJoCo in MJX, and how a robot is split among agents."""
