@@ -47,12 +47,12 @@ class Episodes:
 class Dataset:
     """Steps on the device and the places where a window of H steps may begin; made by `make_dataset`.
 
-    steps:   all T steps, with one leading axis.
+    steps:   all T steps, with one leading axis; a trajectory, or its packed tokens `[T, C]`.
     starts:  `[W]` every step t whose window, the steps t + `offsets`, lies inside one episode.
     offsets: `[H]` 0, 1, ..., H - 1; its length says which H the starts are valid for.
     """
 
-    steps: Trajectory
+    steps: Trajectory | Float[Array, "*batch T C"]
     starts: Int[Array, "*batch W"]
     offsets: Int[Array, "*batch H"]
 

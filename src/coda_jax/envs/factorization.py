@@ -30,6 +30,7 @@ class Factorization(NamedTuple):
     """Index tables: `obs = state[obs_index]` and `control[action_index] = action`."""
 
     obs_index: Int[np.ndarray, "A O"]
+    """An index of S, beyond the state, stands for zero: agents that see less than others are padded with it."""
     action_index: Int[np.ndarray, "A U"]
 
 
@@ -54,6 +55,7 @@ def factorize(model: mujoco.MjModel, graph: JointGraph, obsk: int, num_hidden_qp
         num_hidden_qpos: leading entries of qpos that the state leaves out; the state is qpos without them, then qvel.
     """
     first_qvel = model.nq - num_hidden_qpos
+    state_dim = first_qvel + model.nv
 
     def addresses(joint: str, category: str) -> list[int]:
         """Where the joint's positions or velocities stand in the state."""
@@ -77,7 +79,9 @@ def factorize(model: mujoco.MjModel, graph: JointGraph, obsk: int, num_hidden_qp
         return local + shared
 
     actuator_of = {model.joint(model.actuator_trnid[k, 0]).name: k for k in range(model.nu)}
+    seen = [observation(own) for own in graph.partition]
+    obs_dim = max(map(len, seen))
     return Factorization(
-        obs_index=np.array([observation(own) for own in graph.partition]),
+        obs_index=np.array([index + [state_dim] * (obs_dim - len(index)) for index in seen]),
         action_index=np.array([[actuator_of[joint] for joint in own] for own in graph.partition]),
     )

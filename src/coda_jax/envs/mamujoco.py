@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib.resources
 import io
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -115,8 +116,10 @@ TASKS: dict[str, tuple[Robot, JointGraph]] = {
 def load_model(robot: Robot) -> mujoco.MjModel:
     """The robot's MuJoCo model, with the solver options that MJX runs it with."""
     folder = importlib.resources.files("gymnasium.envs.mujoco") / "assets"
-    with importlib.resources.as_file(folder / robot.xml) as path:
-        model = mujoco.MjModel.from_xml_path(str(path))
+    with importlib.resources.as_file(folder / robot.xml) as path, warnings.catch_warnings():
+        # By way of `MjSpec` it is a Python warning; `MjModel.from_xml_path` would write it to stderr and a log file.
+        warnings.filterwarnings("ignore", "compiler attribute 'settotalmass' is deprecated", UserWarning)
+        model = mujoco.MjSpec.from_file(str(path)).compile()
     model.opt.iterations = robot.solver_iterations
     model.opt.ls_iterations = robot.line_search_iterations
     return model
@@ -132,7 +135,11 @@ def make(name: str, obsk: int = 1) -> Environment:
     Raises:
         KeyError: there is no task of that name.
     """
-    robot, graph = TASKS[name]
+    return build(name, *TASKS[name], obsk)
+
+
+def build(name: str, robot: Robot, graph: JointGraph, obsk: int = 1) -> Environment:
+    """Builds a task from a robot and its split; `make` for those that have no name in `TASKS`."""
     model = load_model(robot)
     split = factorize(model, graph, obsk, robot.num_hidden_qpos)
     num_agents, obs_dim = split.obs_index.shape
@@ -159,7 +166,7 @@ def _simulation(
         state = jnp.concatenate([physics.qpos[robot.num_hidden_qpos :], physics.qvel])
         return EnvState(
             state=state,
-            obs=state[split.obs_index],
+            obs=jnp.take(state, split.obs_index, mode="fill", fill_value=0.0),
             reward=reward,
             terminal=jnp.zeros((), bool),
             truncated=time >= robot.episode_length,

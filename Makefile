@@ -1,0 +1,39 @@
+# The two commands to know are `make run` and `make test`; both set up .venv first, under the pins of constraints.txt.
+
+# Any Python >= 3.11 will do: `make PYTHON=/path/to/python3.12 ...` picks another than the first one found here.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+# Flags for the program behind a target, as in: make run ARGS="--preset smoke --num-seeds 2"
+ARGS ?=
+
+.PHONY: run test test-all lint bench
+.DELETE_ON_ERROR:
+
+# The main job: its defaults are `--dataset replay --guidance 0.6`.
+run: $(INSTALLED)
+	$(BIN)/python -m experiments.mamujoco $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+bench: $(INSTALLED)
+	$(BIN)/python -m experiments.benchmark $(ARGS)
+
+# The stamp is written last and removed first: an interrupted installation starts again from an empty environment.
+$(INSTALLED): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo "no Python >= 3.11 found; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@if [ -f $@ ] && $(BIN)/python -m pip --version >/dev/null 2>&1; then rm -f $@; else \
+		echo "setting up $(VENV) with $(PYTHON), about three minutes"; $(PYTHON) -m venv --clear $(VENV); fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@touch $@

@@ -1,0 +1,125 @@
+"""The settings of a run on MaMuJoCo, its presets, and what makes them valid."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from coda_jax.coda import CodaConfig
+from coda_jax.diffusion.generator import GeneratorConfig
+from coda_jax.diffusion.samplers import SamplerConfig
+from coda_jax.diffusion.unet import UNetConfig
+from coda_jax.envs.mamujoco import TASKS
+from coda_jax.marl.maddpg_bc import MaddpgBcConfig
+from experiments.errors import UserError
+
+DATASETS = ("replay",)
+AUGMENTATIONS = ("coda", "unconditional", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where trajectories come from."""
+
+    num_episodes: int = 400
+    """Episodes of a named dataset, rolled out from the behaviour teams on first use; a vault is used whole."""
+    held_out_fraction: float = 0.1
+    """Share of the episodes that neither transform, denoiser nor learner sees; they measure the fit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains MADDPG+BC with what it samples."""
+
+    task: str = "2halfcheetah"
+    """Task: `2halfcheetah`."""
+    dataset: str = "replay"
+    """Dataset: `replay`."""
+    vault: Path | None = None
+    """An OG-MARL vault to use instead of a named dataset: its folder, such as `.../Replay.vlt`, or the one inside."""
+    augmentation: str = "coda"
+    """Synthetic data: `coda` (guided toward the joint policy), `unconditional` (sampled once, unguided) or `none`."""
+    guidance: float = 0.6
+    """Guidance scale lambda; only `coda` is guided."""
+    num_seeds: int = 4
+    """Policy seeds, trained together: `seed`, `seed + 1`, ..."""
+    seed: int = 0
+    """First seed."""
+    preset: str = "laptop"
+    """Sizes of everything: `smoke` (a look), `laptop` (20 minutes on two cores) or `paper` (for an accelerator)."""
+    run_dir: Path | None = None
+    """Run folder; by default named by the settings, below `runs/`. The same command continues its run."""
+    allow_other_devices: bool = False
+    """Continue a run that began on another number of devices, although that changes last bits."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """Where trajectories come from."""
+    diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=32))
+    """Sampling (Algorithm 1)."""
+    denoiser: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
+    """The diffusion model and its fit."""
+    learner: MaddpgBcConfig = dataclasses.field(default_factory=MaddpgBcConfig)
+    """MADDPG+BC."""
+    training: CodaConfig = dataclasses.field(default_factory=CodaConfig)
+    """Algorithm 2."""
+
+
+PRESETS: dict[str, ExperimentConfig] = {
+    "smoke": ExperimentConfig(
+        num_seeds=2,
+        data=DataConfig(num_episodes=32),
+        diffusion=SamplerConfig(num_steps=8),
+        denoiser=GeneratorConfig(num_updates=500, batch_size=64),
+        training=CodaConfig(
+            updates_per_epoch=25, num_rounds=2, num_trajectories=64, static_trajectories=64, evaluation_episodes=2
+        ),
+        preset="smoke",
+    ),
+    "laptop": ExperimentConfig(),
+    "paper": ExperimentConfig(
+        num_seeds=16,
+        data=DataConfig(num_episodes=1000),
+        diffusion=SamplerConfig(num_steps=128),
+        denoiser=GeneratorConfig(unet=UNetConfig(width=16), num_updates=10_000, batch_size=100_000),
+        training=CodaConfig(updates_per_epoch=1000, num_rounds=75, chunk_size=16_000),
+        preset="paper",
+    ),
+}
+"""Complete settings to start from; flags override them one by one. `paper` is Tables 3 and 5 with 300,000 updates."""
+
+
+def check(config: ExperimentConfig) -> None:
+    """Refuses settings that cannot run.
+
+    Raises:
+        UserError: names the first such setting, its value, and what it may be.
+    """
+    _check_choice("--task", config.task, tuple(TASKS))
+    if config.vault is None:
+        _check_choice("--dataset", config.dataset, DATASETS)
+    _check_choice("--augmentation", config.augmentation, AUGMENTATIONS)
+    if not (math.isfinite(config.guidance) and config.guidance >= 0):
+        raise UserError(f"--guidance is {config.guidance}; it must be a finite number, zero or larger")
+    positive = {
+        "--num-seeds": config.num_seeds,
+        "--data.num-episodes": config.data.num_episodes,
+        "--denoiser.num-updates": config.denoiser.num_updates,
+        "--denoiser.batch-size": config.denoiser.batch_size,
+        "--training.horizon": config.training.horizon,
+        "--training.batch-size": config.training.batch_size,
+        "--training.num-rounds": config.training.num_rounds,
+        "--training.num-trajectories": config.training.num_trajectories,
+        "--training.evaluation-episodes": config.training.evaluation_episodes,
+    }
+    for flag, value in positive.items():
+        if value < 1:
+            raise UserError(f"{flag} is {value}; it must be at least 1")
+    if config.seed < 0:
+        raise UserError(f"--seed is {config.seed}; it must be zero or larger")
+    if not 0.0 <= config.training.mix_ratio <= 1.0:
+        raise UserError(f"--training.mix-ratio is {config.training.mix_ratio}; it must lie between 0 and 1")
+    if not 0.0 < config.data.held_out_fraction < 1.0:
+        raise UserError(f"--data.held-out-fraction is {config.data.held_out_fraction}; it must lie inside (0, 1)")
+
+
+def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{flag} is '{value}'; choose one of: {', '.join(choices)}")

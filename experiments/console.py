@@ -1,0 +1,124 @@
+"""What the programs say: lines, progress with the time left, and small tables.
+
+On a terminal the progress is a live bar; elsewhere (a file, a pipe) plain lines at a slow rate.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import rich.console
+import rich.progress
+import rich.table
+import yaml
+
+LINE_PERIOD = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+_console = rich.console.Console()
+
+
+def say(message: str) -> None:
+    """Prints a line."""
+    _console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Prints a line to stderr, marked as a warning."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def print_config(config: Mapping[str, Any]) -> None:
+    """Prints the resolved configuration as YAML."""
+    say(yaml.safe_dump(dict(config), sort_keys=False).rstrip())
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Prints a small table: a column for each name, a line for each row."""
+    table = rich.table.Table(title=title, title_justify="left")
+    for column, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if column == 0 else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    _console.print(table)
+
+
+def duration(seconds: float) -> str:
+    """Writes a time span as `12 s`, `3:25` or `1:03:25`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Phase:
+    """Progress of one phase of a program; made by `phase`."""
+
+    def __init__(self, name: str, total: int | None, done: int, bar: rich.progress.Progress | None):
+        self.name, self.total, self.done = name, total, done
+        self._start, self._done_at_start = time.monotonic(), done
+        self._last_line = self._start
+        self._bar = bar
+        self._task = bar.add_task(name, total=total, completed=done, note="", left="") if bar else None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the phase began."""
+        return time.monotonic() - self._start
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds until the end; None before the first step, or if the number of steps is not known."""
+        steps = self.done - self._done_at_start
+        if self.total is None or steps == 0:
+            return None
+        return self.seconds / steps * (self.total - self.done)
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Reports further steps as done, with a few words about them."""
+        self.done += steps
+        left = "" if self.seconds_left is None else f"{duration(self.seconds_left)} left"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self.done, note=note, left=left)
+        elif time.monotonic() - self._last_line >= LINE_PERIOD:
+            self._last_line = time.monotonic()
+            parts = [
+                f"{self.done} of {self.total}" if self.total else str(self.done),
+                duration(self.seconds),
+                left,
+                note,
+            ]
+            say(f"{self.name}: {', '.join(part for part in parts if part)}")
+
+
+@contextlib.contextmanager
+def phase(name: str, total: int | None = None, done: int = 0) -> Iterator[Phase]:
+    """Shows the progress of a phase while it lasts, and its duration afterwards.
+
+    Args:
+        name: what happens, such as `fitting the denoiser`.
+        total: the number of steps; None shows only the time that has passed.
+        done: steps done in earlier processes; they do not count in the estimate of the time left.
+    """
+    if _console.is_terminal:
+        bar = rich.progress.Progress(
+            rich.progress.SpinnerColumn(),
+            rich.progress.TextColumn("{task.description}"),
+            *([rich.progress.BarColumn(), rich.progress.MofNCompleteColumn()] if total is not None else []),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("{task.fields[left]}"),
+            rich.progress.TextColumn("{task.fields[note]}", markup=False),
+            console=_console,
+            transient=True,
+        )
+        with bar:
+            shown = Phase(name, total, done, bar)
+            yield shown
+    else:
+        say(f"{name} ..." if total is None else f"{name}: {done} of {total}")
+        shown = Phase(name, total, done, None)
+        yield shown
+    say(f"{name}: done in {duration(shown.seconds)}")

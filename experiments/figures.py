@@ -1,0 +1,50 @@
+"""The pictures that runs leave behind."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend that needs no screen)
+
+STYLE = {
+    "figure.figsize": (6.0, 4.0),
+    "figure.dpi": 120,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 10,
+    "legend.frameon": False,
+}
+
+
+def learning_curve(
+    path: Path, title: str, metrics: Mapping[str, np.ndarray], dataset_mean: float, dataset_best: float
+) -> None:
+    """Draws return against updates: a thin line a seed, their mean, and the dataset for reference.
+
+    Args:
+        path: the PNG to write.
+        title: what was run.
+        metrics: columns `seed`, `updates` and `return` of a run's `metrics.csv`, one row a seed and evaluation.
+        dataset_mean: mean return of the dataset's episodes.
+        dataset_best: return of the dataset's best episode.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        plt.rcParams.update(STYLE)
+        figure, axes = plt.subplots(layout="constrained")
+        updates = np.unique(metrics["updates"])
+        curves = [metrics["return"][metrics["seed"] == seed] for seed in np.unique(metrics["seed"])]
+        for number, curve in enumerate(curves):
+            axes.plot(updates, curve, color="C0", alpha=0.35, linewidth=0.8, label=None if number else "each seed")
+        axes.plot(updates, np.mean(curves, axis=0), color="C0", linewidth=2.2, label=f"mean of {len(curves)} seeds")
+        axes.axhline(dataset_mean, color="0.4", linestyle="--", linewidth=1.0, label="dataset, mean episode")
+        axes.axhline(dataset_best, color="0.4", linestyle=":", linewidth=1.0, label="dataset, best episode")
+        axes.set(title=title, xlabel="learner updates", ylabel="return of an episode")
+        axes.legend(loc="best", fontsize=8)
+        figure.savefig(path, metadata={"Software": None})
+        plt.close(figure)

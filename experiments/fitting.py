@@ -1,0 +1,128 @@
+"""Fitting the prior: the transform and the denoiser of a dataset, once; the fit is kept in the cache."""
+
+import dataclasses
+import functools
+import hashlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from coda_jax import transforms
+from coda_jax.coda import Prior
+from coda_jax.data.dataset import Dataset, Episodes, make_dataset, sample_windows
+from coda_jax.diffusion.generator import Generator, GeneratorConfig, GeneratorState, fit_chunk, make_generator
+from coda_jax.types import PRNGKey, TaskSpec, Trajectory
+from experiments.cache import cache_folder, key_of, lock
+from experiments.checkpoints import Checkpoints
+from experiments.console import phase
+from experiments.errors import UserError
+
+UPDATES_PER_CHUNK = 500
+"""Updates between two checkpoints of a fit."""
+
+HELD_OUT_WINDOWS = 2048
+"""Windows that measure the held-out loss."""
+
+
+class Fit(NamedTuple):
+    """A fitted prior, and how well it fits."""
+
+    generator: Generator
+    prior: Prior
+    held_out_loss: float
+    """Loss of the averaged weights on held-out episodes."""
+
+
+def steps_of(episodes: Episodes) -> Trajectory:
+    """All steps of the episodes, as one long trajectory on the host."""
+    return Trajectory(
+        state=episodes.state,
+        obs=episodes.obs,
+        action=episodes.action,
+        reward=episodes.reward,
+        terminal=episodes.terminal,
+    )
+
+
+def fit_prior(
+    train: Episodes, held_out: Episodes, config: GeneratorConfig, spec: TaskSpec, horizon: int, mesh: Mesh
+) -> Fit:
+    """Fits the CDF transform and the denoiser to the training episodes, or takes the fit from the cache.
+
+    The mini-batches are spread over the mesh's devices. A fit that was interrupted goes on from its last checkpoint, and a
+    second process that wants the same fit waits for it.
+
+    Raises:
+        UserError: the fit ran into NaNs, or there are no windows of that horizon.
+    """
+    try:
+        windows, held_out_windows = make_dataset(train, horizon), make_dataset(held_out, horizon)
+    except ValueError as error:
+        raise UserError(f"--training.horizon {horizon}: {error}") from error
+    tokens = np.asarray(transforms.pack(steps_of(train)))
+    transform = transforms.fit(tokens)
+    generator = make_generator(config, tokens.shape[-1], horizon)
+    shared = NamedSharding(mesh, PartitionSpec())
+    prior = Prior(dataset=windows, transform=transform, denoiser=None)
+    content = hashlib.sha256(tokens.tobytes() + train.bounds.tobytes()).hexdigest()
+    entry = cache_folder() / "denoisers" / key_of({"data": content, "config": config, "horizon": horizon})
+
+    encode = jax.jit(transforms.forward)
+    with lock(entry, f"the denoiser of {spec.name}"):
+        checkpoints = Checkpoints(entry)
+        state = jax.device_put(jax.jit(generator.init)(jax.random.key(0)), shared)
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state = restored.tree
+        if int(state.step) < config.num_updates:
+            z = encode(transform, jnp.asarray(tokens), jax.random.key(1))
+            state = _fit(generator, config, state, windows.replace(steps=z), mesh, checkpoints)
+        checkpoints.close()
+    held_out_z = encode(transform, transforms.pack(held_out_windows.steps), jax.random.key(2))
+    loss = jax.jit(functools.partial(_held_out_loss, generator))(state.ema, held_out_windows.replace(steps=held_out_z))
+    return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), float(loss))
+
+
+def _held_out_loss(generator: Generator, params: object, windows: Dataset) -> Array:
+    key_windows, key_loss = jax.random.split(jax.random.key(3))
+    z = sample_windows(windows, key_windows, HELD_OUT_WINDOWS, len(windows.offsets))
+    return generator.loss(params, z, key_loss)
+
+
+def _fit(
+    generator: Generator,
+    config: GeneratorConfig,
+    state: GeneratorState,
+    windows: Dataset,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+) -> GeneratorState:
+    """Updates from `state.step` on to the end; every chunk has a key of its own, so resuming changes nothing."""
+    shared, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("seed"))
+    windows = jax.device_put(windows, shared)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def chunk(state: GeneratorState, windows: Dataset, key: PRNGKey):
+        def sample_batch(key: PRNGKey) -> tuple[Array, None]:
+            z = sample_windows(windows, key, config.batch_size, len(windows.offsets))
+            return jax.lax.with_sharding_constraint(z, split), None
+
+        key = jax.random.fold_in(key, state.step)
+        return fit_chunk(generator, state, sample_batch, key, UPDATES_PER_CHUNK)
+
+    with phase("fitting the denoiser", total=config.num_updates, done=int(state.step)) as progress:
+        while int(state.step) < config.num_updates:
+            state, metrics = chunk(state, windows, jax.random.key(4))
+            loss = float(metrics["loss"])
+            if not np.isfinite(loss):
+                raise UserError(
+                    f"NaN while fitting the denoiser, before update {int(state.step)}; "
+                    "lower --denoiser.learning-rate"
+                )
+            checkpoints.save(int(state.step), state)
+            progress.advance(UPDATES_PER_CHUNK, f"loss {loss:.3f}")
+    return state

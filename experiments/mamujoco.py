@@ -1,0 +1,256 @@
+"""CODA on MaMuJoCo: `python -m experiments.mamujoco --dataset replay --guidance 0.6`.
+
+Data, prior, training: three phases, each picked up where an interrupted run left it. The run folder (see `run_folder`)
+belongs to the settings; given again, the same command continues its run, and shows the table of a finished one.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from coda_jax.coda import CodaState, Plan, Prior, Report, across_seeds, coda
+from coda_jax.data.dataset import Episodes, split_episodes, statistics
+from coda_jax.data.vault import read_vault
+from coda_jax.envs import mamujoco
+from coda_jax.marl.maddpg_bc import maddpg_bc
+from experiments.cache import enable_compilation_cache, plain
+from experiments.checkpoints import Checkpoints
+from experiments.config import PRESETS, ExperimentConfig, check
+from experiments.console import phase, print_config, print_table, say
+from experiments.datasets import load_dataset
+from experiments.devices import set_up_devices
+from experiments.errors import UserError, one_line_errors, parse_command
+from experiments.figures import learning_curve
+from experiments.fitting import Fit, fit_prior
+from experiments.run_folder import RunFolder, default_run_dir, open_run_folder
+
+NOT_NUMBERS = ("run_dir", "allow_other_devices")
+"""Settings that do not change the numbers of a run."""
+
+RoundFn = Callable[[CodaState, Prior, Plan], tuple[CodaState, Report]]
+
+
+class Clock:
+    """Wall seconds of each phase of a run, over all the processes that worked on it."""
+
+    def __init__(self, seconds: dict[str, float] | None = None):
+        self.seconds = dict.fromkeys(("collect", "fit", "compile", "generate", "train", "evaluate"), 0.0)
+        self.seconds.update(seconds or {})
+        self._last = time.monotonic()
+
+    def lap(self, name: str | None = None) -> float:
+        """Books the seconds since the last lap to a phase, or to none, and returns them."""
+        now = time.monotonic()
+        passed, self._last = now - self._last, now
+        if name is not None:
+            self.seconds[name] += passed
+        return passed
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    with one_line_errors():
+        config = parse_command(ExperimentConfig, args, presets=PRESETS)
+        check(config)
+        run(config)
+
+
+def run(config: ExperimentConfig) -> None:
+    """Trains, or continues to train, and leaves a finished run folder.
+
+    Raises:
+        UserError: a folder or a vault that does not fit, or NaNs on the way.
+        VaultError: a vault that cannot be used.
+    """
+    identity = {name: value for name, value in plain(config).items() if name not in NOT_NUMBERS}
+    path = config.run_dir or default_run_dir(
+        task=config.task,
+        dataset=str(config.vault or config.dataset),
+        augmentation=config.augmentation,
+        guidance=config.guidance,
+        preset=config.preset,
+        config=identity,
+    )
+    mesh = set_up_devices(config.num_seeds)
+    enable_compilation_cache()
+    env = mamujoco.make(config.task)
+    vault = None if config.vault is None else read_vault(config.vault, env.spec)
+    with open_run_folder(
+        path, identity, num_devices=mesh.size, allow_other_devices=config.allow_other_devices
+    ) as folder:
+        say(f"run folder: {path}")
+        if not folder.finished:
+            print_config(identity)
+            clock = Clock()
+            episodes = load_dataset(env, config.dataset, config.data.num_episodes, mesh) if vault is None else vault
+            card = statistics(episodes)
+            say(
+                f"dataset: {card['num_episodes']} episodes, {card['num_transitions']} steps, return "
+                f"{card['return_mean']:.0f} +- {card['return_std']:.0f} "
+                f"[{card['return_min']:.0f}, {card['return_max']:.0f}]"
+            )
+            try:
+                train, held_out = split_episodes(episodes, config.data.held_out_fraction)
+            except ValueError as error:
+                raise UserError(f"the dataset cannot be split: {error}") from error
+            clock.lap("collect")
+            fit = fit_prior(train, held_out, config.denoiser, env.spec, config.training.horizon, mesh)
+            say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
+            clock.lap("fit")
+            with folder.checkpoints("train") as checkpoints:
+                summary = train_policies(config, env, fit, mesh, folder, checkpoints, clock)
+            summary = {
+                **{name: identity[name] for name in ("task", "dataset", "vault", "augmentation", "guidance")},
+                **summary,
+                "dataset_mean_return": card["return_mean"],
+                "dataset_best_return": card["return_max"],
+                "denoiser_held_out_loss": fit.held_out_loss,
+            }
+            learning_curve(
+                folder.figures / "learning_curve.png",
+                f"{config.task} {config.vault or config.dataset}, {config.augmentation}",
+                folder.metrics.read(),
+                card["return_mean"],
+                card["return_max"],
+            )
+            folder.write_summary(summary)
+        show(folder.read_summary())
+
+
+def train_policies(
+    config: ExperimentConfig,
+    env: mamujoco.Environment,
+    fit: Fit,
+    mesh: Mesh,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    clock: Clock,
+) -> dict[str, Any]:
+    """Algorithm 2 for all seeds, a round at a time; returns what it adds to the summary.
+
+    Raises:
+        UserError: NaNs in a round; its checkpoint is not written.
+    """
+    training = config.training
+    if config.augmentation == "unconditional":
+        training = dataclasses.replace(training, num_trajectories=training.static_trajectories)
+    learner = maddpg_bc(env.spec, config.learner)
+    single = coda(env, learner, fit.generator, training, config.diffusion, config.num_seeds // mesh.size)
+    program = across_seeds(single, mesh)
+    by_seed, shared = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
+    seeds = np.arange(config.seed, config.seed + config.num_seeds)
+    prior = jax.device_put(fit.prior, shared)
+    updates_per_round = training.epochs_per_round * training.updates_per_epoch
+    is_synthetic, is_guided = config.augmentation != "none", config.augmentation == "coda"
+
+    def plan(generate: bool = False, num_updates: int = 0, evaluate: bool = False) -> Plan:
+        values = Plan(
+            generate=np.bool_(generate),
+            num_updates=np.int32(num_updates),
+            evaluate=np.bool_(evaluate),
+            guidance=np.float32(config.guidance if is_guided else 0.0),
+            mix_ratio=np.float32(training.mix_ratio if is_synthetic else 0.0),
+        )
+        return jax.device_put(values, shared)
+
+    with phase("compiling"):
+        state = jax.jit(program.init)(jax.device_put(jax.vmap(jax.random.key)(seeds), by_seed))
+        round_: RoundFn = jax.jit(program.round, donate_argnums=0).lower(state, prior, plan()).compile()
+    clock.lap("compile")
+
+    def play(state: CodaState, number: int, plan: Plan) -> tuple[CodaState, Report]:
+        state, report = round_(state, prior, plan)
+        report = jax.device_get(report)
+        for name, finite in report.finite.items():
+            if not finite.all():
+                raise UserError(
+                    f"NaN in round {number}, phase {name}, seed {seeds[~finite][0]}; the run folder keeps the rounds before"
+                )
+        return state, report
+
+    def record(number: int, report: Report) -> None:
+        columns = {
+            "updates": np.full(len(seeds), number * updates_per_round),
+            "return": report.returns.mean(axis=1),
+            "return_std": report.returns.std(axis=1),
+            **report.metrics,
+        }
+        folder.metrics.append(number, seeds, columns)
+
+    # Round 0 measures the untrained policy and samples the first synthetic data, each in a call of its own, so that the
+    # times of the phases are known; from then on a round is one call.
+    restored = checkpoints.restore(state)
+    if restored is None:
+        folder.metrics.cut_back(-1)
+        done = 0
+        clock.lap()
+        state, report = play(state, 0, plan(evaluate=True))
+        times = {"evaluate": clock.lap("evaluate"), "generate": 0.0}
+        record(0, report)
+        if is_synthetic:
+            with phase("sampling the first synthetic trajectories"):
+                state, _ = play(state, 0, plan(generate=True))
+            times["generate"] = clock.lap("generate")
+        checkpoints.save(0, state, {"seconds": clock.seconds, "times": times})
+    else:
+        state, done, times = restored.tree, restored.step, restored.notes["times"]
+        clock = Clock(_added(restored.notes["seconds"], clock.seconds))
+        folder.metrics.cut_back(done)
+
+    with phase("training", total=training.num_rounds, done=done) as progress:
+        for number in range(done + 1, training.num_rounds + 1):
+            renew = is_guided and number > 1
+            clock.lap()
+            state, report = play(state, number, plan(renew, updates_per_round, evaluate=True))
+            seconds = clock.lap()
+            share = {"generate": times["generate"] if renew else 0.0, "evaluate": times["evaluate"]}
+            for name, value in share.items():
+                clock.seconds[name] += value
+            clock.seconds["train"] += max(seconds - sum(share.values()), 0.0)
+            record(number, report)
+            checkpoints.save(number, state, {"seconds": clock.seconds, "times": times})
+            progress.advance(note=f"return {report.returns.mean():.0f}")
+
+    metrics = folder.metrics.read()
+    final = metrics["return"][metrics["round"] == training.num_rounds]
+    num_updates = len(seeds) * updates_per_round * training.num_rounds
+    return {
+        "num_seeds": len(seeds),
+        "seeds": seeds.tolist(),
+        "updates": updates_per_round * training.num_rounds,
+        "returns_per_seed": final.tolist(),
+        "mean": float(final.mean()),
+        "standard_error": float(final.std(ddof=1) / np.sqrt(len(seeds))) if len(seeds) > 1 else None,
+        "wall_seconds": {**clock.seconds, "total": sum(clock.seconds.values())},
+        "updates_per_second": num_updates / max(clock.seconds["train"], 1e-9),
+        "trajectories_per_second": (
+            len(seeds) * training.num_trajectories / times["generate"] if is_synthetic else None
+        ),
+    }
+
+
+def _added(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    return {name: a[name] + b[name] for name in a}
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Prints the results of a finished run as a small table."""
+    returns = summary["returns_per_seed"]
+    rows = [
+        {"seed": str(seed), "return": f"{value:.0f}"} for seed, value in zip(summary["seeds"], returns, strict=True)
+    ]
+    error = summary["standard_error"]
+    spread = "" if error is None else f" +- {error:.0f} s.e."
+    rows.append({"seed": "mean", "return": f"{summary['mean']:.0f}{spread}"})
+    rows.append({"seed": "dataset, mean episode", "return": f"{summary['dataset_mean_return']:.0f}"})
+    title = f"{summary['task']} {summary['vault'] or summary['dataset']}, {summary['augmentation']}"
+    print_table(f"{title}: return after {summary['updates']} updates", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""EDM (Karras et al. 2022): noise levels, preconditioning and training loss, each written once."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from coda_jax.types import PRNGKey
+
+Network = Callable[[Array, Array, Array | None], Array]
+"""`(x_in [*batch, H, C], c_noise [*batch, 1, 1] or [1, ..., 1], condition) -> F [*batch, H, C]`."""
+
+Denoise = Callable[[Array, Array | float, Array | None], Array]
+"""`(tau [*batch, H, C], sigma [*batch] or scalar, condition) -> D(tau; sigma) [*batch, H, C]`."""
+
+Weight = Literal["edm", "plain"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseConfig:
+    """The noise levels seen in training (paper, Tables 2 and 3)."""
+
+    log_mean: float = -1.2
+    """Mean of ln sigma."""
+    log_std: float = 1.2
+    """Standard deviation of ln sigma."""
+    sigma_min: float = 0.002
+    """Smallest noise level; smaller draws are clipped to it."""
+    sigma_max: float = 80.0
+    """Largest noise level; larger draws are clipped to it."""
+
+
+def karras_sigmas(
+    num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Float[Array, " levels"]:
+    """The sampling levels sigma_0 > ... > sigma_{N-1} > sigma_N = 0 (Karras et al. 2022, Eq. 5).
+
+    They run from `sigma_max` to `sigma_min`, evenly spaced in sigma^(1/rho), followed by 0: `num_steps + 1` numbers.
+    """
+    ramp = jnp.linspace(0.0, 1.0, num_steps)
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return jnp.append((top + ramp * (bottom - top)) ** rho, 0.0)
+
+
+def training_sigmas(key: PRNGKey, shape: tuple[int, ...], noise: NoiseConfig = NoiseConfig()) -> Float[Array, "..."]:
+    """Log-normal noise levels of the given shape, clipped to [sigma_min, sigma_max]. The key is consumed."""
+    log_sigma = noise.log_mean + noise.log_std * jax.random.normal(key, shape)
+    return jnp.clip(jnp.exp(log_sigma), noise.sigma_min, noise.sigma_max)
+
+
+def precondition(network: Network, sigma_data: float) -> Denoise:
+    """Turns a raw network F into the denoiser D (Karras et al. 2022, Eq. 7 and Table 1).
+
+    D(tau; sigma) = c_skip tau + c_out F(c_in tau, c_noise), so that the input and the target of F have unit variance at
+    every level if the data's standard deviation is `sigma_data`. A scalar sigma reaches the network unbroadcast, hence
+    whatever the network computes from it alone is computed once for the whole batch. sigma must be positive (ln 0).
+    """
+
+    def denoise(
+        tau: Float[Array, "*batch H C"],
+        sigma: Float[Array, "..."] | float,
+        condition: Float[Array, "... K"] | None = None,
+    ) -> Float[Array, "*batch H C"]:
+        sigma = jnp.asarray(sigma, tau.dtype)
+        sigma = sigma.reshape(sigma.shape + (1,) * (tau.ndim - sigma.ndim))
+        total = jnp.sqrt(sigma**2 + sigma_data**2)
+        c_skip = (sigma_data / total) ** 2
+        c_out = sigma * sigma_data / total
+        c_in = 1 / total
+        c_noise = jnp.log(sigma) / 4
+        return c_skip * tau + c_out * network(c_in * tau, c_noise, condition)
+
+    return denoise
+
+
+def loss_weight(sigma: Float[Array, "..."], sigma_data: float, weight: Weight) -> Float[Array, "..."]:
+    """`edm`: 1 / c_out^2, an equal share for every level (Karras et al. 2022); `plain`: 1 (paper, Eq. 27)."""
+    if weight == "plain":
+        return jnp.ones_like(sigma)
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def loss(
+    denoise: Denoise,
+    z0: Float[Array, "*batch H C"],
+    key: PRNGKey,
+    condition: Float[Array, "*batch K"] | None = None,
+    *,
+    noise: NoiseConfig = NoiseConfig(),
+    sigma_data: float = 1.0,
+    weight: Weight = "edm",
+) -> Float[Array, ""]:
+    """Denoising loss E[w(sigma) |D(z0 + sigma eps; sigma) - z0|^2] / (H C) (paper, Eq. 26-27). The key is consumed.
+
+    Each trajectory gets its own noise level. For data ~ N(0, sigma_data^2) the minimum of the `edm` weighting is 1.
+    """
+    key_sigma, key_noise = jax.random.split(key)
+    sigma = training_sigmas(key_sigma, z0.shape[:-2], noise)
+    tau = z0 + sigma[..., None, None] * jax.random.normal(key_noise, z0.shape)  # Eq. 26
+    squared_error = jnp.mean((denoise(tau, sigma, condition) - z0) ** 2, axis=(-2, -1))  # Eq. 27
+    return jnp.mean(loss_weight(sigma, sigma_data, weight) * squared_error)

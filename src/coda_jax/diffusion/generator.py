@@ -1,0 +1,178 @@
+"""The fitted prior over trajectories: denoiser, optimiser and moving average (paper, App. F.1)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from coda_jax.diffusion import edm
+from coda_jax.diffusion.unet import UNet, UNetConfig
+from coda_jax.types import Metrics, Params, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+    """How the denoiser is built and fitted."""
+
+    unet: UNetConfig = dataclasses.field(default_factory=UNetConfig)
+    """Sizes of the network."""
+    noise: edm.NoiseConfig = dataclasses.field(default_factory=edm.NoiseConfig)
+    """Noise levels seen in training."""
+    condition_dim: int = 0
+    """Features of the condition y of classifier-free guidance; 0 for an unconditional model."""
+    condition_dropout: float = 0.1
+    """Probability with which a training condition is replaced by the learned null token."""
+    sigma_data: float = 1.0
+    """Standard deviation of the transformed data."""
+    weight: edm.Weight = "edm"
+    """Loss weight over noise levels: EDM's, or the plain squared error of the paper's Eq. 27."""
+    num_updates: int = 20_000
+    """Optimiser steps of the whole fit; the learning rate's cosine ends there, at zero."""
+    batch_size: int = 256
+    """Trajectories in a mini-batch."""
+    learning_rate: float = 1e-3
+    """Adam's peak learning rate."""
+    warmup_fraction: float = 0.05
+    """Share of the updates over which the learning rate rises linearly from zero."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of the weights once warmed up."""
+
+
+class GeneratorState(NamedTuple):
+    """params: live weights; ema: their moving average, for sampling; step: updates done."""
+
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+
+
+class UpdateFn(Protocol):
+    """The type of `Generator.update`."""
+
+    def __call__(
+        self,
+        state: GeneratorState,
+        z: Float[Array, "B H C"],
+        key: PRNGKey,
+        condition: Float[Array, "B K"] | None = None,
+    ) -> tuple[GeneratorState, Metrics]:
+        """One optimiser step on transformed windows z; the key is consumed. Metrics: `loss`, `grad_norm`."""
+        ...
+
+
+class LossFn(Protocol):
+    """The type of `Generator.loss`."""
+
+    def __call__(
+        self, params: Params, z: Float[Array, "B H C"], key: PRNGKey, condition: Float[Array, "B K"] | None = None
+    ) -> Float[Array, ""]:
+        """The training objective, condition dropout included; the key is consumed."""
+        ...
+
+
+class DenoiseFn(Protocol):
+    """The type of `Generator.denoise`."""
+
+    def __call__(
+        self,
+        params: Params,
+        tau: Float[Array, "*batch H C"],
+        sigma: Float[Array, "..."] | float,
+        condition: Float[Array, "... K"] | None = None,
+    ) -> Float[Array, "*batch H C"]:
+        """D(tau; sigma); a conditional model without a condition takes its null token."""
+        ...
+
+
+class Generator(NamedTuple):
+    """A trajectory prior: pure functions over `GeneratorState` and weights."""
+
+    init: Callable[[PRNGKey], GeneratorState]
+    update: UpdateFn
+    loss: LossFn
+    denoise: DenoiseFn
+
+
+def learning_rate_schedule(config: GeneratorConfig) -> optax.Schedule:
+    """Linear warm-up to the peak, then a cosine to zero at `num_updates`."""
+    warmup_updates = round(config.warmup_fraction * config.num_updates)
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup_updates, config.num_updates)
+
+
+def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:
+    """Moving average after update number `step` (from 1): decay min(decay, step / (step + 9)).
+
+    The rising decay forgets the random initial weights: after n early updates the average spans about the last n / 10.
+    """
+    warm_decay = jnp.minimum(decay, step / (step + 9))
+    return jax.tree.map(lambda average, new: average + (1 - warm_decay) * (new - average), ema, params)
+
+
+def make_generator(config: GeneratorConfig, num_channels: int, horizon: int) -> Generator:
+    """Builds the prior over windows of `horizon` tokens of `num_channels` channels."""
+    network = UNet(config.unet, horizon, config.condition_dim)
+    apply = cast(Callable[..., Array], network.apply)
+    optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate_schedule(config)))
+
+    def init(key: PRNGKey) -> GeneratorState:
+        condition = jnp.zeros((1, config.condition_dim)) if config.condition_dim else None
+        params = network.init(key, jnp.zeros((1, horizon, num_channels)), jnp.zeros((1, 1, 1)), condition)
+        return GeneratorState(params, jax.tree.map(jnp.copy, params), optimiser.init(params), jnp.zeros((), jnp.int32))
+
+    def denoise(params, tau, sigma, condition=None):
+        return edm.precondition(functools.partial(apply, params), config.sigma_data)(tau, sigma, condition)
+
+    def loss(params, z, key, condition=None):
+        key_drop, key_loss = jax.random.split(key)
+        dropped = None
+        if condition is not None:
+            dropped = jax.random.bernoulli(key_drop, config.condition_dropout, condition.shape[:-1])
+        network_dropped = functools.partial(apply, params, dropped=dropped)
+        return edm.loss(
+            edm.precondition(network_dropped, config.sigma_data),
+            z,
+            key_loss,
+            condition,
+            noise=config.noise,
+            sigma_data=config.sigma_data,
+            weight=config.weight,
+        )
+
+    def update(state, z, key, condition=None):
+        value, grads = jax.value_and_grad(loss)(state.params, z, key, condition)
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        ema = update_ema(state.ema, params, step, config.ema_decay)
+        return GeneratorState(params, ema, opt_state, step), {"loss": value, "grad_norm": optax.global_norm(grads)}
+
+    return Generator(init, update, loss, denoise)
+
+
+def fit_chunk(
+    generator: Generator,
+    state: GeneratorState,
+    sample_batch: Callable[[PRNGKey], tuple[Float[Array, "B H C"], Float[Array, "B K"] | None]],
+    key: PRNGKey,
+    num_updates: int,
+) -> tuple[GeneratorState, Metrics]:
+    """`num_updates` updates on fresh mini-batches as one scan; metrics are means over the chunk. The key is consumed.
+
+    Meant for a jitted function that takes the data as argument, closes `sample_batch` over them and donates `state`.
+    """
+
+    def body(state: GeneratorState, key: PRNGKey) -> tuple[GeneratorState, Metrics]:
+        key_batch, key_update = jax.random.split(key)
+        z, condition = sample_batch(key_batch)
+        return generator.update(state, z, key_update, condition)
+
+    state, metrics = jax.lax.scan(body, state, jax.random.split(key, num_updates))
+    return state, jax.tree.map(jnp.mean, metrics)

@@ -1,0 +1,103 @@
+"""What steers a diffusion sample: policy scores added to it (Eq. 14) and classifier-free guidance (Eq. 3).
+
+A guide is a pure function of the denoised trajectory. The sampler adds lambda_n times what it returns, and knows
+nothing else about it; who acts, and on what, is known only to the one who builds the guide.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Denoiser = Callable[[Float[Array, "B H C"], Float[Array, ""]], Float[Array, "B H C"]]
+"""(tau, sigma) -> D(tau; sigma), the expected clean trajectory given tau, noisy at level sigma."""
+
+Guide = Callable[[Float[Array, "B H C"]], Float[Array, "B H C"]]
+"""Denoised trajectory -> direction in which to move the noised one; both in diffusion space."""
+
+_REFERENCE_STEPS = 128
+"""The paper's N_diff (App. F, Table 3): a guidance scale means its strength at this number of steps."""
+
+
+def guidance_schedule(kind: Literal["annealed", "constant"], num_steps: int) -> Float[Array, "N"]:
+    """{lambda_n} of Algorithm 1 for a guidance scale of one, n = 0 ... N - 1.
+
+    `annealed` is the schedule of policy-guided diffusion (Jackson et al. 2024): 1 - n/N + 0.3 sin(pi (n+1)/N), and
+    zero on the last step, so that a sample ends on the denoiser's own estimate. `constant` is one on every step, the
+    last included. Both are multiplied by 128/N: a sample feels the sum over the steps, which would grow with N.
+    """
+    n = np.arange(num_steps)
+    if kind == "annealed":
+        shape = 1.0 - n / num_steps + 0.3 * np.sin(np.pi * (n + 1) / num_steps)
+        shape[-1] = 0.0
+    else:
+        shape = np.ones(num_steps)
+    return jnp.asarray(shape * (_REFERENCE_STEPS / num_steps), jnp.float32)
+
+
+def score_guide(
+    log_prob: Callable[[Float[Array, "B H *action"], Any], Float[Array, "B"]],
+    decode: Callable[[Float[Array, "B H C"]], tuple[Float[Array, "B H *action"], Any]],
+    action_channels: slice,
+    *,
+    space: Literal["action", "diffusion"] = "action",
+    normalise: bool = True,
+    eps: float = 1e-8,
+) -> Guide:
+    """The score of the joint policy at the denoised trajectory, on the actions only (Eq. 14; Alg. 1, l. 10-15).
+
+    Agent i's log-probability depends on its own actions and on observations; these are held fixed, so policies do not
+    move by their own actions, and the gradient of the joint log-probability is the stack of the agents' own scores.
+
+    Args:
+      log_prob: (actions, observations) -> log pi(a | o), summed over the horizon and the agents.
+      decode: denoised trajectory -> (actions, observations) in the environment's units (Alg. 1, l. 11). Observations
+        are whatever pytree `log_prob` takes; decode no more channels than it needs.
+      action_channels: where the flattened actions `[B, H, A*U]` stand among the C channels.
+      space: `action` adds the gradient in action units to the diffusion space, as Algorithm 1 is written; `diffusion`
+        carries it there by the chain rule, through the derivative of `decode` (zero inside atoms and where clipped).
+      normalise: divide by the norm over horizon and action dimensions, a trajectory at a time (Alg. 1, l. 15).
+      eps: added to that norm; a trajectory without gradient gets the direction zero.
+
+    Returns:
+      The guide; its direction is zero outside `action_channels`.
+    """
+    score = jax.grad(lambda action, observation: log_prob(action, observation).sum())
+
+    def guide(denoised: Float[Array, "B H C"]) -> Float[Array, "B H C"]:
+        if space == "action":
+            action, observation = decode(denoised)
+            g = score(action, observation).reshape(*denoised.shape[:-1], -1)
+        else:
+            action, pull_back, observation = jax.vjp(decode, denoised, has_aux=True)
+            g = pull_back(score(action, observation))[0][..., action_channels]
+        if normalise:
+            g = g / (jnp.sqrt(jnp.sum(g**2, axis=(1, 2), keepdims=True)) + eps)
+        return jnp.zeros_like(denoised).at[..., action_channels].set(g)
+
+    return guide
+
+
+def gaussian_log_prob(action: Float[Array, "B H *action"], mu: Float[Array, "B H *action"]) -> Float[Array, "B"]:
+    """Gaussian log N(a; mu, 1), summed over all but the first axis: the surrogate of a deterministic policy.
+
+    The likelihood of Sec. 6.2.1; its gradient is App. B's mu - a.
+    """
+    return distrax.Independent(distrax.Normal(mu, 1.0), reinterpreted_batch_ndims=mu.ndim - 1).log_prob(action)
+
+
+def classifier_free(conditional: Denoiser, unconditional: Denoiser, w: float | Float[Array, ""]) -> Denoiser:
+    """The denoiser whose score is (1 + w) conditional - w unconditional (Eq. 3); two network calls each.
+
+    At a given tau and sigma the score (D - tau) / sigma^2 is affine in D, and the weights add up to one: so the same
+    combination of denoised estimates. w = 0 is the conditional denoiser.
+    """
+
+    def denoise(tau: Float[Array, "B H C"], sigma: Float[Array, ""]) -> Float[Array, "B H C"]:
+        return (1.0 + w) * conditional(tau, sigma) - w * unconditional(tau, sigma)
+
+    return denoise

@@ -1,0 +1,130 @@
+"""A one-dimensional U-Net over time: the raw network F inside the denoiser (paper, App. F.1).
+
+Channels last, `[*batch, H, C]`, for any horizon: a level of h tokens is followed by one of ceil(h / 2), and on the way
+up the repeated tokens are cropped to the skip connection. Convolutions are `lax` convolutions: as matrix products over
+shifted inputs they were slower, on a CPU too.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the network (paper, Tables 2 and 3); all static."""
+
+    width: int = 16
+    """Channels at full resolution (the paper's U-Net embedding: 16 for MaMuJoCo, 32 for the games)."""
+    channel_multipliers: tuple[int, ...] = (1, 2)
+    """Channels of each encoder and decoder block in units of `width`; every further block halves the resolution."""
+    kernel_size: int = 3
+    """Tokens under a convolution."""
+    embedding_dim: int = 16
+    """Size of the latent shared by noise level, position and condition."""
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a residual; the latent scales and shifts the features between them."""
+
+    channels: int
+    kernel_size: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "*batch H C_in"],
+        latent: Float[Array, "... 1 E"],
+        position: Float[Array, "... H E"],
+    ) -> Float[Array, "*batch H C_out"]:
+        """Adds the residual to x, with `channels` features a token; latent and position broadcast against x."""
+        project = nn.Dense(2 * self.channels, use_bias=False, name="latent_projection")
+        h = nn.Conv(self.channels, (self.kernel_size,))(nn.silu(nn.RMSNorm()(x)))
+        # A linear map of latent + position, taken apart so that it never runs over batch times tokens.
+        scale, shift = jnp.split(project(latent) + project(position), 2, axis=-1)
+        h = nn.RMSNorm()(h) * (1 + scale) + shift
+        h = nn.Conv(self.channels, (self.kernel_size,))(nn.silu(h))
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(self.channels, use_bias=False, name="shortcut")(x)
+        return x + h
+
+
+class UNet(nn.Module):
+    """F(x_in; c_noise, condition) of `edm.precondition`; its last layer starts at zero."""
+
+    config: UNetConfig
+    horizon: int
+    condition_dim: int = 0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "*batch H C"],
+        c_noise: Float[Array, "... 1 1"],
+        condition: Float[Array, "... K"] | None = None,
+        dropped: Bool[Array, "..."] | None = None,
+    ) -> Float[Array, "*batch H C"]:
+        """Leading axes of `c_noise` and `condition` may be 1 (shared by the batch).
+
+        `condition=None` on a conditional network stands for the learned null token, and so does every trajectory where
+        `dropped` is true. Raises ValueError for a condition the network was not built for.
+        """
+        config = self.config
+        # Every norm and convolution works within a trajectory; a latent is [*batch or 1, 1, E].
+        latent = nn.silu(self._embed_noise(c_noise) + self._embed_condition(condition, dropped, x.ndim))
+        table = self.param("position", nn.initializers.normal(0.1), (self.horizon, config.embedding_dim))
+        position = table.reshape((1,) * (x.ndim - 2) + table.shape)
+
+        def block(level: int, name: str) -> ResidualBlock:
+            return ResidualBlock(config.width * config.channel_multipliers[level], config.kernel_size, name=name)
+
+        h = nn.Conv(config.width, (config.kernel_size,), name="input")(x)
+        skips = []
+        num_levels = len(config.channel_multipliers)
+        for level in range(num_levels):
+            if level > 0:
+                channels = config.width * config.channel_multipliers[level]
+                h = nn.Conv(channels, (config.kernel_size,), strides=(2,), name=f"down_{level}")(h)
+            h = block(level, f"encoder_{level}")(h, latent, position[..., :: 2**level, :])
+            skips.append(h)
+        h = block(num_levels - 1, "middle")(h, latent, position[..., :: 2 ** (num_levels - 1), :])
+        for level in reversed(range(num_levels)):
+            skip = skips[level]
+            if level < num_levels - 1:
+                h = jnp.repeat(h, 2, axis=-2)[..., : skip.shape[-2], :]
+            h = jnp.concatenate([h, skip], axis=-1)
+            h = block(level, f"decoder_{level}")(h, latent, position[..., :: 2**level, :])
+        h = nn.silu(nn.RMSNorm()(h))
+        return nn.Conv(x.shape[-1], (config.kernel_size,), kernel_init=nn.initializers.zeros, name="output")(h)
+
+    def _embed_noise(self, c_noise: Float[Array, "... 1 1"]) -> Float[Array, "... 1 E"]:
+        # c_noise = ln(sigma) / 4 spans [-1.6, 1.1]: half a turn over all levels ... a turn over a factor 2 of sigma.
+        num_frequencies = 16
+        frequency = 2.0 ** jnp.linspace(0.0, 5.0, num_frequencies)
+        angle = c_noise * frequency.reshape((1,) * (c_noise.ndim - 1) + (num_frequencies,))
+        features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+        hidden = nn.silu(nn.Dense(4 * self.config.embedding_dim, name="noise_hidden")(features))
+        return nn.Dense(self.config.embedding_dim, name="noise")(hidden)
+
+    def _embed_condition(
+        self, condition: Float[Array, "... K"] | None, dropped: Bool[Array, "..."] | None, ndim: int
+    ) -> Float[Array, "... 1 E"] | float:
+        if self.condition_dim == 0:
+            if condition is not None:
+                raise ValueError("condition given to an unconditional network (condition_dim = 0)")
+            return 0.0
+        embedding_dim = self.config.embedding_dim
+        null = self.param("null_token", nn.initializers.normal(1.0), (embedding_dim,)).reshape(
+            (1,) * (ndim - 1) + (-1,)
+        )
+        if condition is None:
+            return null
+        if condition.shape[-1] != self.condition_dim or condition.ndim != ndim - 1:
+            raise ValueError(
+                f"condition of shape {condition.shape}: expected {ndim - 1} axes, the last of {self.condition_dim}"
+            )
+        hidden = nn.silu(nn.Dense(4 * embedding_dim, name="condition_hidden")(condition[..., None, :]))
+        embedding = nn.Dense(embedding_dim, name="condition")(hidden)
+        return embedding if dropped is None else jnp.where(dropped[..., None, None], null, embedding)

@@ -1,0 +1,44 @@
+"""The protocol of an offline multi-agent learner, and the joint policy's unroll over a window."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from coda_jax.types import Metrics, PRNGKey, Trajectory
+
+LearnerState = Any
+"""Everything a learner learns: parameters, target parameters, optimiser states. One seed's; callers vmap over seeds."""
+
+Carry = Any
+"""What a policy remembers from one step to the next, with the batch axes in front; `()` for one without memory."""
+
+
+class Learner(NamedTuple):
+    """An offline multi-agent learner: pure functions over pytrees.
+
+    init:          `key -> state`. The key is consumed.
+    update:        `(state, trajectory [B, H, ...], key) -> (state, metrics)`, one gradient step. The key is consumed.
+    act:           `(state, obs [*batch, A, O], carry) -> (action [*batch, A, U], carry)`, the joint policy's actions
+                   mu^i(o^i) without noise, in [-1, 1].
+    initial_carry: `batch_shape -> carry`, the policy's memory at the start of an episode or of a window.
+    """
+
+    init: Callable[[PRNGKey], LearnerState]
+    update: Callable[[LearnerState, Trajectory, PRNGKey], tuple[LearnerState, Metrics]]
+    act: Callable[[LearnerState, Float[Array, "*batch A O"], Carry], tuple[Float[Array, "*batch A U"], Carry]]
+    initial_carry: Callable[[tuple[int, ...]], Carry]
+
+
+def unroll(learner: Learner, state: LearnerState, obs: Float[Array, "*batch H A O"]) -> Float[Array, "*batch H A U"]:
+    """The actions mu(o_t) of the joint policy along windows, its memory empty at the first token, as in training."""
+    *batch_shape, _, _, _ = obs.shape
+
+    def step(carry: Carry, obs_t: jax.Array) -> tuple[Carry, jax.Array]:
+        action, carry = learner.act(state, obs_t, carry)
+        return carry, action
+
+    _, action = jax.lax.scan(step, learner.initial_carry(tuple(batch_shape)), jnp.moveaxis(obs, -3, 0))
+    return jnp.moveaxis(action, 0, -3)

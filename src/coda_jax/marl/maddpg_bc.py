@@ -1,0 +1,189 @@
+"""MADDPG+BC with recurrent policies: the offline base learner of the MaMuJoCo experiments (Sec. 3, App. F.2, Table 5).
+
+Where the paper is silent we follow the OG-MARL learner it builds on (Formanek et al. 2023): critics with two hidden
+layers of 128, a policy that ascends the smaller of the twin values, and both gradients taken at the parameters before
+the step. Target networks start as copies of the online ones.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from coda_jax.marl.learner import Learner
+from coda_jax.marl.networks import RecurrentPolicy, TwinCritic
+from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class MaddpgBcConfig:
+    """Settings of MADDPG+BC; the defaults are those of Table 5."""
+
+    discount: float = 0.99
+    """Discount factor gamma."""
+    target_rate: float = 0.005
+    """Share tau of the online weights in each soft target update."""
+    critic_learning_rate: float = 3e-4
+    """Adam's step size for the critics."""
+    policy_learning_rate: float = 3e-4
+    """Adam's step size for the policy."""
+    alpha_bc: float = 2.5
+    """Weight of the normalised Q term beside the cloning term, as in TD3+BC; 0 is pure behaviour cloning."""
+    policy_linear_width: int = 64
+    """Units of the policy's layer before the GRU."""
+    policy_hidden_width: int = 64
+    """Units of the GRU."""
+    critic_widths: tuple[int, ...] = (128, 128)
+    """Units of the hidden layers of each critic."""
+
+
+@chex.dataclass(frozen=True)
+class MaddpgBcState:
+    """What MADDPG+BC learns; the twin critics are stacked on a leading axis of two."""
+
+    policy: Params
+    critics: Params
+    target_policy: Params
+    target_critics: Params
+    policy_optimizer: optax.OptState
+    critic_optimizer: optax.OptState
+
+
+def td_targets(
+    reward: Float[Array, "H *batch"],
+    terminal: Float[Array, "H *batch"],
+    next_q: Float[Array, "successors *batch"],
+    discount: float,
+) -> Float[Array, "targets *batch"]:
+    """One-step targets r_t + gamma (1 - terminal_t) Q'(s_{t+1}, mu'(o_{t+1})) of the tokens that have a successor.
+
+    `next_q[t]` is the target value at token t + 1, so H - 1 of them make H - 1 targets: the last token serves as next
+    state only. Only a true end stops bootstrapping. A window of one token, a one-step game, has one target, its reward.
+    """
+    if reward.shape[0] == 1:
+        return reward
+    return reward[:-1] + discount * (1.0 - terminal[:-1]) * next_q
+
+
+def brud_joint_actions(
+    mu: Float[Array, "*batch A U"], action: Float[Array, "*batch A U"]
+) -> Float[Array, "*batch A A U"]:
+    """Eq. 6: for each agent i, on the first of the two agent axes, mu^i beside the others' actions in the data."""
+    num_agents = mu.shape[-2]
+    own = jnp.eye(num_agents, dtype=bool).reshape(*[1] * (mu.ndim - 2), num_agents, num_agents, 1)
+    return jnp.where(own, mu[..., None, :, :], action[..., None, :, :])
+
+
+def policy_loss(
+    q: Callable[[Float[Array, "*values S"], Float[Array, "*values A U"]], Float[Array, "*values"]],
+    state: Float[Array, "*tokens S"],
+    mu: Float[Array, "*tokens A U"],
+    action: Float[Array, "*tokens A U"],
+    alpha_bc: float,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Best response under data, beside behaviour cloning: -(alpha_BC / mean|Q|) mean(Q) + mean((mu - a)^2).
+
+    Its gradient through `mu` is Eq. 7 for all agents at once. The normaliser is a constant to the gradient: otherwise
+    it would cancel that of the Q term wherever all values have one sign.
+
+    q:      the critic, from states and joint actions to values.
+    state:  the states s_t.
+    mu:     the policies' actions mu^i(o_t^i).
+    action: the actions in the data.
+    """
+    joint_actions = brud_joint_actions(mu, action)
+    states = jnp.broadcast_to(state[..., None, :], (*joint_actions.shape[:-2], state.shape[-1]))
+    value = q(states, joint_actions)
+    mean_q = jnp.mean(value)
+    mean_abs_q = jnp.maximum(jnp.mean(jnp.abs(value)), 1e-8)  # values that are all 0 ask for nothing
+    bc_loss = jnp.mean((mu - action) ** 2)
+    loss = -alpha_bc / jax.lax.stop_gradient(mean_abs_q) * mean_q + bc_loss
+    return loss, {"policy_loss": loss, "bc_loss": bc_loss, "policy_q": mean_q}
+
+
+def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig) -> Learner:
+    """MADDPG+BC on windows of `task`; its update draws nothing at random, so the key given to it does not matter."""
+    policy = RecurrentPolicy(config.policy_linear_width, config.policy_hidden_width, task.action_dim)
+    critics = TwinCritic(config.critic_widths)
+    # flax types `apply` for the case that variables are mutated too.
+    apply_policy: Callable[..., Any] = policy.apply
+    apply_critics: Callable[..., Any] = critics.apply
+    policy_adam = optax.adam(config.policy_learning_rate)
+    critic_adam = optax.adam(config.critic_learning_rate)
+
+    def initial_carry(batch_shape: tuple[int, ...]) -> Float[Array, "*batch A N"]:
+        return jnp.zeros((*batch_shape, task.num_agents, config.policy_hidden_width))
+
+    def init(key: PRNGKey) -> MaddpgBcState:
+        key_policy, key_critics = jax.random.split(key)
+        obs = jnp.zeros((1, task.num_agents, task.obs_dim))
+        policy_params = policy.init(key_policy, obs, initial_carry(()))
+        joint_action = jnp.zeros((task.num_agents, task.action_dim))
+        critic_params = critics.init(key_critics, jnp.zeros(task.state_dim), joint_action)
+        return MaddpgBcState(
+            policy=policy_params,
+            critics=critic_params,
+            target_policy=jax.tree.map(jnp.copy, policy_params),  # their own buffers, so that a caller can donate them
+            target_critics=jax.tree.map(jnp.copy, critic_params),
+            policy_optimizer=policy_adam.init(policy_params),
+            critic_optimizer=critic_adam.init(critic_params),
+        )
+
+    def along_window(params: Params, obs: Float[Array, "H *batch A O"]) -> Float[Array, "H *batch A U"]:
+        action, _ = apply_policy(params, obs, initial_carry(obs.shape[1:-2]))
+        return action
+
+    def smaller_q(
+        params: Params, state: Float[Array, "*batch S"], joint_action: Float[Array, "*batch A U"]
+    ) -> Float[Array, "*batch"]:
+        return jnp.min(apply_critics(params, state, joint_action), axis=0)
+
+    def update(state: MaddpgBcState, trajectory: Trajectory, key: PRNGKey) -> tuple[MaddpgBcState, Metrics]:
+        del key
+        window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), trajectory)  # [H, B, ...]
+
+        target_action = along_window(state.target_policy, window.obs)
+        next_q = smaller_q(state.target_critics, window.state[1:], target_action[1:])
+        target = td_targets(window.reward, window.terminal, next_q, config.discount)
+        num_targets = target.shape[0]
+
+        def critic_loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
+            q = apply_critics(params, window.state[:num_targets], window.action[:num_targets])
+            loss = 0.5 * jnp.mean((q - target[None]) ** 2)
+            return loss, {"critic_loss": loss, "data_q": jnp.mean(q)}
+
+        def loss_of_policy(params: Params) -> tuple[Float[Array, ""], Metrics]:
+            # All H tokens: unlike the TD targets, neither term needs a successor.
+            mu = along_window(params, window.obs)
+            q = functools.partial(smaller_q, state.critics)
+            return policy_loss(q, window.state, mu, window.action, config.alpha_bc)
+
+        critic_grad, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critics)
+        policy_grad, policy_metrics = jax.grad(loss_of_policy, has_aux=True)(state.policy)
+        critic_step, critic_optimizer = critic_adam.update(critic_grad, state.critic_optimizer)
+        policy_step, policy_optimizer = policy_adam.update(policy_grad, state.policy_optimizer)
+        critic_params = optax.apply_updates(state.critics, critic_step)
+        policy_params = optax.apply_updates(state.policy, policy_step)
+        next_state = MaddpgBcState(
+            policy=policy_params,
+            critics=critic_params,
+            target_policy=optax.incremental_update(policy_params, state.target_policy, config.target_rate),
+            target_critics=optax.incremental_update(critic_params, state.target_critics, config.target_rate),
+            policy_optimizer=policy_optimizer,
+            critic_optimizer=critic_optimizer,
+        )
+        return next_state, critic_metrics | policy_metrics
+
+    def act(
+        state: MaddpgBcState, obs: Float[Array, "*batch A O"], carry: Float[Array, "*batch A N"]
+    ) -> tuple[Float[Array, "*batch A U"], Float[Array, "*batch A N"]]:
+        action, carry = apply_policy(state.policy, obs[None], carry)
+        return action[0], carry
+
+    return Learner(init=init, update=update, act=act, initial_carry=initial_carry)

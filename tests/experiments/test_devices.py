@@ -1,0 +1,44 @@
+import os
+import subprocess
+import sys
+
+import hypothesis
+import jax
+import pytest
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+
+from experiments.devices import largest_divisor, set_up_devices, visible_cores
+from experiments.errors import UserError
+
+
+@hypothesis.given(number=st.integers(1, 200), limit=st.integers(1, 200))
+def test_largest_divisor(number, limit):
+    divisor = largest_divisor(number, limit)
+    assert number % divisor == 0 and divisor <= limit
+    assert all(number % larger for larger in range(divisor + 1, min(number, limit) + 1))
+
+
+@pytest.mark.parametrize(("num_seeds", "size"), [(1, 1), (2, 2), (3, 1), (4, 2)])
+def test_seeds_divide_evenly_over_the_two_devices_of_the_tests(num_seeds, size):
+    mesh = set_up_devices(num_seeds)
+    assert mesh.axis_names == ("seed",) and mesh.size == size
+    assert mesh.axis_types == (AxisType.Auto,)
+    assert mesh.devices.tolist() == jax.devices()[:size]
+
+
+@pytest.mark.parametrize("num_seeds", [0, -1])
+def test_no_seed_is_an_error(num_seeds):
+    with pytest.raises(UserError, match=f"--num-seeds is {num_seeds}"):
+        set_up_devices(num_seeds)
+
+
+def test_by_default_a_core_is_a_device():
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
+    }
+    program = "from experiments.devices import set_up_devices; print(set_up_devices(6).size)"
+    answer = subprocess.run(
+        [sys.executable, "-c", program], env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
+    )
+    assert int(answer.stdout) == largest_divisor(6, visible_cores()), answer.stderr

@@ -1,0 +1,338 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coda_jax.marl.learner import unroll
+from coda_jax.marl.maddpg_bc import MaddpgBcConfig, brud_joint_actions, maddpg_bc, policy_loss, td_targets
+from coda_jax.marl.networks import Critic
+from coda_jax.types import TaskSpec, Trajectory
+
+TASK = TaskSpec(name="toy", num_agents=2, state_dim=3, obs_dim=4, action_dim=2, episode_length=10)
+GAME = TaskSpec(name="game", num_agents=2, state_dim=1, obs_dim=1, action_dim=1, episode_length=1)
+SMALL = MaddpgBcConfig(policy_linear_width=8, policy_hidden_width=8, critic_widths=(16, 16))
+LEARNER = maddpg_bc(TASK, SMALL)
+UPDATE = jax.jit(LEARNER.update)
+
+
+def random_windows(seed: int, batch: int = 5, horizon: int = 4) -> Trajectory:
+    keys = jax.random.split(jax.random.key(seed), 5)
+    return Trajectory(
+        state=jax.random.normal(keys[0], (batch, horizon, TASK.state_dim)),
+        obs=jax.random.normal(keys[1], (batch, horizon, TASK.num_agents, TASK.obs_dim)),
+        action=jax.random.uniform(keys[2], (batch, horizon, TASK.num_agents, TASK.action_dim), minval=-1.0),
+        reward=jax.random.normal(keys[3], (batch, horizon)),
+        terminal=jax.random.bernoulli(keys[4], 0.3, (batch, horizon)).astype(jnp.float32),
+    )
+
+
+def train(learner, seed, trajectory, num_updates):
+    """Full-batch updates on fixed data; the trained state and the metrics of every update."""
+
+    def step(state, key):
+        return learner.update(state, trajectory, key)
+
+    key_init, key_updates = jax.random.split(jax.random.key(seed))
+    keys = jax.random.split(key_updates, num_updates)
+    return jax.jit(lambda key, keys: jax.lax.scan(step, learner.init(key), keys))(key_init, keys)
+
+
+def each_critic(params, widths, state, action):
+    """The values of both critics, each run on its own."""
+    twins = params["params"]["VmapCritic_0"]
+    return [
+        np.asarray(Critic(widths).apply({"params": jax.tree.map(lambda x, k=k: x[k], twins)}, state, action))
+        for k in range(2)
+    ]
+
+
+def distance(a, b):
+    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+# -- Targets -----------------------------------------------------------------------------------------------------------
+
+
+def test_td_targets_stop_at_true_ends_only():
+    reward = jnp.array([[1.0], [2.0], [3.0], [100.0]])  # the last token has no successor
+    terminal = jnp.array([[0.0], [1.0], [0.0], [0.0]])  # a time limit after any token would leave its zero
+    next_q = jnp.array([[10.0], [20.0], [30.0]])
+    np.testing.assert_allclose(td_targets(reward, terminal, next_q, 0.9), [[10.0], [2.0], [30.0]], rtol=1e-6)
+
+
+def test_a_game_of_one_step_needs_no_bootstrap():
+    reward = jnp.array([[1.0, -2.0]])
+    np.testing.assert_array_equal(td_targets(reward, jnp.zeros((1, 2)), jnp.zeros((0, 2)), 0.9), reward)
+
+
+def test_critic_loss_is_that_of_the_targets_written_out():
+    """Targets come from the target networks, the smaller twin, and a target policy unrolled from a zero state."""
+    fresh = LEARNER.init(jax.random.key(0))
+    other = LEARNER.init(jax.random.key(1))
+    state = fresh.replace(target_policy=other.policy, target_critics=other.critics)
+    window = random_windows(2)
+    _, metrics = UPDATE(state, window, jax.random.key(3))
+
+    target_mu = unroll(LEARNER, other, window.obs)
+    errors = []
+    q = each_critic(state.critics, SMALL.critic_widths, window.state, window.action)
+    next_q = np.minimum(*each_critic(other.critics, SMALL.critic_widths, window.state, target_mu))
+    for b in range(5):
+        for t in range(3):
+            target = window.reward[b, t]
+            if not window.terminal[b, t]:
+                target = target + 0.99 * next_q[b, t + 1]
+            errors += [q[k][b, t] - target for k in range(2)]
+    np.testing.assert_allclose(metrics["critic_loss"], 0.5 * np.mean(np.square(errors)), rtol=1e-5)
+
+
+def test_the_last_token_serves_the_critics_as_next_state_only():
+    state, window = LEARNER.init(jax.random.key(0)), random_windows(1)
+    window = window.replace(terminal=jnp.zeros_like(window.terminal))
+    expected = UPDATE(state, window, jax.random.key(2))[0].critics
+    altered = window.replace(
+        reward=window.reward.at[:, -1].set(7.0),
+        terminal=window.terminal.at[:, -1].set(1.0),
+        action=window.action.at[:, -1].set(0.3),
+    )
+    assert distance(UPDATE(state, altered, jax.random.key(2))[0].critics, expected) == 0
+    moved = window.replace(state=window.state.at[:, -1].add(1.0))
+    assert distance(UPDATE(state, moved, jax.random.key(2))[0].critics, expected) > 0
+
+
+# -- Best response under data ------------------------------------------------------------------------------------------
+
+
+def test_brud_joint_actions_take_only_the_own_action_from_the_policy():
+    mu, action = jnp.arange(6.0).reshape(3, 2), -1.0 - jnp.arange(6.0).reshape(3, 2)
+    joint = brud_joint_actions(mu, action)
+    for i in range(3):
+        for j in range(3):
+            np.testing.assert_array_equal(joint[i, j], mu[j] if i == j else action[j])
+
+
+def test_no_agent_is_updated_through_anothers_value():
+    """dQ_i / dmu^j = 0 for i != j: a critic sees the current actions of one agent at a time."""
+    action = jax.random.normal(jax.random.key(0), (3, 2))
+    values = lambda mu: jnp.prod(jnp.sum(brud_joint_actions(mu, action), axis=-1), axis=-1)  # noqa: E731
+    jacobian = np.abs(jax.jacobian(values)(action + 1.0)).sum(axis=-1)  # [i, j]
+    assert np.all(np.diag(jacobian) > 1e-3)
+    np.testing.assert_array_equal(jacobian - np.diag(np.diag(jacobian)), 0)
+
+
+def multiplication(_, joint_action):
+    return joint_action[..., 0, 0] * joint_action[..., 1, 0]
+
+
+def twin_peaks(_, joint_action):
+    x, y = joint_action[..., 0, 0], joint_action[..., 1, 0]
+    return -0.5 * (x**2 + y**2) - 0.25 * (x * y) ** 2 + 2.0 * x * y
+
+
+def twin_peaks_gradient(theta, action):
+    """Eq. 22-23 with A = 0.5, B = 0.25, C = 2."""
+    mean, square = action.mean(axis=0)[::-1], np.square(action).mean(axis=0)[::-1]
+    return -theta - 0.5 * theta * square + 2.0 * mean
+
+
+@settings(max_examples=10)
+@given(theta=st.tuples(st.floats(-1, 1, width=32), st.floats(-1, 1, width=32)))
+@pytest.mark.parametrize(
+    ("game", "brud_gradient"),
+    [(multiplication, lambda theta, action: action.mean(axis=0)[::-1]), (twin_peaks, twin_peaks_gradient)],  # Eq. 20
+)
+def test_policy_gradient_is_the_closed_form_of_appendix_c(game, brud_gradient, theta):
+    """Policies that are constants theta, a critic that is the game's reward."""
+    action = np.random.default_rng(0).uniform(-0.5, 1.0, (64, 2)).astype(np.float32)
+    theta, alpha_bc = np.array(theta, np.float32), 1.5
+
+    def loss(theta):
+        mu = jnp.broadcast_to(theta[None, :, None], (64, 2, 1))
+        return policy_loss(game, jnp.zeros((64, 1)), mu, jnp.asarray(action)[..., None], alpha_bc)[0]
+
+    own = np.stack([np.stack([np.full(64, theta[0]), action[:, 1]]), np.stack([action[:, 0], np.full(64, theta[1])])])
+    mean_abs_q = np.abs(game(None, jnp.asarray(np.moveaxis(own, 1, 2)[..., None]))).mean()
+    # Both terms are means over the two agents: a half each.
+    expected = -alpha_bc / max(mean_abs_q, 1e-8) * brud_gradient(theta, action) / 2 + (theta - action.mean(axis=0))
+    np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(theta)), expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("offset", [5.0, -5.0])
+def test_the_normaliser_does_not_cancel_the_gradient_when_all_values_share_a_sign(offset):
+    action, mu = jnp.zeros((8, 2, 1)), jnp.full((8, 2, 1), 0.25)
+    q = lambda _, joint: offset + jnp.sum(joint, axis=(-2, -1))  # noqa: E731
+    gradient = jax.grad(lambda mu: policy_loss(q, jnp.zeros((8, 1)), mu, action, 2.5)[0])(mu)
+    # Each of the 16 values is offset + 1/4 with slope one; the cloning term's slope is 2 mu / 16.
+    np.testing.assert_allclose(gradient, (-2.5 / abs(offset + 0.25) + 0.5) / 16, rtol=1e-5)
+
+
+def test_the_scale_of_the_critic_does_not_matter():
+    action, mu = random_windows(0).action, 0.5 * random_windows(1).action
+    state = random_windows(0).state
+    gradients = [
+        jax.grad(lambda mu, c=c: policy_loss(lambda _, a: c * jnp.sum(a**2, axis=(-2, -1)), state, mu, action, 2.5)[0])(
+            mu
+        )
+        for c in (1.0, 1000.0)
+    ]
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
+
+
+def test_values_of_zero_leave_cloning():
+    window = random_windows(0)
+    loss, metrics = policy_loss(
+        lambda s, a: jnp.zeros(a.shape[:-2]), window.state, 0 * window.action, window.action, 2.5
+    )
+    np.testing.assert_allclose(loss, np.mean(np.square(window.action)), rtol=1e-6)
+    np.testing.assert_allclose(metrics["bc_loss"], loss, rtol=1e-6)
+
+
+# -- Updates -----------------------------------------------------------------------------------------------------------
+
+
+def test_neither_loss_moves_the_others_network():
+    window = random_windows(1)
+    cloning = maddpg_bc(TASK, MaddpgBcConfig(**{**vars(SMALL), "alpha_bc": 0.0}))
+    state = LEARNER.init(jax.random.key(0))
+    greedy_state, _ = UPDATE(state, window, jax.random.key(2))
+    cloned_state, _ = jax.jit(cloning.update)(state, window, jax.random.key(2))
+    assert distance(greedy_state.critics, cloned_state.critics) == 0
+    assert distance(greedy_state.policy, cloned_state.policy) > 0
+    paid_more, _ = UPDATE(state, window.replace(reward=window.reward + 5.0), jax.random.key(2))
+    assert distance(paid_more.policy, greedy_state.policy) == 0  # the policy loss uses the critics before the step
+    assert distance(paid_more.critics, greedy_state.critics) > 0
+
+
+def test_targets_follow_by_the_soft_recursion():
+    state = LEARNER.init(jax.random.key(0))
+    assert distance(state.target_policy, state.policy) == 0
+    assert distance(state.target_critics, state.critics) == 0
+    for k in range(3):
+        after, _ = UPDATE(state, random_windows(k), jax.random.key(k))
+        for name in ("policy", "critics"):
+            online, target, before = (
+                getattr(*pair) for pair in ((after, name), (after, f"target_{name}"), (state, f"target_{name}"))
+            )
+            expected = jax.tree.map(lambda old, new: 0.995 * old + 0.005 * new, before, online)
+            assert distance(online, before) > 1e-4
+            assert distance(target, expected) < 1e-7
+        state = after
+
+
+def test_the_order_of_windows_does_not_matter():
+    state, window = LEARNER.init(jax.random.key(0)), random_windows(1)
+    shuffled = jax.tree.map(lambda x: x[jnp.array([3, 0, 4, 1, 2])], window)
+    _, metrics = UPDATE(state, window, jax.random.key(2))
+    _, metrics_shuffled = UPDATE(state, shuffled, jax.random.key(2))
+    for name, value in metrics.items():
+        np.testing.assert_allclose(metrics_shuffled[name], value, rtol=1e-5)
+
+
+def test_seeds_vmapped_equal_the_same_seeds_alone():
+    keys = jax.random.split(jax.random.key(0), 3)
+    windows = [random_windows(k) for k in range(5)]
+    vmapped = jax.jit(jax.vmap(LEARNER.update, in_axes=(0, None, 0)), donate_argnums=0)
+    together = jax.vmap(LEARNER.init)(keys)
+    alone = [LEARNER.init(jax.random.clone(key)) for key in keys]
+    for k, window in enumerate(windows):
+        step_keys = jax.random.split(jax.random.key(10 + k), 3)
+        together, metrics = vmapped(together, window, step_keys)
+        alone = [UPDATE(state, window, jax.random.clone(key))[0] for state, key in zip(alone, step_keys, strict=True)]
+    assert all(value.shape == (3,) for value in metrics.values())
+    for seed, state in enumerate(alone):
+        assert distance(jax.tree.map(lambda x, seed=seed: x[seed], together), state) < 1e-5
+    assert distance(alone[0], alone[1]) > 1e-2
+
+
+def test_acting_step_by_step_is_the_policy_that_cloning_compares_with_the_data():
+    state, window = LEARNER.init(jax.random.key(0)), random_windows(1)
+    act = jax.jit(LEARNER.act)
+    for _ in range(2):  # a second episode starts from an empty memory again
+        carry, squared = LEARNER.initial_carry((5,)), []
+        for t in range(4):
+            action, carry = act(state, window.obs[:, t], carry)
+            squared.append(np.square(action - window.action[:, t]))
+        _, metrics = UPDATE(state, window, jax.random.key(2))
+        np.testing.assert_allclose(np.mean(squared), metrics["bc_loss"], rtol=1e-5)
+
+
+# -- Games with known answers ------------------------------------------------------------------------------------------
+
+
+def game_windows(action, state=None, reward=None, terminal=None) -> Trajectory:
+    """Windows `[B, H, ...]` of a game with one action an agent, from actions `[B, H, 2]`; agents see the state."""
+    state = np.zeros(action.shape[:2]) if state is None else state
+    as_f32 = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+    return Trajectory(
+        state=as_f32(state[..., None]),
+        obs=as_f32(np.repeat(state[..., None, None], 2, axis=-2)),
+        action=as_f32(action[..., None]),
+        reward=as_f32(action[..., 0] * action[..., 1] if reward is None else reward),
+        terminal=as_f32(np.zeros(action.shape[:2]) if terminal is None else terminal),
+    )
+
+
+GAME_CONFIG = MaddpgBcConfig(
+    critic_learning_rate=3e-3,
+    policy_learning_rate=3e-3,
+    target_rate=0.05,
+    discount=0.5,
+    policy_linear_width=8,
+    policy_hidden_width=8,
+    critic_widths=(64, 64),
+)
+
+
+def test_on_the_multiplication_game_critics_learn_the_reward_and_policies_drift_as_equation_20_says():
+    """Data around (0.4, -0.4) send x along -0.4 and y along +0.4 until both saturate, at the worst corner (-1, 1)."""
+    rng = np.random.default_rng(0)
+    action = np.clip(rng.normal((0.4, -0.4), 0.6, (256, 1, 2)), -1, 1)
+    learner = maddpg_bc(GAME, MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 20.0}))
+    state, metrics = train(learner, 0, game_windows(action), 500)
+    assert all(np.all(np.isfinite(value)) for value in metrics.values())
+
+    unseen = np.clip(rng.normal((0.4, -0.4), 0.4, (100, 2)), -1, 1)
+    for q in each_critic(state.critics, (64, 64), jnp.zeros((100, 1)), jnp.asarray(unseen, jnp.float32)[..., None]):
+        np.testing.assert_allclose(q, unseen[:, 0] * unseen[:, 1], atol=0.05)
+    mu = unroll(learner, state, jnp.zeros((1, 2, 1)))[0, :, 0]
+    np.testing.assert_allclose(mu, [-1.0, 1.0], atol=0.05)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_on_a_game_of_two_steps_critics_learn_what_the_policies_will_earn(ends):
+    """Rewards a_x + a_y at s = 0, then 1 + a_x a_y at s = 1, which ends the episode or repeats itself for ever.
+
+    Pure cloning takes the policies to the data's means m, so Q*(0, a) = a_x + a_y + gamma V(1), with
+    V(1) = 1 + m_x m_y where the game ends and (1 + m_x m_y) / (1 - gamma) where only a time limit cuts it.
+    """
+    rng = np.random.default_rng(0)
+    half = rng.uniform(-0.4, 0.4, (128, 3, 2))
+    mean = np.array([0.5, -0.3])
+    action = mean + np.concatenate([half, -half])
+    state = np.broadcast_to([0.0, 1.0, 1.0], (256, 3))
+    reward = np.where(state == 0, action.sum(-1), 1 + action.prod(-1))
+    terminal = np.broadcast_to([0.0, float(ends), 0.0], (256, 3))
+    learner = maddpg_bc(GAME, MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 0.0}))
+    trained, _ = train(learner, 0, game_windows(action, state, reward, terminal), 600)
+
+    mu = unroll(learner, trained, jnp.array([0.0, 1.0, 1.0])[:, None, None] * jnp.ones((3, 2, 1)))
+    np.testing.assert_allclose(mu[..., 0], np.broadcast_to(mean, (3, 2)), atol=0.02)
+    next_value = 1 + mean.prod()
+    if not ends:
+        next_value /= 1 - 0.5
+    probe = mean + rng.uniform(-0.3, 0.3, (50, 2))
+    for q in each_critic(trained.critics, (64, 64), jnp.zeros((50, 1)), jnp.asarray(probe, jnp.float32)[..., None]):
+        np.testing.assert_allclose(q, probe.sum(-1) + 0.5 * next_value, atol=0.05)
+
+
+def test_cloning_learns_what_needs_memory():
+    """The data repeat the previous observation, and answer 0.5 at a window's first token."""
+    rng = np.random.default_rng(0)
+    seen = rng.choice([-0.7, 0.7], (256, 5))
+    previous = np.concatenate([np.full((256, 1), 0.5), seen[:, :-1]], axis=1)
+    action = np.stack([previous, -previous], axis=-1)
+    learner = maddpg_bc(GAME, MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 0.0, "policy_learning_rate": 1e-2}))
+    _, metrics = train(learner, 0, game_windows(action, seen), 300)
+    assert metrics["bc_loss"][-1] < 2e-3  # blind to the past it could not fall below 0.8 * 0.49

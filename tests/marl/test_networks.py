@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from coda_jax.marl.networks import Critic, RecurrentPolicy, TwinCritic
+
+HORIZON, AGENTS, OBS, ACTION, LINEAR, HIDDEN = 6, 3, 4, 2, 5, 7
+POLICY = RecurrentPolicy(LINEAR, HIDDEN, ACTION)
+
+
+def no_memory(*batch_shape):
+    return jnp.zeros((*batch_shape, AGENTS, HIDDEN))
+
+
+@pytest.fixture(scope="module")
+def policy_params():
+    """Parameters with all entries, biases too, away from their initial values."""
+    key_init, key_noise = jax.random.split(jax.random.key(0))
+    params = POLICY.init(key_init, jnp.zeros((1, AGENTS, OBS)), no_memory())
+    flat, unflatten = ravel_pytree(params)
+    return unflatten(flat + 0.5 * jax.random.normal(key_noise, flat.shape))
+
+
+@jax.jit
+def act(params, obs, carry):
+    return POLICY.apply(params, obs, carry)[0]
+
+
+def observations(*shape):
+    return jax.random.normal(jax.random.key(1), (*shape, AGENTS, OBS))
+
+
+def textbook_policy(params, obs):
+    """Linear - relu - GRU - relu - Linear - tanh, step by step and agent by agent, in float64 NumPy."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"])
+    gru = p["ScanGRUCell_0"]
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    action = np.zeros((*obs.shape[:-1], ACTION))
+    for agent in range(AGENTS):
+        h = np.zeros(HIDDEN)
+        for t in range(obs.shape[0]):
+            x = np.concatenate([np.eye(AGENTS)[agent], obs[t, agent]])
+            x = np.maximum(x @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"], 0)
+            r = sigmoid(x @ gru["ir"]["kernel"] + gru["ir"]["bias"] + h @ gru["hr"]["kernel"])
+            z = sigmoid(x @ gru["iz"]["kernel"] + gru["iz"]["bias"] + h @ gru["hz"]["kernel"])
+            memory = h @ gru["hn"]["kernel"] + gru["hn"]["bias"]
+            n = np.tanh(x @ gru["in"]["kernel"] + gru["in"]["bias"] + r * memory)
+            h = (1 - z) * n + z * h
+            action[t, agent] = np.tanh(np.maximum(h, 0) @ p["Dense_1"]["kernel"] + p["Dense_1"]["bias"])
+    return action
+
+
+def test_policy_is_the_textbook_network(policy_params):
+    obs = observations(HORIZON)
+    action = act(policy_params, obs, no_memory())
+    np.testing.assert_allclose(action, textbook_policy(policy_params, np.asarray(obs)), atol=2e-6)
+
+
+def test_a_window_cut_in_two_is_the_same_with_the_memory_handed_on_and_not_without(policy_params):
+    obs, cut = observations(HORIZON), HORIZON // 2
+    apply = jax.jit(POLICY.apply)
+    whole, last = apply(policy_params, obs, no_memory())
+    first, carry = apply(policy_params, obs[:cut], no_memory())
+    second, end = apply(policy_params, obs[cut:], carry)
+    np.testing.assert_allclose(jnp.concatenate([first, second]), whole, atol=1e-6)
+    np.testing.assert_allclose(end, last, atol=1e-6)
+    forgetful, _ = apply(policy_params, obs[cut:], no_memory())
+    assert np.abs(forgetful - whole[cut:]).max() > 1e-2
+
+
+def test_policy_treats_windows_and_agents_apart(policy_params):
+    obs = observations(HORIZON, 2, 3)
+    action = act(policy_params, obs, no_memory(2, 3))
+    for i, j in np.ndindex(2, 3):
+        np.testing.assert_allclose(action[:, i, j], act(policy_params, obs[:, i, j], no_memory()), atol=1e-6)
+    changed = act(policy_params, obs.at[..., 0, :].add(1.0), no_memory(2, 3))
+    np.testing.assert_array_equal(changed[..., 1:, :], action[..., 1:, :])
+    assert np.abs(changed[..., 0, :] - action[..., 0, :]).max() > 1e-3
+
+
+def test_only_the_agent_id_tells_agents_apart(policy_params):
+    obs = jnp.broadcast_to(observations(HORIZON)[:, :1], (HORIZON, AGENTS, OBS))
+    action = act(policy_params, obs, no_memory())
+    assert np.abs(action[:, 0] - action[:, 1]).max() > 1e-2
+    kernel = policy_params["params"]["Dense_0"]["kernel"].at[:AGENTS].set(0.0)  # one-hot agent id first
+    params = policy_params["params"]
+    blind = {"params": {**params, "Dense_0": {**params["Dense_0"], "kernel": kernel}}}
+    action = act(blind, obs, no_memory())
+    np.testing.assert_allclose(action[:, 0], action[:, 1], atol=1e-6)
+
+
+CRITIC_INPUT = (jax.random.normal(jax.random.key(2), (5, 4)), jax.random.normal(jax.random.key(3), (5, AGENTS, ACTION)))
+
+
+def test_critic_is_the_textbook_network():
+    state, joint_action = CRITIC_INPUT
+    critic = Critic((8, 6))
+    params = critic.init(jax.random.key(0), state, joint_action)
+    p = params["params"]
+    x = np.concatenate([state, np.asarray(joint_action).reshape(5, AGENTS * ACTION)], axis=-1)
+    for layer in ("Dense_0", "Dense_1"):
+        x = np.maximum(x @ np.asarray(p[layer]["kernel"]) + np.asarray(p[layer]["bias"]), 0)
+    q = (x @ np.asarray(p["Dense_2"]["kernel"]) + np.asarray(p["Dense_2"]["bias"]))[:, 0]
+    np.testing.assert_allclose(critic.apply(params, state, joint_action), q, atol=1e-5)
+
+
+def test_twin_critics_start_different_and_never_mix():
+    twins, one = TwinCritic((8, 6)), Critic((8, 6))
+    params = twins.init(jax.random.key(0), *CRITIC_INPUT)
+    q = twins.apply(params, *CRITIC_INPUT)
+    assert q.shape == (2, 5)
+    assert np.abs(q[0] - q[1]).max() > 1e-2
+    for k in range(2):
+        alone = jax.tree.map(lambda x, k=k: x[k], params["params"]["VmapCritic_0"])
+        np.testing.assert_allclose(q[k], one.apply({"params": alone}, *CRITIC_INPUT), atol=1e-5)
+    gradient = jax.grad(lambda params: jnp.sum(twins.apply(params, *CRITIC_INPUT)[0]))(params)
+    assert all(np.all(x[1] == 0) and np.any(x[0] != 0) for x in jax.tree.leaves(gradient))
