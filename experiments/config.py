@@ -92,10 +92,10 @@ def check(config: ExperimentConfig) -> None:
     Raises:
         UserError: names the first such setting, its value, and what it may be.
     """
-    _check_choice("--task", config.task, tuple(TASKS))
+    check_choice("--task", config.task, tuple(TASKS))
     if config.vault is None:
-        _check_choice("--dataset", config.dataset, DATASETS)
-    _check_choice("--augmentation", config.augmentation, AUGMENTATIONS)
+        check_choice("--dataset", config.dataset, DATASETS)
+    check_choice("--augmentation", config.augmentation, AUGMENTATIONS)
     if not (math.isfinite(config.guidance) and config.guidance >= 0):
         raise UserError(f"--guidance is {config.guidance}; it must be a finite number, zero or larger")
     positive = {
@@ -120,6 +120,7 @@ def check(config: ExperimentConfig) -> None:
         raise UserError(f"--data.held-out-fraction is {config.data.held_out_fraction}; it must lie inside (0, 1)")
 
 
-def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses a value that is not among the choices, by a `UserError`."""
     if value not in choices:
         raise UserError(f"{flag} is '{value}'; choose one of: {', '.join(choices)}")

@@ -1,10 +1,12 @@
 """The pictures that runs leave behind."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend that needs no screen)
@@ -33,10 +35,7 @@ def learning_curve(
         dataset_mean: mean return of the dataset's episodes.
         dataset_best: return of the dataset's best episode.
     """
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        plt.rcParams.update(STYLE)
-        figure, axes = plt.subplots(layout="constrained")
+    with picture(path) as axes:
         updates = np.unique(metrics["updates"])
         curves = [metrics["return"][metrics["seed"] == seed] for seed in np.unique(metrics["seed"])]
         for number, curve in enumerate(curves):
@@ -46,5 +45,24 @@ def learning_curve(
         axes.axhline(dataset_best, color="0.4", linestyle=":", linewidth=1.0, label="dataset, best episode")
         axes.set(title=title, xlabel="learner updates", ylabel="return of an episode")
         axes.legend(loc="best", fontsize=8)
-        figure.savefig(path, metadata={"Software": None})
+
+
+def team_curves(path: Path, task: str, num_steps: np.ndarray, returns: np.ndarray) -> None:
+    """Draws the behaviour teams' return without noise, `[teams, snapshots]`, against environment steps `[snapshots]`."""
+    with picture(path) as axes:
+        for team, curve in enumerate(returns):
+            axes.plot(num_steps / 1000, curve, marker="o", markersize=2.5, linewidth=1.2, label=f"team {team}")
+        axes.set(title=f"Behaviour teams of {task}", xlabel="thousand environment steps", ylabel="return of an episode")
+        axes.legend(loc="lower right", fontsize=8)
+
+
+@contextlib.contextmanager
+def picture(path: Path) -> Iterator[Axes]:
+    """Axes in the project's style; saved as a PNG, the same bytes for the same lines, when the block ends."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        plt.rcParams.update(STYLE)
+        figure, axes = plt.subplots(layout="constrained")
+        yield axes
+        figure.savefig(path, metadata={"Software": None})  # pyright: ignore[reportArgumentType]
         plt.close(figure)

@@ -226,6 +226,16 @@ def test_infinities_give_the_extremes_and_nan_stays_nan(transform, data):
     assert np.isnan(lost[0, :-1]).all()
 
 
+def test_rounding_does_not_step_over_the_maximum():
+    # One knot: the last cell rises from -1 to a small maximum x, and -1 + (x + 1) rounds above x for half of all x.
+    maxima = np.linspace(1e-4, 1e-3, 50)
+    data = np.stack([np.full(50, value) for value in (-2.0, -1.0, -1.0)] + [maxima]).astype(np.float32)
+    beyond_last_rank = jnp.full((1, 50), 3.0)
+    x = np.asarray(inverse(transforms.fit(data, num_knots=1), beyond_last_rank))
+    assert (x <= data.max(0)).all()
+    np.testing.assert_allclose(x[0], data.max(0), atol=1e-6)
+
+
 def test_unseen_values_count_as_the_nearest_extreme(transform, data):
     beyond = jnp.asarray(np.stack([data.min(0) - 5, data.max(0) + 5]))
     returned = inverse(transform, forward(transform, beyond, jax.random.key(0)))

@@ -1,4 +1,4 @@
-"""The fitted prior: optimiser, moving average and condition dropout; it learns correlated Gaussians to the least loss."""
+"""The fitted prior: optimiser, moving average, condition dropout; it learns correlated Gaussians to the least loss."""
 
 import dataclasses
 import functools
@@ -46,13 +46,13 @@ def least_loss():
 
 
 def test_training_approaches_the_least_loss_of_correlated_data():
-    # warmup, updates: a few hundred on fresh data; the moving average is what is sampled from, so it is judged.
+    # The moving average is what is sampled from, so it is judged.
     config = dataclasses.replace(
         TINY, unet=UNetConfig(width=16, embedding_dim=16), num_updates=600, learning_rate=5e-3, ema_decay=0.98
     )
     generator = make_generator(config, CHANNELS, HORIZON)
     key_init, key_fit, key_data, key_loss = jax.random.split(jax.random.key(0), 4)
-    state = generator.init(key_init)
+    state = jax.jit(generator.init)(key_init)
     held_out = autoregressive(key_data, 20_000)
     evaluate = jax.jit(generator.loss)
     before = evaluate(state.params, held_out, key_loss)
@@ -71,26 +71,28 @@ def test_training_approaches_the_least_loss_of_correlated_data():
 
 def test_held_out_loss_is_the_edm_loss_of_the_denoiser():
     generator = make_generator(TINY, CHANNELS, HORIZON)
-    state = jax.jit(generator.update)(generator.init(jax.random.key(0)), jnp.ones((8, 5, 2)), jax.random.key(1))[0]
+    state = jax.jit(generator.update)(
+        jax.jit(generator.init)(jax.random.key(0)), jnp.ones((8, 5, 2)), jax.random.key(1)
+    )[0]
     z = jax.random.normal(jax.random.key(2), (8, HORIZON, CHANNELS))
     _, key_loss = jax.random.split(jax.random.key(3))
-    expected = edm.loss(functools.partial(generator.denoise, state.params), z, key_loss)
-    np.testing.assert_allclose(generator.loss(state.params, z, jax.random.key(3)), expected, rtol=1e-5)
+    expected = edm.loss(functools.partial(jax.jit(generator.denoise), state.params), z, key_loss)
+    np.testing.assert_allclose(jax.jit(generator.loss)(state.params, z, jax.random.key(3)), expected, rtol=1e-5)
 
 
 def test_plain_weight_is_the_unweighted_error():
     plain = make_generator(dataclasses.replace(TINY, weight="plain"), CHANNELS, HORIZON)
-    state = plain.init(jax.random.key(0))
+    state = jax.jit(plain.init)(jax.random.key(0))
     z = jax.random.normal(jax.random.key(1), (5_000, HORIZON, CHANNELS))
     nodes, masses = np.polynomial.hermite_e.hermegauss(80)
     variance = np.exp(2 * np.clip(-1.2 + 1.2 * nodes, np.log(0.002), np.log(80.0)))
     expected = np.sum(masses * variance / (1 + variance)) / np.sum(masses)  # posterior variance of N(0, 1) data
-    np.testing.assert_allclose(plain.loss(state.params, z, jax.random.key(2)), expected, rtol=0.03)
+    np.testing.assert_allclose(jax.jit(plain.loss)(state.params, z, jax.random.key(2)), expected, rtol=0.03)
 
 
 def test_update_advances_every_part_of_the_state():
     generator = make_generator(TINY, CHANNELS, HORIZON)
-    start = generator.init(jax.random.key(0))
+    start = jax.jit(generator.init)(jax.random.key(0))
     update = jax.jit(generator.update)
     z = jax.random.normal(jax.random.key(1), (8, HORIZON, CHANNELS))
     first, metrics = update(start, z, jax.random.key(2))  # learning rate 0: the schedule starts there
@@ -107,24 +109,24 @@ def test_update_advances_every_part_of_the_state():
     )
 
 
-def test_moving_average_of_a_ramp_has_its_closed_form():
-    # With decay s / (s + 9) the average of 1, 2, ..., n from 0 solves m_n = m_{n-1} + 9 / (n + 9) (n - m_{n-1}),
-    # whose solution that starts at m_0 = 0 is m_n = 9 n / 10 + 9 n / (10 (n + 9)) * 0 + c_n; recursed here in float64.
-    average, expected = {"w": jnp.array(0.0)}, 0.0
-    for step in range(1, 31):
-        average = update_ema(average, {"w": jnp.array(float(step))}, jnp.array(step), 0.6)
-        decay = min(0.6, step / (step + 9))
-        expected = decay * expected + (1 - decay) * step
-    np.testing.assert_allclose(average["w"], expected, rtol=1e-5)
+def average_of(values, decay, start=0.0):
+    average = {"w": jnp.array(start)}
+    for step, value in enumerate(values, start=1):
+        average = update_ema(average, {"w": jnp.array(float(value))}, jnp.array(step), decay)
+    return average["w"]
 
 
-def test_moving_average_forgets_its_start_and_settles():
-    average = {"w": jnp.array(100.0)}
-    for step in range(1, 41):
-        average = update_ema(average, {"w": jnp.array(1.0)}, jnp.array(step), 0.999)
-    share_of_start = np.prod([step / (step + 9) for step in range(1, 41)])
-    np.testing.assert_allclose(average["w"], 1.0 + 99.0 * share_of_start, rtol=1e-4)
-    assert share_of_start < 1e-5 < 0.999**40
+def test_moving_average_of_a_ramp_lags_by_a_tenth_then_by_its_time_constant():
+    # With decay s / (s + 9) the weight of value k is C(k + 8, 8) / C(n + 9, 9), so 1, 2, ..., n averages to 0.9 n.
+    np.testing.assert_allclose(average_of(range(1, 31), 0.999), 0.9 * 30, rtol=1e-5)
+    # A constant decay d lags behind a ramp by d / (1 - d).
+    np.testing.assert_allclose(average_of(range(1, 81), 0.6), 80 - 0.6 / 0.4, rtol=1e-5)
+
+
+def test_moving_average_forgets_its_start():
+    share_of_start = np.prod([step / (step + 9) for step in range(1, 11)])
+    np.testing.assert_allclose(average_of([1.0] * 10, 0.999, start=1e5), 1 + 1e5 * share_of_start, rtol=1e-3)
+    assert share_of_start < 2e-5
 
 
 def test_learning_rate_warms_up_and_ends_at_zero():
@@ -138,7 +140,7 @@ def test_conditions_are_dropped_at_the_given_rate(dropout):
     """With data equal to the condition, a denoiser that knows y has no error and one that does not has a known one."""
     config = dataclasses.replace(TINY, condition_dim=2, condition_dropout=dropout)
     generator = make_generator(config, 2, 1)
-    params = generator.init(jax.random.key(0)).params
+    params = jax.jit(generator.init)(jax.random.key(0)).params
     kernel = params["params"]["output"]["kernel"]
     params["params"]["output"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)
     z = jax.random.normal(jax.random.key(2), (4_000, 1, 2))
@@ -150,13 +152,13 @@ def test_conditions_are_dropped_at_the_given_rate(dropout):
         )
 
     given, null = loss(condition), loss(None)
-    measured = generator.loss(params, z, jax.random.key(4), condition)
+    measured = jax.jit(generator.loss)(params, z, jax.random.key(4), condition)
     assert abs(given - null) > 0.5
     np.testing.assert_allclose(measured, (1 - dropout) * given + dropout * null, atol=0.06 * abs(given - null))
 
 
 def test_the_condition_is_learned():
-    """z = y: with y the error vanishes, without it the posterior's remains."""
+    """Data equal to the condition: with y the error vanishes, without it the posterior's remains."""
     config = dataclasses.replace(
         TINY, unet=UNetConfig(width=16, embedding_dim=16), condition_dim=1, learning_rate=1e-2, num_updates=300
     )
@@ -168,12 +170,13 @@ def test_the_condition_is_learned():
         return y[:, None, :], y
 
     state, _ = jax.jit(lambda state, key: fit_chunk(generator, state, batch, key, 300))(
-        generator.init(key_init), key_fit
+        jax.jit(generator.init)(key_init), key_fit
     )
     z, y = batch(key_data)
     tau = z + 3.0 * jax.random.normal(key_noise, z.shape)
-    with_condition = jnp.mean((generator.denoise(state.ema, tau, 3.0, y) - z) ** 2)
-    without = jnp.mean((generator.denoise(state.ema, tau, 3.0) - z) ** 2)
+    denoise = jax.jit(generator.denoise)
+    with_condition = jnp.mean((denoise(state.ema, tau, 3.0, y) - z) ** 2)
+    without = jnp.mean((denoise(state.ema, tau, 3.0) - z) ** 2)
     posterior = jnp.mean((jnp.tanh(tau / 9.0) - z) ** 2)
     assert with_condition < 0.1
     np.testing.assert_allclose(without, posterior, atol=0.15)
@@ -181,9 +184,9 @@ def test_the_condition_is_learned():
 
 def test_vmapped_seeds_with_a_shared_denoiser_equal_a_loop():
     generator = make_generator(TINY, CHANNELS, HORIZON)
-    params = generator.init(jax.random.key(0)).params
+    params = jax.jit(generator.init)(jax.random.key(0)).params
     params["params"]["output"]["kernel"] += 0.1
     tau = jax.random.normal(jax.random.key(1), (3, 4, HORIZON, CHANNELS))
     mapped = jax.jit(jax.vmap(generator.denoise, in_axes=(None, 0, None)))(params, tau, 0.4)
-    looped = jnp.stack([generator.denoise(params, tau[seed], 0.4) for seed in range(3)])
+    looped = jnp.stack([jax.jit(generator.denoise)(params, tau[seed], 0.4) for seed in range(3)])
     np.testing.assert_allclose(mapped, looped, rtol=1e-4, atol=1e-5)

@@ -17,7 +17,7 @@ def build(horizon=5, channels=3, config=SMALL, condition_dim=0, seed=0):
     network = UNet(config, horizon, condition_dim)
     key_init, key_output = jax.random.split(jax.random.key(seed))
     condition = jnp.zeros((1, condition_dim)) if condition_dim else None
-    params = network.init(key_init, jnp.zeros((1, horizon, channels)), jnp.zeros((1, 1, 1)), condition)
+    params = jax.jit(network.init)(key_init, jnp.zeros((1, horizon, channels)), jnp.zeros((1, 1, 1)), condition)
     kernel = params["params"]["output"]["kernel"]
     params["params"]["output"]["kernel"] = jax.random.normal(key_output, kernel.shape)
     return jax.jit(network.apply), params
@@ -31,13 +31,15 @@ def inputs(batch, horizon=5, channels=3, seed=1):
 @pytest.mark.parametrize("horizon", [1, 2, 5, 7, 20, 21])
 def test_any_horizon_keeps_its_shape_and_every_weight_learns(horizon):
     config = dataclasses.replace(SMALL, channel_multipliers=(1, 2, 2))
-    network = UNet(config, horizon)
-    x, c_noise = inputs((2,), horizon)
-    params = network.init(jax.random.key(0), x, c_noise)
-    assert network.apply(params, x, c_noise).shape == x.shape
-
     apply, params = build(horizon, config=config)
-    grads = jax.grad(lambda params: jnp.mean(apply(params, x, c_noise) ** 2))(params)
+    x, c_noise = inputs((2,), horizon)
+
+    def loss(params):
+        output = apply(params, x, c_noise)
+        return jnp.mean(output**2), output
+
+    grads, output = jax.jit(jax.grad(loss, has_aux=True))(params)
+    assert output.shape == x.shape
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.all(np.isfinite(grad)) and np.any(grad != 0), path
 
@@ -45,13 +47,14 @@ def test_any_horizon_keeps_its_shape_and_every_weight_learns(horizon):
 def test_output_starts_at_zero():
     x, c_noise = inputs((4,))
     network = UNet(SMALL, 5)
-    assert not np.any(network.apply(network.init(jax.random.key(0), x, c_noise), x, c_noise))
+    output, _ = jax.jit(network.init_with_output)(jax.random.key(0), x, c_noise)
+    assert output.shape == x.shape and not np.any(output)
 
 
 def test_default_sizes_are_the_papers():
     network = UNet(UNetConfig(), 20)
     x, c_noise = inputs((1,), 20, 49)
-    params = network.init(jax.random.key(0), x, c_noise)["params"]
+    params = jax.eval_shape(network.init, jax.random.key(0), x, c_noise)["params"]
     assert params["input"]["kernel"].shape == (3, 49, 16)
     assert params["position"].shape == (20, 16)
     assert {"encoder_0", "encoder_1", "decoder_0", "decoder_1"} <= params.keys() and "encoder_2" not in params

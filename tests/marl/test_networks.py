@@ -103,7 +103,7 @@ def test_critic_is_the_textbook_network():
     for layer in ("Dense_0", "Dense_1"):
         x = np.maximum(x @ np.asarray(p[layer]["kernel"]) + np.asarray(p[layer]["bias"]), 0)
     q = (x @ np.asarray(p["Dense_2"]["kernel"]) + np.asarray(p["Dense_2"]["bias"]))[:, 0]
-    np.testing.assert_allclose(critic.apply(params, state, joint_action), q, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(critic.apply(params, state, joint_action)), q, atol=1e-5)
 
 
 def test_twin_critics_start_different_and_never_mix():
@@ -114,6 +114,6 @@ def test_twin_critics_start_different_and_never_mix():
     assert np.abs(q[0] - q[1]).max() > 1e-2
     for k in range(2):
         alone = jax.tree.map(lambda x, k=k: x[k], params["params"]["VmapCritic_0"])
-        np.testing.assert_allclose(q[k], one.apply({"params": alone}, *CRITIC_INPUT), atol=1e-5)
+        np.testing.assert_allclose(q[k], np.asarray(one.apply({"params": alone}, *CRITIC_INPUT)), atol=1e-5)
     gradient = jax.grad(lambda params: jnp.sum(twins.apply(params, *CRITIC_INPUT)[0]))(params)
     assert all(np.all(x[1] == 0) and np.any(x[0] != 0) for x in jax.tree.leaves(gradient))

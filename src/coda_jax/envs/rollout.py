@@ -27,7 +27,7 @@ class Rollout:
     """
 
     steps: Trajectory
-    truncated: Float[Array, "T N"]
+    truncated: Float[Array, "*T N"]
 
 
 def where_done(done: Array, if_done: Any, otherwise: Any) -> Any:

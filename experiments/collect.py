@@ -1,0 +1,144 @@
+"""Trains the behaviour teams of a task online, in MJX: `python -m experiments.collect --task 2halfcheetah`.
+
+Leaves the teams' snapshots (`--output`, by default where the package looks for them), and their learning curves beside
+the checkpoints in the run folder. Killed, the same command continues from the last snapshot.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from coda_jax.data.teams import Teams, assets, save_teams
+from coda_jax.envs import mamujoco
+from coda_jax.envs.rollout import episode_returns
+from coda_jax.marl.matd3 import Matd3Config, Matd3State, matd3, team_policy
+from coda_jax.types import Params, PRNGKey
+from experiments.cache import enable_compilation_cache, plain
+from experiments.config import check_choice
+from experiments.console import phase, print_table
+from experiments.devices import set_up_devices
+from experiments.errors import UserError, one_line_errors, parse_command
+from experiments.figures import team_curves
+from experiments.run_folder import open_run_folder
+
+EPISODES = 10
+"""Noise-free episodes that measure a snapshot."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+    """Trains behaviour teams by MATD3 and keeps snapshots all along their training."""
+
+    task: str = "2halfcheetah"
+    """Task: `2halfcheetah`."""
+    num_teams: int = 4
+    """Teams, from different seeds."""
+    num_snapshots: int = 26
+    """Snapshots of each team, the first before any training."""
+    steps_per_snapshot: int = 1600
+    """Joint steps of all environments between two snapshots."""
+    seed: int = 0
+    """Seed of the teams' seeds."""
+    output: Path | None = None
+    """File to write the teams to; by default the package's own."""
+    run_dir: Path | None = None
+    """Folder of checkpoints and curves; by default `runs/collect-TASK`."""
+    matd3: Matd3Config = dataclasses.field(default_factory=Matd3Config)
+    """The algorithm."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    with one_line_errors():
+        config = parse_command(CollectConfig, args)
+        check_choice("--task", config.task, tuple(mamujoco.TASKS))
+        if min(config.num_teams, config.num_snapshots, config.steps_per_snapshot) < 1:
+            raise UserError("--num-teams, --num-snapshots and --steps-per-snapshot must be at least 1")
+        run(config)
+
+
+def run(config: CollectConfig) -> None:
+    """Trains, or continues to train, the teams, and writes them."""
+    identity = {name: value for name, value in plain(config).items() if name not in ("output", "run_dir")}
+    mesh = set_up_devices(config.num_teams)
+    enable_compilation_cache()
+    env = mamujoco.make(config.task)
+    algorithm = matd3(env, config.matd3)
+    policy = team_policy(env.spec, config.matd3.width)
+    by_team = NamedSharding(mesh, PartitionSpec("seed"))
+
+    # A device trains its teams one after the other: `vmap` would turn the loops' bounds into selects, and the replay
+    # buffers with them.
+    def per_team(function):  # noqa: ANN001, ANN202
+        return jax.shard_map(
+            functools.partial(jax.lax.map, function),
+            mesh=mesh,
+            in_specs=PartitionSpec("seed"),
+            out_specs=PartitionSpec("seed"),
+            check_vma=False,
+        )
+
+    def measure(arguments: tuple[Params, PRNGKey]) -> Array:
+        weights, key = arguments
+        return episode_returns(env, lambda obs, carry, _: (policy.apply(weights, obs), carry), (), key, EPISODES)
+
+    init = jax.jit(per_team(algorithm.init))
+    train = jax.jit(
+        per_team(lambda state: algorithm.train(state, config.steps_per_snapshot)), donate_argnums=0
+    )
+    evaluate = jax.jit(per_team(measure))
+
+    keys = jax.device_put(jax.random.split(jax.random.key(config.seed), config.num_teams), by_team)
+    evaluation_keys = jax.device_put(jax.random.split(jax.random.key(config.seed + 1), config.num_teams), by_team)
+    state: Matd3State = init(keys)
+    teams = Teams(
+        policy=jax.tree.map(
+            lambda leaf: np.zeros((config.num_teams, config.num_snapshots, *leaf.shape[1:]), np.float32),
+            state.online.policy,
+        ),
+        num_steps=np.arange(config.num_snapshots) * config.steps_per_snapshot * config.matd3.num_envs,
+        returns=np.zeros((config.num_teams, config.num_snapshots), np.float32),
+    )
+
+    def keep(snapshot: int) -> None:
+        for kept, leaf in zip(jax.tree.leaves(teams.policy), jax.tree.leaves(state.online.policy), strict=True):
+            kept[:, snapshot] = np.asarray(leaf)
+        returns = np.asarray(evaluate((state.online.policy, evaluation_keys))).mean(axis=1)
+        if not np.isfinite(returns).all():
+            raise UserError(f"NaN in the returns of snapshot {snapshot}, team {np.flatnonzero(~np.isfinite(returns))[0]}")
+        teams.returns[:, snapshot] = returns
+
+    path = config.run_dir or Path("runs", f"collect-{config.task}")
+    with open_run_folder(path, identity, num_devices=mesh.size) as folder, folder.checkpoints("teams") as checkpoints:
+        restored = checkpoints.restore((state, teams))
+        done = 0
+        if restored is None:
+            keep(0)
+        else:
+            done = restored.step
+            state, kept = restored.tree
+            teams = jax.tree.map(np.array, kept)
+        with phase("training the teams", total=config.num_snapshots - 1, done=done) as progress:
+            for snapshot in range(done + 1, config.num_snapshots):
+                state, _ = train(state)
+                keep(snapshot)
+                checkpoints.save(snapshot, (state, teams))
+                progress.advance(note="returns " + " ".join(f"{value:.0f}" for value in teams.returns[:, snapshot]))
+        team_curves(folder.figures / "teams.png", config.task, teams.num_steps, teams.returns)
+    output = config.output or assets(config.task)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_teams(output, teams)
+    print_table(
+        f"{config.task}: mean return of {EPISODES} episodes without noise, after {teams.num_steps[-1]} steps",
+        [{"team": str(team), "return": f"{value:.0f}"} for team, value in enumerate(teams.returns[:, -1])],
+    )
+
+
+if __name__ == "__main__":
+    main()
