@@ -2,9 +2,10 @@
 
     python -m experiments.conformance
 
-An error is the largest absolute difference of the global state, after one and after five control steps, over starts that
-cover what an episode meets: resets, gaits, flipped and falling poses, fast runs far from the origin. Longer free runs
-say nothing: the robot is chaotic, so C parts from itself too once its start is rounded to single precision.
+An error is the largest absolute difference of the global state: after one control step, MJX being put back where C is
+before every step, and after five steps of a free run. The starts cover what an episode meets: resets, gaits, flipped and
+falling poses, fast runs far from the origin. A step in a thousand is off by more than 1e-3 whatever the options, when a
+hard landing amplifies the rounding of single precision; in double precision the difference is 1e-10.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 from jaxtyping import Array, Float
@@ -23,9 +25,9 @@ from coda_jax.envs.mamujoco import TASKS, Environment, EnvState, build, load_mod
 from experiments.console import print_table
 
 TASK, C_TASK = "2halfcheetah", "HalfCheetah-v5"
-SOLVER_OPTIONS = ((100, 50), (4, 8), (2, 8), (1, 4))
+SOLVER_OPTIONS = ((100, 50), (100, 8), (20, 4), (4, 8), (1, 4))
 """Newton iterations and line search iterations; MuJoCo's defaults first."""
-NUM_STARTS, BATCH, NUM_STEPS = 32, 16, 100
+NUM_STARTS, BATCH, NUM_STEPS, FREE_STEPS = 32, 16, 20, 5
 
 
 class Reference(NamedTuple):
@@ -94,12 +96,9 @@ def draw_starts(simulator: Any, rng: np.random.Generator, num_starts: int) -> tu
 
 def at(now: EnvState, reference: Reference, t: int, starts: slice = slice(None)) -> EnvState:
     """A batch of environments, put where C was after t steps."""
-    physics = now.physics.replace(
-        qpos=reference.qpos[t, starts].astype(np.float32),
-        qvel=reference.qvel[t, starts].astype(np.float32),
-        qacc_warmstart=reference.qacc_warmstart[t, starts].astype(np.float32),
-    )
-    return now.replace(physics=physics)
+    names = ("qpos", "qvel", "qacc_warmstart")
+    there = {name: jnp.asarray(getattr(reference, name)[t, starts], now.physics.qpos.dtype) for name in names}
+    return now.replace(physics=now.physics.replace(**there))
 
 
 def free_run(env: Environment) -> Callable[[EnvState, Float[Array, "T N A U"]], Float[Array, "T N S"]]:
@@ -112,57 +111,62 @@ def free_run(env: Environment) -> Callable[[EnvState, Float[Array, "T N A U"]], 
     return jax.jit(lambda start, actions: jax.lax.scan(body, start, actions)[1])
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    """The fastest of three calls."""
+def cpu_rate(num_steps: int, function: Callable[[], Any]) -> float:
+    """Steps a second of processor time, which other programs do not disturb; the fastest of three calls."""
     spans = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         function()
-        spans.append(time.perf_counter() - start)
-    return min(spans)
+        spans.append(time.process_time() - start)
+    return num_steps / min(spans)
 
 
 def main() -> None:
     """Prints the table."""
+    mujoco.set_mju_user_warning(lambda _: None)  # half_cheetah.xml has a deprecated attribute
     robot, graph = TASKS[TASK]
     split = factorize(load_model(robot), graph, 1, robot.num_hidden_qpos)
     simulator = open_simulator()
     rng = np.random.default_rng(0)
     qpos, qvel = draw_starts(simulator, rng, NUM_STARTS)
-    control = sinusoids(rng, NUM_STEPS, NUM_STARTS, simulator.model.nu)
+    control = sinusoids(rng, NUM_STEPS + FREE_STEPS, NUM_STARTS, simulator.model.nu)
     reference = run(simulator, qpos, qvel, control)
-    truth = reference.state(robot.num_hidden_qpos)[1:]
+    truth = reference.state(robot.num_hidden_qpos)
+    starts = [(t, slice(n, n + BATCH)) for t in range(NUM_STEPS) for n in range(0, NUM_STARTS, BATCH)]
 
     def step_c() -> None:
-        for torque in control[:, 0]:
+        for torque in control.reshape(-1, simulator.model.nu):
             simulator.data.ctrl[:] = torque
             mujoco.mj_step(simulator.model, simulator.data, nstep=robot.frame_skip)
 
-    c_rate = NUM_STEPS / seconds(step_c)
+    def measure(env: Environment) -> tuple[Float[np.ndarray, "K F N"], float]:
+        """Errors of K free runs of F steps, and steps a second."""
+        simulate = free_run(env)
+        now = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), BATCH))
+        runs = [(at(now, reference, t, n), control[t : t + FREE_STEPS, n][..., split.action_index]) for t, n in starts]
+        goals = [truth[t + 1 : t + 1 + FREE_STEPS, n] for t, n in starts]
+        ends = [np.asarray(simulate(*run)) for run in runs]
+        error = np.stack([np.abs(end - goal).max(axis=-1) for end, goal in zip(ends, goals, strict=True)])
+        rate = cpu_rate(len(runs) * FREE_STEPS * BATCH, lambda: jax.block_until_ready([simulate(*run) for run in runs]))
+        return error, rate
+
+    c_rate = cpu_rate(control.shape[0] * control.shape[1], step_c)
     rows = []
     for iterations, line_search in SOLVER_OPTIONS:
         options = dataclasses.replace(robot, solver_iterations=iterations, line_search_iterations=line_search)
-        env = build(TASK, options, graph)
-        simulate = free_run(env)
-        blank = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), BATCH))
-        errors = []
-        for n in range(0, NUM_STARTS, BATCH):
-            batch = slice(n, n + BATCH)
-            start, actions = at(blank, reference, 0, batch), control[:, batch][:, :, split.action_index]
-            errors.append(np.abs(np.asarray(simulate(start, actions)) - truth[:, batch]).max(axis=(1, 2)))
-        error = np.max(errors, axis=0)
-        rate = BATCH * NUM_STEPS / seconds(lambda: jax.block_until_ready(simulate(start, actions)))  # noqa: B023
+        error, rate = measure(build(TASK, options, graph))
         rows.append(
             {
-                "iterations / line search": f"{iterations} / {line_search}",
-                "error, 1 step": f"{error[0]:.1e}",
-                "error, 5 steps": f"{error[4]:.1e}",
+                "options": f"{iterations} / {line_search}",
+                "1 step: 99 %": f"{np.quantile(error[:, 0], 0.99):.0e}",
+                "largest": f"{error[:, 0].max():.0e}",
+                "5 steps: 99 %": f"{np.quantile(error[:, -1], 0.99):.0e}",
                 "MJX steps/s": f"{rate:,.0f}",
                 "C steps/s": f"{c_rate:,.0f}",
                 "MJX / C": f"{rate / c_rate:.2f}",
             }
         )
-    print_table(f"{TASK}: MJX in batches of {BATCH} on {jax.devices()[0].platform}, C on one core", rows)
+    print_table(f"{TASK}: MJX in batches of {BATCH} on {jax.devices()[0].platform}, a CPU second", rows)
 
 
 if __name__ == "__main__":

@@ -141,8 +141,8 @@ def test_conditions_are_dropped_at_the_given_rate(dropout):
     config = dataclasses.replace(TINY, condition_dim=2, condition_dropout=dropout)
     generator = make_generator(config, 2, 1)
     params = jax.jit(generator.init)(jax.random.key(0)).params
-    kernel = params["params"]["output"]["kernel"]
-    params["params"]["output"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)
+    kernel = params["params"]["output"]["taps"]["kernel"]
+    params["params"]["output"]["taps"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)
     z = jax.random.normal(jax.random.key(2), (4_000, 1, 2))
     condition = 3 * jax.random.normal(jax.random.key(3), (4_000, 2))
 
@@ -185,7 +185,7 @@ def test_the_condition_is_learned():
 def test_vmapped_seeds_with_a_shared_denoiser_equal_a_loop():
     generator = make_generator(TINY, CHANNELS, HORIZON)
     params = jax.jit(generator.init)(jax.random.key(0)).params
-    params["params"]["output"]["kernel"] += 0.1
+    params["params"]["output"]["taps"]["kernel"] += 0.1
     tau = jax.random.normal(jax.random.key(1), (3, 4, HORIZON, CHANNELS))
     mapped = jax.jit(jax.vmap(generator.denoise, in_axes=(None, 0, None)))(params, tau, 0.4)
     looped = jnp.stack([jax.jit(generator.denoise)(params, tau[seed], 0.4) for seed in range(3)])

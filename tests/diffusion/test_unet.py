@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from coda_jax.diffusion.unet import UNet, UNetConfig
+from coda_jax.diffusion.unet import TemporalConv, UNet, UNetConfig
 
 SMALL = UNetConfig(width=4, embedding_dim=4)
 
@@ -18,14 +18,26 @@ def build(horizon=5, channels=3, config=SMALL, condition_dim=0, seed=0):
     key_init, key_output = jax.random.split(jax.random.key(seed))
     condition = jnp.zeros((1, condition_dim)) if condition_dim else None
     params = jax.jit(network.init)(key_init, jnp.zeros((1, horizon, channels)), jnp.zeros((1, 1, 1)), condition)
-    kernel = params["params"]["output"]["kernel"]
-    params["params"]["output"]["kernel"] = jax.random.normal(key_output, kernel.shape)
+    kernel = params["params"]["output"]["taps"]["kernel"]
+    params["params"]["output"]["taps"]["kernel"] = jax.random.normal(key_output, kernel.shape)
     return jax.jit(network.apply), params
 
 
 def inputs(batch, horizon=5, channels=3, seed=1):
     key_x, key_noise = jax.random.split(jax.random.key(seed))
     return jax.random.normal(key_x, (*batch, horizon, channels)), jax.random.normal(key_noise, (*batch, 1, 1))
+
+
+@pytest.mark.parametrize(("horizon", "stride", "kernel_size"), [(1, 1, 3), (1, 2, 3), (6, 2, 3), (7, 2, 5), (7, 1, 4)])
+def test_temporal_convolution_is_the_library_one(horizon, stride, kernel_size):
+    x, _ = inputs((2,), horizon)
+    conv = TemporalConv(4, kernel_size, stride)
+    y, params = conv.init_with_output(jax.random.key(0), x)
+    kernel = params["params"]["taps"]["kernel"].reshape(kernel_size, 3, 4)
+    padding = [((kernel_size - 1) // 2, kernel_size // 2)]
+    expected = jax.lax.conv_general_dilated(x, kernel, (stride,), padding, dimension_numbers=("NHC", "HIO", "NHC"))
+    assert y.shape == (2, -(-horizon // stride), 4)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 5, 7, 20, 21])
@@ -55,7 +67,7 @@ def test_default_sizes_are_the_papers():
     network = UNet(UNetConfig(), 20)
     x, c_noise = inputs((1,), 20, 49)
     params = jax.eval_shape(network.init, jax.random.key(0), x, c_noise)["params"]
-    assert params["input"]["kernel"].shape == (3, 49, 16)
+    assert params["input"]["taps"]["kernel"].shape == (3 * 49, 16)
     assert params["position"].shape == (20, 16)
     assert {"encoder_0", "encoder_1", "decoder_0", "decoder_1"} <= params.keys() and "encoder_2" not in params
 

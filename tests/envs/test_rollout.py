@@ -53,11 +53,15 @@ def reading_the_clock(obs, memory, key):
     return (obs % 3.0) / 4.0, memory
 
 
+@jax.jit
+def record(key):
+    return rollout(CLOCK, remembering, jnp.zeros(N), key, N, 40)
+
+
 @pytest.fixture(scope="module")
 def recorded():
     """40 steps of N clocks, as numpy arrays with the environments in front."""
-    seen = jax.jit(lambda key: rollout(CLOCK, remembering, jnp.zeros(N), key, N, 40))(jax.random.key(0))
-    return jax.tree.map(lambda leaf: np.moveaxis(np.asarray(leaf), 1, 0), seen)
+    return jax.tree.map(lambda leaf: np.moveaxis(np.asarray(leaf), 1, 0), record(jax.random.key(0)))
 
 
 def test_shapes(recorded):
@@ -97,14 +101,16 @@ def test_observations_are_those_that_were_acted_on(recorded):
 
 def test_environments_differ_and_the_same_key_repeats_them(recorded):
     assert len(np.unique(recorded.steps.state[:, 0])) == N
-    again = rollout(CLOCK, remembering, jnp.zeros(N), jax.random.key(0), N, 40)
-    np.testing.assert_array_equal(np.moveaxis(again.steps.state, 1, 0), recorded.steps.state)
+    again = record(jax.random.key(0)).steps.state
+    np.testing.assert_array_equal(np.moveaxis(again, 1, 0), recorded.steps.state)
+    assert not np.array_equal(record(jax.random.key(1)).steps.state, again)
 
 
 def test_a_step_returns_both_where_it_led_and_where_to_go_on():
     clock = jnp.array([6.0, 11.0, 20.0])
-    now = jax.vmap(show)(clock, jnp.zeros(3), jnp.array([0, 4, 1], jnp.int32))
-    stepped, following = step_and_reset(CLOCK, now, jnp.zeros((3, 2, 1)), jax.random.key(1))
+    now = jax.jit(jax.vmap(show))(clock, jnp.zeros(3), jnp.array([0, 4, 1], jnp.int32))
+    step_once = jax.jit(lambda now, action, key: step_and_reset(CLOCK, now, action, key))
+    stepped, following = step_once(now, jnp.zeros((3, 2, 1)), jax.random.key(1))
     np.testing.assert_array_equal(stepped.state[:, 0], clock + 1)
     np.testing.assert_array_equal(stepped.terminal, [True, False, True])
     np.testing.assert_array_equal(stepped.truncated, [False, True, False])
@@ -124,13 +130,12 @@ def test_where_done_selects_whole_environments():
 
 
 @pytest.mark.parametrize("act", [remembering, reading_the_clock])
-def test_episode_returns_count_the_first_episode_only(act):
-    key = jax.random.key(2)
-    returns = jax.jit(lambda key: episode_returns(CLOCK, act, jnp.zeros(N), key, N))(key)
+def test_episode_returns_count_the_first_episode_only(act, recorded):
+    returns = jax.jit(lambda key: episode_returns(CLOCK, act, jnp.zeros(N), key, N))(jax.random.key(0))
     # The starts are `rollout`'s of the same key, and are all that a policy without noise needs.
-    first = rollout(CLOCK, act, jnp.zeros(N), key, N, 1).steps.state[0, :, 0]
+    first = recorded.steps.state[:, 0, 0]
     expected = []
-    for clock in np.asarray(first):
+    for clock in first:
         total = 0.0
         for age in range(1, LIMIT + 1):
             action = (age - 1) / 8.0 if act is remembering else (clock % 3.0) / 4.0

@@ -21,10 +21,6 @@ def summing_learner() -> Learner:
     return Learner(init=unused, update=unused, act=act, initial_carry=lambda shape: jnp.zeros((*shape, 3, 2)))
 
 
-def memoryless_learner() -> Learner:
-    return Learner(init=unused, update=unused, act=lambda state, obs, carry: (state * obs, carry), initial_carry=tuple)
-
-
 @settings(max_examples=6)
 @given(batch_shape=st.lists(st.integers(1, 2), max_size=2).map(tuple), horizon=st.integers(1, 4))
 def test_unroll_acts_along_the_window_from_an_empty_memory(batch_shape, horizon):
@@ -34,7 +30,7 @@ def test_unroll_acts_along_the_window_from_an_empty_memory(batch_shape, horizon)
 
 
 def test_unroll_serves_a_learner_without_memory():
-    learner = memoryless_learner()._replace(initial_carry=lambda shape: ())
+    learner = Learner(unused, unused, act=lambda gain, obs, carry: (gain * obs, carry), initial_carry=lambda shape: ())
     obs = jax.random.normal(jax.random.key(0), (4, 1, 2, 1))
     np.testing.assert_array_equal(unroll(learner, jnp.float32(3.0), obs), 3.0 * obs)
 

@@ -67,8 +67,8 @@ def test_a_game_of_one_step_needs_no_bootstrap():
     np.testing.assert_array_equal(td_targets(reward, jnp.zeros((1, 2)), jnp.zeros((0, 2)), 0.9), reward)
 
 
-def test_critic_loss_is_that_of_the_targets_written_out():
-    """Targets come from the target networks, the smaller twin, and a target policy unrolled from a zero state."""
+def test_losses_are_those_written_out():
+    """Targets come from the target policy and critics, the policy's values from the online critics."""
     fresh = INIT(jax.random.key(0))
     other = INIT(jax.random.key(1))
     state = fresh.replace(target_policy=other.policy, target_critics=other.critics)
@@ -86,6 +86,18 @@ def test_critic_loss_is_that_of_the_targets_written_out():
                 target = target + 0.99 * next_q[b, t + 1]
             errors += [q[k][b, t] - target for k in range(2)]
     np.testing.assert_allclose(metrics["critic_loss"], 0.5 * np.mean(np.square(errors)), rtol=1e-5)
+
+    mu = unroll(LEARNER, state, window.obs)
+    policy_q = [
+        np.minimum(
+            *each_critic(state.critics, SMALL.critic_widths, window.state, window.action.at[:, :, i].set(mu[:, :, i]))
+        )
+        for i in range(TASK.num_agents)
+    ]
+    bc_loss = np.mean(np.square(mu - window.action))
+    np.testing.assert_allclose(metrics["policy_q"], np.mean(policy_q), rtol=1e-5)
+    expected = -2.5 * np.mean(policy_q) / np.mean(np.abs(policy_q)) + bc_loss
+    np.testing.assert_allclose(metrics["policy_loss"], expected, rtol=1e-5)
 
 
 def test_the_last_token_serves_the_critics_as_next_state_only():
