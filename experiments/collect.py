@@ -39,7 +39,7 @@ class CollectConfig:
     """Task: `2halfcheetah`."""
     num_teams: int = 4
     """Teams, from different seeds."""
-    num_snapshots: int = 26
+    num_snapshots: int = 13
     """Snapshots of each team, the first before any training."""
     steps_per_snapshot: int = 1600
     """Joint steps of all environments between two snapshots."""

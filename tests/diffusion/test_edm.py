@@ -84,9 +84,10 @@ def test_preconditioning_coefficients(sigma, sigma_data):
 def test_input_and_target_of_the_network_have_unit_variance():
     sigma_data = 1.814
     key_data, key_noise = jax.random.split(jax.random.key(1))
+    z0 = sigma_data * jax.random.normal(key_data, (4000, 1, 3))
+    noise = jax.random.normal(key_noise, z0.shape)
     for sigma in (0.02, 0.5, 20.0):
-        z0 = sigma_data * jax.random.normal(key_data, (4000, 1, 3))
-        tau = z0 + sigma * jax.random.normal(key_noise, z0.shape)
+        tau = z0 + sigma * noise
         total = sigma**2 + sigma_data**2
         target = (z0 - sigma_data**2 / total * tau) * np.sqrt(total) / (sigma * sigma_data)
         np.testing.assert_allclose([np.std(tau / np.sqrt(total)), np.std(target)], 1.0, atol=0.02)

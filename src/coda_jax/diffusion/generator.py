@@ -152,7 +152,7 @@ def make_generator(config: GeneratorConfig, num_channels: int, horizon: int) -> 
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         ema = update_ema(state.ema, params, step, config.ema_decay)
-        return GeneratorState(params, ema, opt_state, step), {"loss": value, "grad_norm": optax.global_norm(grads)}
+        return GeneratorState(params, ema, opt_state, step), {"loss": value, "grad_norm": optax.tree.norm(grads)}
 
     return Generator(init, update, loss, denoise)
 
