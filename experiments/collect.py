@@ -89,9 +89,7 @@ def run(config: CollectConfig) -> None:
         return episode_returns(env, lambda obs, carry, _: (policy.apply(weights, obs), carry), (), key, EPISODES)
 
     init = jax.jit(per_team(algorithm.init))
-    train = jax.jit(
-        per_team(lambda state: algorithm.train(state, config.steps_per_snapshot)), donate_argnums=0
-    )
+    train = jax.jit(per_team(lambda state: algorithm.train(state, config.steps_per_snapshot)), donate_argnums=0)
     evaluate = jax.jit(per_team(measure))
 
     keys = jax.device_put(jax.random.split(jax.random.key(config.seed), config.num_teams), by_team)
@@ -111,7 +109,9 @@ def run(config: CollectConfig) -> None:
             kept[:, snapshot] = np.asarray(leaf)
         returns = np.asarray(evaluate((state.online.policy, evaluation_keys))).mean(axis=1)
         if not np.isfinite(returns).all():
-            raise UserError(f"NaN in the returns of snapshot {snapshot}, team {np.flatnonzero(~np.isfinite(returns))[0]}")
+            raise UserError(
+                f"NaN in the returns of snapshot {snapshot}, team {np.flatnonzero(~np.isfinite(returns))[0]}"
+            )
         teams.returns[:, snapshot] = returns
 
     path = config.run_dir or Path("runs", f"collect-{config.task}")

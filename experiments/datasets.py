@@ -17,9 +17,9 @@ from coda_jax.data.teams import (
     to_episodes,
 )
 from coda_jax.data.vault import read_vault, write_vault
-from coda_jax.envs.mamujoco import Environment
+from coda_jax.envs.mamujoco import TASKS, Environment
 from coda_jax.marl.matd3 import Matd3Config
-from experiments.cache import cache_folder, key_of, lock
+from experiments.cache import cache_folder, key_of, lock, plain
 from experiments.console import phase
 
 ENVS_PER_DEVICE = 16
@@ -34,6 +34,7 @@ def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> 
         "dataset": name,
         "num_episodes": num_episodes,
         "noise": REPLAY_NOISE,
+        "robot": plain(TASKS[task][0]),
         "teams": hashlib.sha256(assets(task).read_bytes()).hexdigest(),
     }
     path = cache_folder() / "datasets" / task / f"{name.capitalize()}.vlt" / key_of(recipe)

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from coda_jax import transforms
 from coda_jax.coda import Prior
-from coda_jax.data.dataset import Dataset, Episodes, make_dataset, sample_windows
+from coda_jax.data.dataset import Dataset, Episodes, make_dataset, sample_index
 from coda_jax.diffusion.generator import Generator, GeneratorConfig, GeneratorState, fit_chunk, make_generator
-from coda_jax.types import PRNGKey, TaskSpec, Trajectory
+from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec
 from experiments.cache import cache_folder, key_of, lock
 from experiments.checkpoints import Checkpoints
 from experiments.console import phase
@@ -37,17 +37,6 @@ class Fit(NamedTuple):
     """Loss of the averaged weights on held-out episodes."""
 
 
-def steps_of(episodes: Episodes) -> Trajectory:
-    """All steps of the episodes, as one long trajectory on the host."""
-    return Trajectory(
-        state=episodes.state,
-        obs=episodes.obs,
-        action=episodes.action,
-        reward=episodes.reward,
-        terminal=episodes.terminal,
-    )
-
-
 def fit_prior(
     train: Episodes, held_out: Episodes, config: GeneratorConfig, spec: TaskSpec, horizon: int, mesh: Mesh
 ) -> Fit:
@@ -63,7 +52,7 @@ def fit_prior(
         windows, held_out_windows = make_dataset(train, horizon), make_dataset(held_out, horizon)
     except ValueError as error:
         raise UserError(f"--training.horizon {horizon}: {error}") from error
-    tokens = np.asarray(transforms.pack(steps_of(train)))
+    tokens = np.asarray(transforms.pack(windows.steps))
     transform = transforms.fit(tokens)
     generator = make_generator(config, tokens.shape[-1], horizon)
     shared = NamedSharding(mesh, PartitionSpec())
@@ -80,17 +69,17 @@ def fit_prior(
             state = restored.tree
         if int(state.step) < config.num_updates:
             z = encode(transform, jnp.asarray(tokens), jax.random.key(1))
-            state = _fit(generator, config, state, windows.replace(steps=z), mesh, checkpoints)
+            state = _fit(generator, config, state, windows, z, mesh, checkpoints)
         checkpoints.close()
     held_out_z = encode(transform, transforms.pack(held_out_windows.steps), jax.random.key(2))
-    loss = jax.jit(functools.partial(_held_out_loss, generator))(state.ema, held_out_windows.replace(steps=held_out_z))
+    loss = jax.jit(functools.partial(_held_out_loss, generator))(state.ema, held_out_windows, held_out_z)
     return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), float(loss))
 
 
-def _held_out_loss(generator: Generator, params: object, windows: Dataset) -> Array:
+def _held_out_loss(generator: Generator, params: Params, windows: Dataset, z: Float[Array, "T C"]) -> Array:
     key_windows, key_loss = jax.random.split(jax.random.key(3))
-    z = sample_windows(windows, key_windows, HELD_OUT_WINDOWS, len(windows.offsets))
-    return generator.loss(params, z, key_loss)
+    index = sample_index(windows, key_windows, HELD_OUT_WINDOWS, len(windows.offsets))
+    return generator.loss(params, z[index], key_loss)
 
 
 def _fit(
@@ -98,30 +87,30 @@ def _fit(
     config: GeneratorConfig,
     state: GeneratorState,
     windows: Dataset,
+    z: Float[Array, "T C"],
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> GeneratorState:
     """Updates from `state.step` on to the end; every chunk has a key of its own, so resuming changes nothing."""
     shared, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("seed"))
-    windows = jax.device_put(windows, shared)
+    windows, z = jax.device_put((windows, z), shared)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def chunk(state: GeneratorState, windows: Dataset, key: PRNGKey):
+    def chunk(state: GeneratorState, windows: Dataset, z: Array, key: PRNGKey) -> tuple[GeneratorState, Metrics]:
         def sample_batch(key: PRNGKey) -> tuple[Array, None]:
-            z = sample_windows(windows, key, config.batch_size, len(windows.offsets))
-            return jax.lax.with_sharding_constraint(z, split), None
+            index = sample_index(windows, key, config.batch_size, len(windows.offsets))
+            return jax.lax.with_sharding_constraint(z[index], split), None
 
         key = jax.random.fold_in(key, state.step)
         return fit_chunk(generator, state, sample_batch, key, UPDATES_PER_CHUNK)
 
     with phase("fitting the denoiser", total=config.num_updates, done=int(state.step)) as progress:
         while int(state.step) < config.num_updates:
-            state, metrics = chunk(state, windows, jax.random.key(4))
+            state, metrics = chunk(state, windows, z, jax.random.key(4))
             loss = float(metrics["loss"])
             if not np.isfinite(loss):
                 raise UserError(
-                    f"NaN while fitting the denoiser, before update {int(state.step)}; "
-                    "lower --denoiser.learning-rate"
+                    f"NaN while fitting the denoiser, before update {int(state.step)}; lower --denoiser.learning-rate"
                 )
             checkpoints.save(int(state.step), state)
             progress.advance(UPDATES_PER_CHUNK, f"loss {loss:.3f}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -150,11 +151,11 @@ def train_policies(
 
     def plan(generate: bool = False, num_updates: int = 0, evaluate: bool = False) -> Plan:
         values = Plan(
-            generate=np.bool_(generate),
-            num_updates=np.int32(num_updates),
-            evaluate=np.bool_(evaluate),
-            guidance=np.float32(config.guidance if is_guided else 0.0),
-            mix_ratio=np.float32(training.mix_ratio if is_synthetic else 0.0),
+            generate=jnp.bool_(generate),
+            num_updates=jnp.int32(num_updates),
+            evaluate=jnp.bool_(evaluate),
+            guidance=jnp.float32(config.guidance if is_guided else 0.0),
+            mix_ratio=jnp.float32(training.mix_ratio if is_synthetic else 0.0),
         )
         return jax.device_put(values, shared)
 
@@ -166,10 +167,11 @@ def train_policies(
     def play(state: CodaState, number: int, plan: Plan) -> tuple[CodaState, Report]:
         state, report = round_(state, prior, plan)
         report = jax.device_get(report)
-        for name, finite in report.finite.items():
-            if not finite.all():
+        for name in ("generate", "update", "evaluate"):
+            broken = seeds[~report.finite[name]]
+            if broken.size:
                 raise UserError(
-                    f"NaN in round {number}, phase {name}, seed {seeds[~finite][0]}; the run folder keeps the rounds before"
+                    f"NaN in round {number}, phase {name}, seed {broken[0]}; the run folder keeps the rounds before"
                 )
         return state, report
 

@@ -5,11 +5,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import mujoco
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from mujoco import mjx
 
 from coda_jax import transforms
 from coda_jax.coda import CodaConfig, Plan, Prior, across_seeds, coda, mix, policy_guide
@@ -18,40 +16,15 @@ from coda_jax.diffusion.generator import GeneratorConfig, make_generator
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs import mamujoco
-from coda_jax.envs.mamujoco import Environment, EnvState
 from coda_jax.evaluation import action_log_likelihood
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
-from coda_jax.types import TaskSpec, Trajectory
+from coda_jax.types import Trajectory
+from tests.drift import DRIFT, SPEC
 
-SPEC = TaskSpec(name="drift", num_agents=2, state_dim=2, obs_dim=1, action_dim=1, episode_length=5)
 CONFIG = CodaConfig(horizon=4, batch_size=8, num_trajectories=24, chunk_size=16, evaluation_episodes=3)
 SAMPLER = SamplerConfig(num_steps=4)
 LEARNER = MaddpgBcConfig(policy_linear_width=8, policy_hidden_width=8, critic_widths=(8,))
 GENERATOR = GeneratorConfig(unet=UNetConfig(width=4, embedding_dim=4))
-
-
-def drift_state(state, reward, time) -> EnvState:
-    nothing = mjx.make_data(mujoco.MjModel.from_xml_string("<mujoco/>"))
-    return EnvState(
-        state=state,
-        obs=state[:, None],
-        reward=reward,
-        terminal=jnp.zeros((), bool),
-        truncated=time >= SPEC.episode_length,
-        time=time,
-        physics=nothing,
-    )
-
-
-def drift_reset(key) -> EnvState:
-    return drift_state(jax.random.normal(key, (2,)), jnp.zeros(()), jnp.zeros((), jnp.int32))
-
-
-def drift_step(now: EnvState, action) -> EnvState:
-    return drift_state(now.state + 0.1 * action[:, 0], jnp.sum(action), now.time + 1)
-
-
-ENV = Environment(reset=drift_reset, step=drift_step, spec=SPEC)
 
 
 def plan(generate=False, num_updates=0, evaluate=False, guidance=0.0, mix_ratio=0.0) -> Plan:
@@ -99,7 +72,7 @@ def prior(generator) -> Prior:
 
 @pytest.fixture(scope="module")
 def single(learner, generator):
-    return coda(ENV, learner, generator, CONFIG, SAMPLER)
+    return coda(DRIFT, learner, generator, CONFIG, SAMPLER)
 
 
 def mesh_of(num_devices: int) -> Mesh:

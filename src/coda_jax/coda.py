@@ -130,9 +130,7 @@ class Coda(NamedTuple):
     round: Callable[[CodaState, Prior, Plan], tuple[CodaState, Report]]
 
 
-def policy_guide(
-    learner: Learner, state: LearnerState, transform: transforms.CdfTransform, spec: TaskSpec
-) -> Guide:
+def policy_guide(learner: Learner, state: LearnerState, transform: transforms.CdfTransform, spec: TaskSpec) -> Guide:
     """The guide of Eq. 14 for a joint policy: toward its actions, along each denoised trajectory."""
     obs_channels, action_channels = transforms.obs_channels(spec), transforms.action_channels(spec)
     decoded = slice(obs_channels.start, action_channels.stop)  # observations and actions stand side by side
@@ -150,9 +148,7 @@ def policy_guide(
     return score_guide(log_prob, decode, action_channels)
 
 
-def mix(
-    real: Trajectory, synthetic: Trajectory, mix_ratio: Float[Array, ""]
-) -> Trajectory:
+def mix(real: Trajectory, synthetic: Trajectory, mix_ratio: Float[Array, ""]) -> Trajectory:
     """A mini-batch whose first rows, a share of `mix_ratio`, are synthetic and the others real (Alg. 2, l. 9)."""
     batch_size = real.reward.shape[0]
     is_synthetic = jnp.arange(batch_size) < jnp.round(mix_ratio * batch_size)
@@ -194,9 +190,7 @@ def coda(
     def init(key: PRNGKey) -> CodaState:
         key_learner, key_rounds = jax.random.split(key)
         blank = jnp.zeros((config.num_trajectories, config.horizon, num_channels))
-        return CodaState(
-            learner=learner.init(key_learner), synthetic=transforms.unpack(blank, spec), key=key_rounds
-        )
+        return CodaState(learner=learner.init(key_learner), synthetic=transforms.unpack(blank, spec), key=key_rounds)
 
     def generate(state: LearnerState, prior: Prior, guidance: Array, key: PRNGKey) -> Trajectory:
         guide = policy_guide(learner, state, prior.transform, spec)

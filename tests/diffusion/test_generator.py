@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from coda_jax.diffusion import edm
 from coda_jax.diffusion.generator import (
@@ -71,13 +70,12 @@ def test_training_approaches_the_least_loss_of_correlated_data():
 
 def test_held_out_loss_is_the_edm_loss_of_the_denoiser():
     generator = make_generator(TINY, CHANNELS, HORIZON)
-    state = jax.jit(generator.update)(
-        jax.jit(generator.init)(jax.random.key(0)), jnp.ones((8, 5, 2)), jax.random.key(1)
-    )[0]
+    params = jax.jit(generator.init)(jax.random.key(0)).params
+    params["params"]["output"]["taps"]["kernel"] += 0.3
     z = jax.random.normal(jax.random.key(2), (8, HORIZON, CHANNELS))
     _, key_loss = jax.random.split(jax.random.key(3))
-    expected = edm.loss(functools.partial(jax.jit(generator.denoise), state.params), z, key_loss)
-    np.testing.assert_allclose(jax.jit(generator.loss)(state.params, z, jax.random.key(3)), expected, rtol=1e-5)
+    expected = edm.loss(functools.partial(jax.jit(generator.denoise), params), z, key_loss)
+    np.testing.assert_allclose(jax.jit(generator.loss)(params, z, jax.random.key(3)), expected, rtol=1e-5)
 
 
 def test_plain_weight_is_the_unweighted_error():
@@ -136,7 +134,7 @@ def test_learning_rate_warms_up_and_ends_at_zero():
 
 
 def test_conditions_are_dropped_at_the_given_rate():
-    """The objective mixes the losses with y and with the null token, which is set far away here, by the dropout rate."""
+    """The objective mixes the loss with y and the loss with the null token, here far away, by the dropout rate."""
     condition = jax.random.normal(jax.random.key(3), (4_000, 2))
     z = jax.random.normal(jax.random.key(2), (4_000, 1, 2))
     config = dataclasses.replace(TINY, condition_dim=2)
@@ -150,7 +148,7 @@ def test_conditions_are_dropped_at_the_given_rate():
         return float(jax.jit(generator.loss)(params, z, jax.random.key(4), condition))
 
     given, null = objective(0.0, condition), objective(0.0, None)
-    assert abs(given - null) > 0.5
+    assert abs(given - null) > 0.1
     for dropout in (0.1, 1.0):
         share = (objective(dropout, condition) - given) / (null - given)
         np.testing.assert_allclose(share, dropout, atol=0.03)

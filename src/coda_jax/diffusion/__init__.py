@@ -1,1 +1,1 @@
-"""Diffusion over trajectories: noise schedule, denoiser, guidance and samplers; it knows nothing of agents or environments."""
+"""Diffusion over trajectories: noise schedule, denoiser, guidance and samplers; it knows nothing of agents."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,21 @@ from coda_jax.types import PRNGKey
 Network = Callable[[Array, Array, Array | None], Array]
 """`(x_in [*batch, H, C], c_noise [*batch, 1, 1] or [1, ..., 1], condition) -> F [*batch, H, C]`."""
 
-Denoise = Callable[[Array, Array | float, Array | None], Array]
-"""`(tau [*batch, H, C], sigma [*batch] or scalar, condition) -> D(tau; sigma) [*batch, H, C]`."""
-
 Weight = Literal["edm", "plain"]
+
+
+@runtime_checkable
+class Denoise(Protocol):
+    """The type of a preconditioned denoiser."""
+
+    def __call__(
+        self,
+        tau: Float[Array, "*batch H C"],
+        sigma: Float[Array, "..."] | float,
+        condition: Float[Array, "... K"] | None = None,
+    ) -> Float[Array, "*batch H C"]:
+        """D(tau; sigma), with sigma a scalar or `[*batch]`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,197 @@
+"""The main command: bad input, resuming, and what a run folder holds; on a world without physics, so that it is quick."""
+
+import csv
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from coda_jax.data.dataset import episodes_from_arrays
+from coda_jax.data.vault import write_vault
+from experiments import mamujoco
+from experiments.checkpoints import Checkpoints
+from tests.drift import DRIFT, SPEC
+
+TINY = (
+    "--preset smoke --diffusion.num-steps 2 --denoiser.num-updates 2 --denoiser.batch-size 4 --denoiser.unet.width 4 "
+    "--training.horizon 3 --training.batch-size 4 --training.num-rounds 3 --training.updates-per-epoch 2 "
+    "--training.num-trajectories 4 --training.static-trajectories 4 --learner.critic-widths 8 "
+    "--learner.policy-linear-width 4 --learner.policy-hidden-width 4"
+).split()
+
+
+@pytest.fixture(scope="module")
+def vault(tmp_path_factory):
+    """A vault of 20 episodes of the drifting world."""
+    rng = np.random.default_rng(0)
+    steps = 100
+    episodes = episodes_from_arrays(
+        state=rng.normal(size=(steps, 2)),
+        obs=rng.normal(size=(steps, 2, 1)),
+        action=rng.uniform(-1, 1, size=(steps, 2, 1)),
+        reward=rng.normal(size=steps),
+        terminal=np.zeros(steps),
+        truncation=np.arange(steps) % 5 == 4,
+    )
+    path = tmp_path_factory.mktemp("vaults") / "drift" / "Replay.vlt" / "one"
+    write_vault(path, episodes)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world(tmp_path_factory):
+    """The command in a world without physics, with a cache of its own, and the compiler's cache of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mamujoco.mamujoco, "make", lambda task: DRIFT)
+        patch.setattr(mamujoco, "enable_compilation_cache", lambda: None)
+        patch.setenv("CODA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def command(*flags: str) -> None:
+    # A process of its own would start with fresh keys; in this one, the checks of key reuse remember.
+    with jax.debug_key_reuse(False):
+        mamujoco.main([*TINY, *flags])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, vault):
+    """A run folder that was never interrupted."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    command("--vault", str(vault), "--run-dir", str(path))
+    return path
+
+
+def table(path):
+    with (path / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_folder_holds_what_it_promises(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["task"] == "2halfcheetah" and summary["augmentation"] == "coda" and summary["guidance"] == 0.6
+    assert summary["num_seeds"] == 2 and summary["updates"] == 3 * 4 * 2
+    assert set(summary["wall_seconds"]) == {"collect", "fit", "compile", "generate", "train", "evaluate", "total"}
+    rows = table(finished)
+    assert [(row["round"], row["seed"]) for row in rows] == [(str(r), str(s)) for r in range(4) for s in range(2)]
+    last = [float(row["return"]) for row in rows[-2:]]
+    np.testing.assert_allclose(summary["returns_per_seed"], last)
+    np.testing.assert_allclose(summary["mean"], np.mean(last))
+    np.testing.assert_allclose(summary["standard_error"], abs(last[0] - last[1]) / 2)
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["training"]["num_rounds"] == 3
+    assert json.loads((finished / "provenance.json").read_text())["num_devices"] == 2
+    assert (finished / "figures" / "learning_curve.png").stat().st_size > 5000
+
+
+def test_a_finished_run_is_shown_and_not_touched(finished, vault, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    command("--vault", str(vault), "--run-dir", str(finished))
+    assert "return after 24 updates" in " ".join(capsys.readouterr().out.split())
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("last_saved", [None, 0, 2])
+def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path, monkeypatch, last_saved):
+    """The process dies between the rows of a round and its checkpoint, where most is at stake."""
+    path = tmp_path / "resumed"
+    save = Checkpoints.save
+
+    def save_until(self, step, tree, notes=None):
+        if self._folder.name == "train" and (last_saved is None or step > last_saved):
+            raise RuntimeError("killed")
+        save(self, step, tree, notes)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Checkpoints, "save", save_until)
+        command("--vault", str(vault), "--run-dir", str(path))
+    assert not (path / "summary.json").exists()
+    command("--vault", str(vault), "--run-dir", str(path))
+    assert (path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+    whole, resumed = (json.loads((p / "summary.json").read_text()) for p in (finished, path))
+    assert whole["returns_per_seed"] == resumed["returns_per_seed"]
+
+
+@pytest.mark.parametrize("augmentation", ["none", "unconditional"])
+def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentation):
+    path = tmp_path / augmentation
+    command("--vault", str(vault), "--run-dir", str(path), "--augmentation", augmentation)
+    rows, coda_rows = table(path), table(finished)
+    assert [row["return"] for row in rows[:2]] == [row["return"] for row in coda_rows[:2]]  # same seeds, untrained
+    assert [row["critic_loss"] for row in rows[2:]] != [row["critic_loss"] for row in coda_rows[2:]]
+    has_likelihood = [float(row["synthetic_log_likelihood"]) < 0 for row in rows[2:]]
+    assert all(has_likelihood) if augmentation == "unconditional" else not any(has_likelihood)
+
+
+def refusal(capsys, *flags: str) -> str:
+    """The one line a command ends with, on stderr, with exit status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command(*flags)
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--task", "3halfcheetah"], ["--task", "3halfcheetah", "2halfcheetah"]),
+        (["--dataset", "expert"], ["--dataset", "expert", "replay"]),
+        (["--augmentation", "codas"], ["--augmentation", "codas", "unconditional"]),
+        (["--guidance", "-0.1"], ["--guidance", "-0.1"]),
+        (["--guidance", "nan"], ["--guidance", "nan"]),
+        (["--guidance", "inf"], ["--guidance", "inf"]),
+        (["--num-seeds", "0"], ["--num-seeds", "0"]),
+        (["--num-seeds", "two"], ["num-seeds", "two"]),
+        (["--seed", "-1"], ["--seed", "-1"]),
+        (["--preset", "huge"], ["--preset", "huge", "laptop"]),
+        (["--training.mix-ratio", "1.5"], ["--training.mix-ratio", "1.5"]),
+        (["--diffusion.num-steps", "1"], ["num_steps", "1"]),
+        (["--vault", "nowhere/at/all.vlt"], ["nowhere/at/all.vlt"]),
+        (["--no-such-flag"], ["no-such-flag"]),
+    ],
+)
+def test_bad_flags_are_one_clear_line(capsys, tmp_path, flags, words):
+    line = refusal(capsys, "--run-dir", str(tmp_path / "run"), *flags)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vault_of_another_task_is_refused(capsys, tmp_path, vault, monkeypatch):
+    other = DRIFT._replace(spec=type(SPEC)("other", 2, state_dim=3, obs_dim=1, action_dim=1, episode_length=5))
+    monkeypatch.setattr(mamujoco.mamujoco, "make", lambda task: other)
+    assert str(vault) in refusal(capsys, "--vault", str(vault), "--run-dir", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_truncated_vault_is_refused(capsys, tmp_path, vault):
+    broken = tmp_path / "broken"
+    shutil.copytree(vault, broken)
+    chunk = max((path for path in broken.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    chunk.write_bytes(chunk.read_bytes()[: chunk.stat().st_size // 2])
+    assert str(broken) in refusal(capsys, "--vault", str(broken), "--run-dir", str(tmp_path / "run"))
+
+
+def test_a_folder_of_another_run_is_refused_and_kept(capsys, finished, vault):
+    line = refusal(capsys, "--vault", str(vault), "--run-dir", str(finished), "--guidance", "0.7")
+    assert "guidance" in line and "0.6" in line and "0.7" in line
+    assert (finished / "summary.json").exists()
+
+
+def test_nans_stop_the_run_and_say_where(capsys, vault, tmp_path):
+    line = refusal(
+        capsys, "--vault", str(vault), "--run-dir", str(tmp_path / "run"), "--learner.critic-learning-rate", "nan"
+    )
+    assert "NaN in round 1" in line and "update" in line and "seed 0" in line
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_refused(capsys, tmp_path, vault, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CODA_JAX_CACHE", str(tmp_path / "file" / "cache"))
+    assert "CODA_JAX_CACHE" in refusal(capsys, "--vault", str(vault), "--run-dir", str(tmp_path / "run"))
