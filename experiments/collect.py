@@ -6,8 +6,9 @@ the checkpoints in the run folder. Killed, the same command continues from the l
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -71,11 +72,12 @@ def run(config: CollectConfig) -> None:
     env = mamujoco.make(config.task)
     algorithm = matd3(env, config.matd3)
     policy = team_policy(env.spec, config.matd3.width)
+    apply = cast(Callable[..., Array], policy.apply)
     by_team = NamedSharding(mesh, PartitionSpec("seed"))
 
     # A device trains its teams one after the other: `vmap` would turn the loops' bounds into selects, and the replay
     # buffers with them.
-    def per_team(function):  # noqa: ANN001, ANN202
+    def per_team(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return jax.shard_map(
             functools.partial(jax.lax.map, function),
             mesh=mesh,
@@ -86,7 +88,7 @@ def run(config: CollectConfig) -> None:
 
     def measure(arguments: tuple[Params, PRNGKey]) -> Array:
         weights, key = arguments
-        return episode_returns(env, lambda obs, carry, _: (policy.apply(weights, obs), carry), (), key, EPISODES)
+        return episode_returns(env, lambda obs, carry, _: (apply(weights, obs), carry), (), key, EPISODES)
 
     init = jax.jit(per_team(algorithm.init))
     train = jax.jit(per_team(lambda state: algorithm.train(state, config.steps_per_snapshot)), donate_argnums=0)

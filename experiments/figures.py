@@ -3,15 +3,16 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend that needs no screen)
+import matplotlib.pyplot as plt  # after the choice of a backend that needs no screen
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.figsize": (6.0, 4.0),
     "figure.dpi": 120,
     "axes.spines.top": False,
@@ -48,7 +49,7 @@ def learning_curve(
 
 
 def team_curves(path: Path, task: str, num_steps: np.ndarray, returns: np.ndarray) -> None:
-    """Draws the behaviour teams' return without noise, `[teams, snapshots]`, against environment steps `[snapshots]`."""
+    """Draws the teams' return without noise, `[teams, snapshots]`, against environment steps `[snapshots]`."""
     with picture(path) as axes:
         for team, curve in enumerate(returns):
             axes.plot(num_steps / 1000, curve, marker="o", markersize=2.5, linewidth=1.2, label=f"team {team}")

@@ -42,8 +42,8 @@ def fit_prior(
 ) -> Fit:
     """Fits the CDF transform and the denoiser to the training episodes, or takes the fit from the cache.
 
-    The mini-batches are spread over the mesh's devices. A fit that was interrupted goes on from its last checkpoint, and a
-    second process that wants the same fit waits for it.
+    The mini-batches are spread over the mesh's devices. A fit that was interrupted goes on from its last checkpoint,
+    and a second process that wants the same fit waits for it.
 
     Raises:
         UserError: the fit ran into NaNs, or there are no windows of that horizon.

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from coda_jax.coda import CodaState, Plan, Prior, Report, across_seeds, coda
-from coda_jax.data.dataset import Episodes, split_episodes, statistics
+from coda_jax.data.dataset import split_episodes, statistics
 from coda_jax.data.vault import read_vault
 from coda_jax.envs import mamujoco
 from coda_jax.marl.maddpg_bc import maddpg_bc
@@ -40,7 +40,9 @@ class Clock:
     """Wall seconds of each phase of a run, over all the processes that worked on it."""
 
     def __init__(self, seconds: dict[str, float] | None = None):
-        self.seconds = dict.fromkeys(("collect", "fit", "compile", "generate", "train", "evaluate"), 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(
+            ("collect", "fit", "compile", "generate", "train", "evaluate"), 0.0
+        )
         self.seconds.update(seconds or {})
         self._last = time.monotonic()
 

@@ -6,9 +6,10 @@
             update(mix(synthetic, dataset))                      # l. 9, 11-12
         evaluate(joint policy)
 
-One round is one traced function of a single seed; `across_seeds` puts the seed axis in front of all of a run's state. What
-a round does (whether it generates, how many updates it makes, whether it evaluates, the guidance scale and the mix) is a
-traced `Plan`, so that CODA, its two baselines, the first generation and the first evaluation all run one compiled program.
+One round is one traced function of a single seed; `across_seeds` puts the seed axis in front of all of a run's state.
+What a round does (whether it generates, how many updates it makes, whether it evaluates, the guidance scale and the
+mix) is a traced `Plan`, so that CODA, its two baselines, the first generation and the first evaluation all run one
+compiled program.
 """
 
 import dataclasses
@@ -30,7 +31,6 @@ from coda_jax.envs.mamujoco import Environment
 from coda_jax.evaluation import action_log_likelihood, policy_returns
 from coda_jax.marl.learner import Learner, LearnerState, unroll
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
-
 
 EVALUATION_KEY = 0
 """Seed of the starts of the evaluation episodes: the same for every seed in every round."""
@@ -113,8 +113,9 @@ class Report:
     """What one round brought.
 
     returns:  `[*batch, evaluation_episodes]` undiscounted returns of the policy after the round.
-    metrics:  means over the round's updates; `synthetic_log_likelihood`, the mean action log-likelihood of the synthetic
-              trajectories under the policy that starts the round; 0 where there were no updates or no synthetic data.
+    metrics:  means over the round's updates; `synthetic_log_likelihood`, the mean action log-likelihood of the
+              synthetic trajectories under the policy that starts the round; 0 where there were no updates or no
+              synthetic data.
     finite:   for each phase (`generate`, `update`, `evaluate`) whether all its numbers are finite.
     """
 
@@ -254,10 +255,10 @@ def coda(
 
 
 def across_seeds(single: Coda, mesh: Mesh) -> Coda:
-    """Puts a seed axis in front of keys, state and report: vmapped within a device, sharded over the mesh's `seed` axis.
+    """Puts a seed axis in front of keys, state and report: vmapped in a device, sharded over the mesh's `seed` axis.
 
-    The prior and the plan are shared by all seeds and replicated on all devices. The number of seeds must be a multiple of
-    the number of devices.
+    The prior and the plan are shared by all seeds and replicated on all devices. The number of seeds must be a multiple
+    of the number of devices.
     """
     seeds, shared = PartitionSpec("seed"), PartitionSpec()
     init = jax.shard_map(jax.vmap(single.init), mesh=mesh, in_specs=seeds, out_specs=seeds, check_vma=False)

@@ -1,6 +1,5 @@
 """Measuring a joint policy: its returns in the environment, and how likely it makes the actions of trajectories."""
 
-import jax
 from jaxtyping import Array, Float
 
 from coda_jax.diffusion.guidance import gaussian_log_prob
@@ -23,5 +22,5 @@ def policy_returns(
 
 
 def action_log_likelihood(learner: Learner, state: LearnerState, trajectory: Trajectory) -> Float[Array, "B"]:
-    """log N(a; mu(o), 1) of the actions of trajectories `[B, H, ...]`, summed over horizon and agents (Sec. 6.2.1)."""
+    """Sums log N(a; mu(o), 1) of the actions of trajectories `[B, H, ...]` over horizon and agents (Sec. 6.2.1)."""
     return gaussian_log_prob(trajectory.action, unroll(learner, state, trajectory.obs))

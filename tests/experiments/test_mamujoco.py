@@ -1,7 +1,8 @@
-"""The main command: bad input, resuming, and what a run folder holds; on a world without physics, so that it is quick."""
+"""The main command: bad input, resuming, and what a run folder holds; in a world without physics, to be quick."""
 
 import csv
 import json
+import shlex
 import shutil
 
 import jax
@@ -15,12 +16,12 @@ from experiments import mamujoco
 from experiments.checkpoints import Checkpoints
 from tests.drift import DRIFT, SPEC
 
-TINY = (
+TINY = shlex.split(
     "--preset smoke --diffusion.num-steps 2 --denoiser.num-updates 2 --denoiser.batch-size 4 --denoiser.unet.width 4 "
     "--training.horizon 3 --training.batch-size 4 --training.num-rounds 3 --training.updates-per-epoch 2 "
     "--training.num-trajectories 4 --training.static-trajectories 4 --learner.critic-widths 8 "
     "--learner.policy-linear-width 4 --learner.policy-hidden-width 4"
-).split()
+)
 
 
 @pytest.fixture(scope="module")

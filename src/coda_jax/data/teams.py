@@ -7,6 +7,7 @@ A task's teams were trained online by MATD3 from different seeds and kept at sev
 import importlib.resources
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import chex
 import flax.traverse_util
@@ -70,7 +71,7 @@ def load_teams(path: Path) -> Teams:
 
 
 def replay_schedule(teams: Teams, num_episodes: int) -> Int[np.ndarray, "num_episodes 2"]:
-    """Which (team, snapshot) rolls out each episode of `replay`: all teams alike, snapshots evenly over their training."""
+    """Which (team, snapshot) rolls out each episode of `replay`: all teams alike, snapshots evenly over training."""
     num_teams, num_snapshots = teams.returns.shape
     episode = np.arange(num_episodes)
     of_team = -(-num_episodes // num_teams)
@@ -95,12 +96,13 @@ def recorder(env: Environment, width: int, noise: float) -> Callable[[Params, PR
         (weights `[N, ...]`, key) -> rollout `[T, N, ...]`; the key is consumed.
     """
     policy = team_policy(env.spec, width)
+    apply = cast(Callable[..., Array], policy.apply)
 
     def record(weights: Params, key: PRNGKey) -> Rollout:
         num_envs = jax.tree.leaves(weights)[0].shape[0]
 
         def act(obs: Array, carry: tuple[()], key: PRNGKey) -> tuple[Array, tuple[()]]:
-            mu = jax.vmap(policy.apply)(weights, obs)
+            mu = jax.vmap(apply)(weights, obs)
             return jnp.clip(mu + noise * jax.random.normal(key, mu.shape), -1.0, 1.0), carry
 
         return rollout(env, act, (), key, num_envs, env.spec.episode_length)

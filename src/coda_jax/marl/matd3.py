@@ -11,7 +11,7 @@ see the global state and the joint action. Environments, replay and learning are
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import chex
 import flax.linen as nn
@@ -67,6 +67,7 @@ class TeamPolicy(nn.Module):
 
     @nn.compact
     def __call__(self, obs: Float[Array, "*batch A O"]) -> Float[Array, "*batch A U"]:
+        """The actions of all agents."""
         num_agents = obs.shape[-2]
         agent_id = jnp.broadcast_to(jnp.eye(num_agents), (*obs.shape[:-1], num_agents))
         x = jnp.concatenate([agent_id, obs], axis=-1)
@@ -82,6 +83,7 @@ class TeamCritic(nn.Module):
 
     @nn.compact
     def __call__(self, state: Float[Array, "*batch S"], action: Float[Array, "*batch A U"]) -> Float[Array, "2 *batch"]:
+        """Both critics' values of every state and joint action."""
         x = jnp.concatenate([state, action.reshape(*action.shape[:-2], -1)], axis=-1)
 
         def value(x: Array) -> Array:
@@ -145,6 +147,8 @@ def matd3(env: Environment, config: Matd3Config) -> Matd3:
     spec = env.spec
     policy = team_policy(spec, config.width)
     critic = TeamCritic(width=config.width)
+    apply_policy = cast(Callable[..., Array], policy.apply)
+    apply_critic = cast(Callable[..., Array], critic.apply)
     optimizer = optax.adam(config.learning_rate)
     joint_shape = (config.num_envs, spec.num_agents, spec.action_dim)
 
@@ -176,15 +180,15 @@ def matd3(env: Environment, config: Matd3Config) -> Matd3:
     def critic_loss(params: Params, target: Networks, batch: Transition, key: PRNGKey) -> Array:
         noise = config.target_noise * jax.random.normal(key, batch.action.shape)
         noise = jnp.clip(noise, -config.target_noise_clip, config.target_noise_clip)
-        next_action = jnp.clip(policy.apply(target.policy, batch.next_obs) + noise, -1.0, 1.0)
-        next_value = critic.apply(target.critic, batch.next_state, next_action).min(axis=0)
+        next_action = jnp.clip(apply_policy(target.policy, batch.next_obs) + noise, -1.0, 1.0)
+        next_value = apply_critic(target.critic, batch.next_state, next_action).min(axis=0)
         goal = config.reward_scale * batch.reward + config.discount * (1.0 - batch.terminal) * next_value
-        value = critic.apply(params, batch.state, batch.action)
+        value = apply_critic(params, batch.state, batch.action)
         return jnp.mean(jnp.square(value - goal[None]))
 
     def policy_loss(params: Params, critic_params: Params, batch: Transition) -> Array:
-        action = policy.apply(params, batch.obs)
-        return -jnp.mean(critic.apply(critic_params, batch.state, action)[0])
+        action = apply_policy(params, batch.obs)
+        return -jnp.mean(apply_critic(critic_params, batch.state, action)[0])
 
     def update_critic(carry: Matd3State, key: PRNGKey) -> tuple[Matd3State, tuple[Array, Transition]]:
         key_batch, key_noise = jax.random.split(key)
@@ -193,8 +197,8 @@ def matd3(env: Environment, config: Matd3Config) -> Matd3:
         batch = jax.tree.map(lambda x: x[rows], carry.buffer)
         loss, gradient = jax.value_and_grad(critic_loss)(carry.online.critic, carry.target, batch, key_noise)
         step, critic_optimizer = optimizer.update(gradient, carry.critic_optimizer)
-        online = carry.online.replace(critic=optax.apply_updates(carry.online.critic, step))
-        return carry.replace(online=online, critic_optimizer=critic_optimizer), (loss, batch)
+        online = dataclasses.replace(carry.online, critic=optax.apply_updates(carry.online.critic, step))
+        return dataclasses.replace(carry, online=online, critic_optimizer=critic_optimizer), (loss, batch)
 
     def update(carry: Matd3State, key: PRNGKey) -> tuple[Matd3State, Array]:
         """`policy_delay` critic updates, then one of the policy and the targets, on the last batch."""
@@ -202,13 +206,13 @@ def matd3(env: Environment, config: Matd3Config) -> Matd3:
             carry, (loss, batch) = update_critic(carry, key_critic)
         gradient = jax.grad(policy_loss)(carry.online.policy, carry.online.critic, batch)
         step, policy_optimizer = optimizer.update(gradient, carry.policy_optimizer)
-        online = carry.online.replace(policy=optax.apply_updates(carry.online.policy, step))
-        target = optax.incremental_update(online, carry.target, config.target_rate)
-        return carry.replace(online=online, target=target, policy_optimizer=policy_optimizer), loss
+        online = dataclasses.replace(carry.online, policy=optax.apply_updates(carry.online.policy, step))
+        target = optax.incremental_update(cast(Params, online), cast(Params, carry.target), config.target_rate)
+        return dataclasses.replace(carry, online=online, target=target, policy_optimizer=policy_optimizer), loss
 
     def act_and_store(carry: Matd3State, key: PRNGKey) -> tuple[Matd3State, Array]:
         key_random, key_noise, key_reset = jax.random.split(key, 3)
-        noisy = policy.apply(carry.online.policy, carry.now.obs)
+        noisy = apply_policy(carry.online.policy, carry.now.obs)
         noisy = noisy + config.exploration_noise * jax.random.normal(key_noise, joint_shape)
         random = jax.random.uniform(key_random, joint_shape, minval=-1.0, maxval=1.0)
         action = jnp.where(carry.num_steps < config.random_steps, random, jnp.clip(noisy, -1.0, 1.0))
@@ -226,12 +230,13 @@ def matd3(env: Environment, config: Matd3Config) -> Matd3:
         buffer = jax.tree.map(
             lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=0), carry.buffer, transition
         )
-        return carry.replace(buffer=buffer, now=following, num_steps=carry.num_steps + 1), jnp.mean(stepped.reward)
+        carry = dataclasses.replace(carry, buffer=buffer, now=following, num_steps=carry.num_steps + 1)
+        return carry, jnp.mean(stepped.reward)
 
     def train(state: Matd3State, num_steps: int) -> tuple[Matd3State, Metrics]:
         def body(carry: Matd3State, _: None) -> tuple[Matd3State, Metrics]:
             key, key_act, key_update = jax.random.split(carry.key, 3)
-            carry, reward = act_and_store(carry.replace(key=key), key_act)
+            carry, reward = act_and_store(dataclasses.replace(carry, key=key), key_act)
             # The number of updates is a loop bound, not a `cond`: it stays a real branch for every team.
             num_updates = jnp.where(carry.num_steps > config.random_steps, config.updates_per_step, 0)
             num_updates = num_updates // config.policy_delay

@@ -29,8 +29,8 @@ class RecurrentPolicy(nn.Module):
         x = jnp.concatenate([agent_id, obs], axis=-1)
         x = nn.relu(nn.Dense(self.linear_width)(x))
         gru = nn.scan(nn.GRUCell, variable_broadcast="params", split_rngs={"params": False})
-        # flax's default, orthogonal, calls LAPACK's QR; batched over seeds on as many host devices as there are cores it
-        # waits for ever for a thread of XLA's pool.
+        # flax's default, orthogonal, calls LAPACK's QR; batched over seeds on as many host devices as there are cores
+        # it waits for ever for a thread of XLA's pool.
         carry, x = gru(self.hidden_width, recurrent_kernel_init=nn.initializers.lecun_normal())(carry, x)
         return nn.tanh(nn.Dense(self.action_dim)(nn.relu(x))), carry
 
