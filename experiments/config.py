@@ -54,10 +54,16 @@ class ExperimentConfig:
     """Where trajectories come from."""
     diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=32))
     """Sampling (Algorithm 1)."""
-    denoiser: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
+    denoiser: GeneratorConfig = dataclasses.field(
+        default_factory=lambda: GeneratorConfig(num_updates=8_000, batch_size=128)
+    )
     """The diffusion model and its fit."""
-    learner: MaddpgBcConfig = dataclasses.field(default_factory=MaddpgBcConfig)
-    """MADDPG+BC."""
+    learner: MaddpgBcConfig = dataclasses.field(
+        default_factory=lambda: MaddpgBcConfig(
+            critic_learning_rate=1e-3, policy_learning_rate=1e-3, target_rate=0.02, alpha_bc=10.0
+        )
+    )
+    """MADDPG+BC. A twentieth of the paper's updates takes larger steps, and more weight on Q, than its Table 5."""
     training: CodaConfig = dataclasses.field(default_factory=CodaConfig)
     """Algorithm 2."""
 
@@ -79,6 +85,7 @@ PRESETS: dict[str, ExperimentConfig] = {
         data=DataConfig(num_episodes=1000),
         diffusion=SamplerConfig(num_steps=128),
         denoiser=GeneratorConfig(unet=UNetConfig(width=16), num_updates=10_000, batch_size=100_000),
+        learner=MaddpgBcConfig(),
         training=CodaConfig(updates_per_epoch=1000, num_rounds=75, chunk_size=16_000),
         preset="paper",
     ),

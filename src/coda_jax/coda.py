@@ -50,7 +50,7 @@ class CodaConfig:
     """N_epochs between two generations of synthetic data."""
     updates_per_epoch: int = 250
     """N_policy: learner updates an epoch."""
-    num_rounds: int = 16
+    num_rounds: int = 14
     """Rounds of generation, updates and evaluation."""
     num_trajectories: int = 1000
     """B: synthetic trajectories a round and seed, in place of the last round's."""

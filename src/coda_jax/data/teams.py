@@ -22,8 +22,8 @@ from coda_jax.envs.rollout import Rollout, rollout
 from coda_jax.marl.matd3 import team_policy
 from coda_jax.types import Params, PRNGKey
 
-REPLAY_NOISE = 0.1
-"""Standard deviation of the exploration noise in `replay`: what the teams were trained with."""
+REPLAY_NOISE = 0.2
+"""Standard deviation of the exploration noise in the named datasets, by the published protocol."""
 
 
 @chex.dataclass(frozen=True)
