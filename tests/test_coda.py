@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -186,7 +187,7 @@ def test_synthetic_trajectories_stay_inside_the_data_and_guidance_makes_them_lik
     run = jax.jit(single.round)
     state = jax.jit(single.init)(jax.random.key(5))
     likelihood = {}
-    for guidance in (0.0, 0.3):
+    for guidance in (0.0, 0.2):
         after, _ = run(again(state), prior, plan(generate=True, guidance=guidance))
         for name in ("state", "obs", "action", "reward", "terminal"):
             made, real = after.synthetic[name], prior.dataset.steps[name]
@@ -194,7 +195,7 @@ def test_synthetic_trajectories_stay_inside_the_data_and_guidance_makes_them_lik
         likelihood[guidance] = float(action_log_likelihood(learner, state.learner, after.synthetic).mean())
         _, report = run(after, prior, plan(mix_ratio=0.5))
         np.testing.assert_allclose(report.metrics["synthetic_log_likelihood"], likelihood[guidance], rtol=1e-4)
-    assert likelihood[0.3] > likelihood[0.0] + 0.1
+    assert likelihood[0.2] > likelihood[0.0] + 0.1, likelihood
 
 
 def test_the_guide_points_from_the_decoded_actions_to_the_policy(learner, prior):
@@ -276,4 +277,5 @@ def test_the_whole_round_on_mjx_lowers_for_accelerators_without_host_callbacks()
     exported = jax.export.export(jax.jit(program.round), platforms=("cuda", "tpu"))(*map(shapes, (state, prior, FULL)))
     assert set(exported.platforms) == {"cuda", "tpu"}
     assert exported.nr_devices == 2
-    assert "callback" not in exported.mlir_module()
+    called = set(re.findall(r"custom_call @(\w+)", exported.mlir_module()))
+    assert not any("callback" in name for name in called), called

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -88,7 +89,16 @@ def write_vault(path: str | os.PathLike[str], episodes: Episodes, provenance: Ma
         advice = "make its folder writable, free some space, or choose another folder"
         raise OSError(f"cannot write the vault {path} ({_first_line(fault)}); {advice}") from fault
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _remove(unfinished)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder in which threads of tensorstore may still be writing after a failure, and making it anew."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
 
 
 def read_vault(path: str | os.PathLike[str], task: TaskSpec | None = None) -> Episodes:
