@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -62,7 +62,7 @@ class Checkpoints:
             tree: the carry; it may be donated afterwards. Weak types come back strong.
             notes: values JSON knows, such as seconds spent so far.
         """
-        self._manager.save(step, args=ocp.args.StandardSave(tree), force=True)
+        self._manager.save(step, args=ocp.args.StandardSave(_without_empty(tree)), force=True)
         self._manager.wait_until_finished()
         record = {"notes": dict(notes or {}), "sha256": _digests(self._step_folder(step))}
         write_atomically(self._record(step), json.dumps(record, indent=1))
@@ -78,7 +78,7 @@ class Checkpoints:
         Raises:
             UserError: if there are checkpoints but none is intact.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(template))
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             notes = self._notes_if_intact(step)
@@ -86,8 +86,9 @@ class Checkpoints:
                 for later in damaged:
                     warn(f"the checkpoint {self._step_folder(later)} is damaged; going back to {step}")
                     self._drop(later)
-                tree = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-                return Restored(step, cast(Tree, tree), notes)
+                stored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                tree = jax.tree.map(lambda empty, leaf: empty if leaf is None else leaf, template, stored)
+                return Restored(step, tree, notes)
             damaged.append(step)
         if damaged:
             raise UserError(f"no checkpoint in {self._folder} is intact; delete the run folder to start it over")
@@ -114,6 +115,11 @@ class Checkpoints:
         self._record(step).unlink(missing_ok=True)
         shutil.rmtree(self._step_folder(step))
         self._manager.reload()
+
+
+def _without_empty(tree: Any) -> Any:
+    """Returns the tree with None for its arrays of size zero, which Orbax refuses to store."""
+    return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -28,6 +28,7 @@ class Carry:
     optimizer: optax.OptState
     key: jax.Array
     round: jax.Array
+    empty: jax.Array
 
 
 def make_carry(mesh: jax.sharding.Mesh, seed: int) -> Carry:
@@ -38,6 +39,7 @@ def make_carry(mesh: jax.sharding.Mesh, seed: int) -> Carry:
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)).init(params),
         key=jax.random.split(jax.random.key(seed + 1), 4),
         round=jnp.int32(seed),
+        empty=jnp.zeros((4, 0)),  # MJX's state of the actuators has none, and Orbax refuses it
     )
     by_seed, replicated = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
     return jax.device_put(carry, jax.tree.map(lambda x: by_seed if x.ndim else replicated, carry))
