@@ -1,137 +1,381 @@
 """How fast the parts are on this machine: `python -m experiments.benchmark`.
 
-Each figure is the best of three runs on all devices of the `seed` mesh, at the sizes of 2HalfCheetah;
-data and weights are random, which does not change the work. `experiments.conformance` compares MJX with C MuJoCo.
+Everything runs at the sizes of 2HalfCheetah on random data and weights, which do not change the work. What is compared
+is timed in turns, several times, and the best time of each counts; a *ratio* of two such rates depends on the machine
+far less than a rate. `--output` writes the numbers, `--gate` compares the ratios with the committed ones.
 """
 
 import dataclasses
+import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from gymnasium_robotics import mamujoco_v1
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from coda_jax import transforms
-from coda_jax.coda import CodaConfig, Plan, Prior, across_seeds, coda
-from coda_jax.data.dataset import episodes_from_arrays, make_dataset
-from coda_jax.diffusion.generator import GeneratorConfig, make_generator
-from coda_jax.diffusion.samplers import SamplerConfig
+from coda_jax.coda import CodaConfig, Plan, Prior, across_seeds, coda, policy_guide
+from coda_jax.data.dataset import Dataset, episodes_from_arrays, make_dataset, sample_windows
+from coda_jax.diffusion.generator import Generator, GeneratorConfig, fit_chunk, make_generator
+from coda_jax.diffusion.samplers import SamplerConfig, heun_sample, sample_in_chunks
+from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs import mamujoco
+from coda_jax.envs.rollout import rollout
+from coda_jax.marl.input_scale import raw_inputs
+from coda_jax.marl.learner import Learner
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
+from coda_jax.types import PRNGKey
 from experiments.cache import enable_compilation_cache
+from experiments.config import PRESETS
 from experiments.console import phase, print_table
-from experiments.devices import set_up_devices
-from experiments.errors import one_line_errors, parse_command
+from experiments.devices import largest_divisor, set_up_devices, visible_cores
+from experiments.errors import UserError, one_line_errors, parse_command
+
+BASELINE = Path("results", "benchmark.json")
+"""The committed numbers."""
 
 REPEATS = 3
+HORIZON = 20
+SEEDS = (1, 2, 4, 16)
+FLOORS = {"guided trajectories, width 16, N 128": 200, "learner updates, 4 seeds": 110, "MJX environment steps": 8000}
+"""What two cores should reach at least, a second."""
+
+Work = Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    """Times generation, learning and evaluation as the main job runs them, a phase at a time."""
+    """Times generation, fit, learning, simulation and compilation, side by side where there is something to compare."""
 
-    num_seeds: int = 4
-    """Seeds trained together."""
-    num_updates: int = 200
-    """Learner updates in a timed run."""
-    diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=32))
-    """Sampling (Algorithm 1)."""
-    denoiser: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
-    """The diffusion model."""
-    training: CodaConfig = dataclasses.field(default_factory=lambda: CodaConfig(num_trajectories=256))
-    """Algorithm 2."""
+    output: Path | None = None
+    """File to write the numbers to, as JSON."""
+    gate: bool = False
+    """Exit with status 1 if a ratio fell below the committed one by more than the tolerance."""
+    tolerance: float = 0.3
+    """Share of a committed ratio that may be lost."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One line of the table."""
+
+    what: str
+    """What was counted."""
+    value: float
+    """How many a second; or the seconds."""
+    ratio: float | None = None
+    """This rate by the one it is compared with."""
+    against: str = ""
+    """What it is compared with."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with one_line_errors():
-        run(parse_command(BenchmarkConfig, args))
+        config = parse_command(BenchmarkConfig, args)
+        if not 0.0 <= config.tolerance < 1.0:
+            raise UserError(f"--tolerance is {config.tolerance}; it must be at least 0 and less than 1")
+        baseline = read_baseline() if config.gate else {}
+        figures = measure()
+        print_table(
+            f"2halfcheetah on {jax.device_count()} devices of {visible_cores()} cores, {jax.default_backend()}",
+            [
+                {
+                    "what": figure.what,
+                    "a second": f"{figure.value:,.1f}" if figure.value < 100 else f"{figure.value:,.0f}",
+                    "floor": f"{FLOORS[figure.what]:,}" if figure.what in FLOORS else "",
+                    "ratio": "" if figure.ratio is None else f"{figure.ratio:.2f}",
+                    "to": figure.against,
+                }
+                for figure in figures
+            ],
+        )
+        if config.output is not None:
+            rows = [dataclasses.asdict(figure) for figure in figures]
+            config.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        if config.gate:
+            check_gate(figures, baseline, config.tolerance)
 
 
-def run(config: BenchmarkConfig) -> None:
-    """Measures, and prints a table."""
-    mesh = set_up_devices(config.num_seeds)
+def read_baseline() -> dict[str, float]:
+    """Returns the committed ratios by what they are of.
+
+    Raises:
+        UserError: there are none.
+    """
+    try:
+        rows = json.loads(BASELINE.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--gate needs the committed numbers of {BASELINE}; run it where the repository is") from error
+    return {row["what"]: row["ratio"] for row in rows if row["ratio"] is not None}
+
+
+def check_gate(figures: Sequence[Figure], baseline: dict[str, float], tolerance: float) -> None:
+    """Exits with status 1, naming them, if ratios fell below the committed ones by more than the tolerance."""
+    fallen = [
+        f"{figure.what} / {figure.against}: {figure.ratio:.2f}, committed {baseline[figure.what]:.2f}"
+        for figure in figures
+        if figure.ratio is not None
+        and figure.what in baseline
+        and figure.ratio < (1.0 - tolerance) * baseline[figure.what]
+    ]
+    if fallen:
+        raise SystemExit("slower than committed: " + "; ".join(fallen))
+
+
+def measure() -> list[Figure]:
+    """Measures everything."""
+    everywhere = set_up_devices(max(SEEDS))
+    alone = first_devices(everywhere, 1)
     enable_compilation_cache()
     env = mamujoco.make("2halfcheetah")
-    spec, training = env.spec, config.training
-    rng = np.random.default_rng(0)
-    steps = 2000
-    dataset = make_dataset(
-        episodes_from_arrays(
-            state=rng.normal(size=(steps, spec.state_dim)),
-            obs=rng.normal(size=(steps, spec.num_agents, spec.obs_dim)),
-            action=rng.uniform(-1, 1, size=(steps, spec.num_agents, spec.action_dim)),
-            reward=rng.normal(size=steps),
-            terminal=np.zeros(steps),
-            truncation=np.zeros(steps),
-        ),
-        training.horizon,
-    )
-    generator = make_generator(config.denoiser, transforms.num_channels(spec), training.horizon)
-    single = coda(
-        env,
-        maddpg_bc(spec, MaddpgBcConfig()),
-        generator,
-        training,
-        config.diffusion,
-        config.num_seeds // mesh.size,
-    )
-    program = across_seeds(single, mesh)
-    by_seed, shared = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
-    prior = jax.device_put(
-        Prior(
-            dataset=dataset,
-            transform=transforms.fit(transforms.pack(dataset.steps)),
-            denoiser=generator.init(jax.random.key(0)).params,
-        ),
-        shared,
-    )
-
-    def plan(generate: bool = False, num_updates: int = 0, evaluate: bool = False) -> Plan:
-        return jax.device_put(
-            Plan(
-                generate=jnp.bool_(generate),
-                num_updates=jnp.int32(num_updates),
-                evaluate=jnp.bool_(evaluate),
-                guidance=jnp.float32(0.6),
-                mix_ratio=jnp.float32(0.5),
-            ),
-            shared,
-        )
-
-    with phase("compiling"):
-        seeds = jax.device_put(jax.vmap(jax.random.key)(np.arange(config.num_seeds)), by_seed)
-        state = jax.jit(program.init)(seeds)
-        round_ = jax.jit(program.round).lower(state, prior, plan()).compile()
-
-    def seconds(plan: Plan) -> float:
-        return min(_timed(lambda: round_(state, prior, plan)) for _ in range(REPEATS))
-
-    with phase("measuring"):
-        nothing = seconds(plan())
-        generation = seconds(plan(generate=True)) - nothing
-        learning = seconds(plan(num_updates=config.num_updates)) - nothing
-        evaluation = seconds(plan(evaluate=True)) - nothing
-    env_steps = config.num_seeds * training.evaluation_episodes * spec.episode_length
-    rates = {
-        f"guided trajectories, N = {config.diffusion.num_steps}": config.num_seeds
-        * training.num_trajectories
-        / generation,
-        f"learner updates, all {config.num_seeds} seeds": config.num_seeds * config.num_updates / learning,
-        "MJX environment steps": env_steps / evaluation,
+    dataset = random_dataset(env)
+    learner = maddpg_bc(env.spec, MaddpgBcConfig(), raw_inputs(env.spec))
+    denoiser, sampler = PRESETS["laptop"].denoiser, PRESETS["laptop"].diffusion
+    parts = {
+        "guided sampling": lambda: generation(env, learner, dataset, denoiser, sampler, alone, everywhere),
+        "the fit": lambda: fitting(env, denoiser, alone, everywhere),
+        "learning": lambda: learning(learner, dataset, everywhere),
+        "simulation": lambda: simulation(env, alone, everywhere),
+        "compilation": lambda: compilation(env, learner, dataset, denoiser, sampler, everywhere),
     }
-    print_table(
-        f"2halfcheetah, {config.num_seeds} seeds on {mesh.size} devices",
-        [{"what": what, "a second": f"{rate:.0f}"} for what, rate in rates.items()],
+    figures: list[Figure] = []
+    for name, part in parts.items():
+        with phase(f"measuring {name}"):
+            figures += part()
+    return figures
+
+
+def first_devices(mesh: Mesh, num: int) -> Mesh:
+    """The first devices of a mesh, as a mesh of their own."""
+    return jax.make_mesh((num,), ("seed",), devices=mesh.devices[:num].tolist(), axis_types=mesh.axis_types)
+
+
+def race(*works: Work) -> list[float]:
+    """Seconds of each piece of work: all are run once to compile, then in turns; the best time of each."""
+    for work in works:
+        jax.block_until_ready(work())
+
+    def timed(work: Work) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(work())
+        return time.perf_counter() - start
+
+    return np.min([[timed(work) for work in works] for _ in range(REPEATS)], axis=0).tolist()
+
+
+def sharded(function: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Work:
+    """`function(key, *arguments)` on every device, each with a key of its own."""
+    by_device, shared = PartitionSpec("seed"), PartitionSpec()
+    program = jax.jit(
+        jax.shard_map(
+            lambda keys, *arguments: jax.tree.map(lambda leaf: leaf[None], function(keys[0], *arguments)),
+            mesh=mesh,
+            in_specs=(by_device, *[shared] * len(arguments)),
+            out_specs=by_device,
+            check_vma=False,
+        )
     )
+    keys = jax.device_put(jax.random.split(jax.random.key(0), mesh.size), NamedSharding(mesh, by_device))
+    arguments = jax.device_put(arguments, NamedSharding(mesh, shared))
+    return lambda: program(keys, *arguments)
 
 
-def _timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(work())
-    return time.perf_counter() - start
+def random_dataset(env: mamujoco.Environment) -> Dataset:
+    """Two thousand steps of noise."""
+    spec, steps, rng = env.spec, 2000, np.random.default_rng(0)
+    episodes = episodes_from_arrays(
+        state=rng.normal(size=(steps, spec.state_dim)),
+        obs=rng.normal(size=(steps, spec.num_agents, spec.obs_dim)),
+        action=rng.uniform(-1, 1, size=(steps, spec.num_agents, spec.action_dim)),
+        reward=rng.normal(size=steps),
+        terminal=np.zeros(steps),
+        truncation=np.zeros(steps),
+    )
+    return make_dataset(episodes, HORIZON)
+
+
+def random_prior(generator: Generator, dataset: Dataset) -> Prior:
+    """A prior of random weights."""
+    weights = generator.init(jax.random.key(0)).params
+    return Prior(dataset=dataset, transform=transforms.fit(transforms.pack(dataset.steps)), denoiser=weights)
+
+
+def generation(
+    env: mamujoco.Environment,
+    learner: Learner,
+    dataset: Dataset,
+    denoiser: GeneratorConfig,
+    sampler: SamplerConfig,
+    alone: Mesh,
+    everywhere: Mesh,
+) -> list[Figure]:
+    """Trajectories sampled toward a policy: at the sizes of Table 3, and at the laptop preset's."""
+    num_channels, chunk_size, total = transforms.num_channels(env.spec), CodaConfig().chunk_size, 1000
+    state = learner.init(jax.random.key(1))
+
+    def work(denoiser: GeneratorConfig, num_steps: int, mesh: Mesh, guided: bool = True) -> Work:
+        generator = make_generator(denoiser, num_channels, HORIZON)
+        steps = dataclasses.replace(sampler, num_steps=num_steps)
+
+        def sample(key: PRNGKey, prior: Prior) -> Array:
+            guide = policy_guide(learner, state, prior.transform, env.spec) if guided else None
+
+            def some(key: PRNGKey, num: int) -> Array:
+                def denoise(tau: Array, sigma: Array) -> Array:
+                    return generator.denoise(prior.denoiser, tau, sigma)
+
+                return heun_sample(denoise, key, (num, HORIZON, num_channels), steps, guide, 0.6)
+
+            return sample_in_chunks(some, key, total // mesh.size, chunk_size)
+
+        return sharded(sample, mesh, random_prior(generator, dataset))
+
+    table_3 = dataclasses.replace(denoiser, unet=UNetConfig(width=16))
+    slow, slow_alone, fast, unguided = race(
+        work(table_3, 128, everywhere),
+        work(table_3, 128, alone),
+        work(denoiser, sampler.num_steps, everywhere),
+        work(denoiser, sampler.num_steps, everywhere, guided=False),
+    )
+    sizes = f"width {denoiser.unet.width}, N {sampler.num_steps}"
+    return [
+        Figure("guided trajectories, width 16, N 128", total / slow, slow_alone / slow, "one device"),
+        Figure(f"guided trajectories, {sizes}", total / fast, slow / fast, "width 16, N 128"),
+        Figure(f"unguided trajectories, {sizes}", total / unguided, fast / unguided, "guided"),
+    ]
+
+
+def fitting(env: mamujoco.Environment, denoiser: GeneratorConfig, alone: Mesh, everywhere: Mesh) -> list[Figure]:
+    """Optimiser steps of the laptop preset's denoiser at 256 windows a step."""
+    num_updates, batch_size, num_channels = 20, 256, transforms.num_channels(env.spec)
+    generator = make_generator(dataclasses.replace(denoiser, batch_size=batch_size), num_channels, HORIZON)
+
+    def work(mesh: Mesh) -> Work:
+        @jax.jit
+        def fit(state: Any, z: Array, key: PRNGKey) -> Any:
+            def sample_batch(key: PRNGKey) -> tuple[Array, None]:
+                batch = z[jax.random.permutation(key, batch_size)]
+                return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("seed"))), None
+
+            return fit_chunk(generator, state, sample_batch, key, num_updates)
+
+        z = jax.random.normal(jax.random.key(0), (batch_size, HORIZON, num_channels))
+        arguments = jax.device_put(
+            (generator.init(jax.random.key(1)), z, jax.random.key(2)), NamedSharding(mesh, PartitionSpec())
+        )
+        return lambda: fit(*arguments)
+
+    on_all, on_one = race(work(everywhere), work(alone))
+    what = f"denoiser fit steps, width {denoiser.unet.width}, batch {batch_size}"
+    return [Figure(what, num_updates / on_all, on_one / on_all, "one device")]
+
+
+def learning(learner: Learner, dataset: Dataset, everywhere: Mesh) -> list[Figure]:
+    """Updates of the learner, all seeds together, at 32 windows of 20 steps each."""
+    num_updates, batch_size = 50, CodaConfig().batch_size
+
+    def work(num_seeds: int) -> Work:
+        mesh = first_devices(everywhere, largest_divisor(num_seeds, everywhere.size))
+
+        def train(key: PRNGKey, dataset: Dataset) -> Any:
+            def of_seed(key: PRNGKey) -> Any:
+                def step(state: Any, key: PRNGKey) -> tuple[Any, None]:
+                    key_windows, key_update = jax.random.split(key)
+                    windows = sample_windows(dataset, key_windows, batch_size, HORIZON)
+                    return learner.update(state, windows, key_update)[0], None
+
+                key_init, key_steps = jax.random.split(key)
+                return jax.lax.scan(step, learner.init(key_init), jax.random.split(key_steps, num_updates))[0]
+
+            return jax.vmap(of_seed)(jax.random.split(key, num_seeds // mesh.size))
+
+        return sharded(train, mesh, dataset)
+
+    rates = [n * num_updates / seconds for n, seconds in zip(SEEDS, race(*map(work, SEEDS)), strict=True)]
+    first = Figure("learner updates, 1 seed", rates[0])
+    return [
+        first,
+        *(
+            Figure(f"learner updates, {n} seeds", rate, rate / rates[0], "1 seed")
+            for n, rate in zip(SEEDS[1:], rates[1:], strict=True)
+        ),
+    ]
+
+
+def simulation(env: mamujoco.Environment, alone: Mesh, everywhere: Mesh) -> list[Figure]:
+    """Steps under random actions: 16 environments a device in MJX, and gymnasium-robotics' single one in C."""
+    num_steps, num_envs = 200, 16
+    spec = env.spec
+
+    def act(obs: Array, carry: tuple[()], key: PRNGKey) -> tuple[Array, tuple[()]]:
+        return jax.random.uniform(key, (num_envs, spec.num_agents, spec.action_dim), minval=-1.0), carry
+
+    def work(mesh: Mesh) -> Work:
+        return sharded(lambda key: rollout(env, act, (), key, num_envs, num_steps).steps.reward, mesh)
+
+    c = mamujoco_v1.parallel_env("HalfCheetah", "2x3", agent_obsk=1)
+    c.reset(seed=0)
+    rng = np.random.default_rng(0)
+    actions = [{agent: rng.uniform(-1, 1, 3).astype(np.float32) for agent in c.agents} for _ in range(num_steps)]
+
+    def in_c() -> None:
+        for action in actions:
+            c.step(action)
+
+    on_all, on_one, one_process = race(work(everywhere), work(alone), in_c)
+    rate, c_rate = everywhere.size * num_envs * num_steps / on_all, num_steps / one_process
+    return [
+        Figure("MJX environment steps", rate, rate / c_rate, "gymnasium-robotics in C, one process"),
+        Figure("MJX environment steps, all devices", rate, everywhere.size * on_one / on_all, "one device"),
+        Figure("gymnasium-robotics' steps in C, one process", c_rate),
+    ]
+
+
+def compilation(
+    env: mamujoco.Environment,
+    learner: Learner,
+    dataset: Dataset,
+    denoiser: GeneratorConfig,
+    sampler: SamplerConfig,
+    everywhere: Mesh,
+) -> list[Figure]:
+    """Seconds to trace and compile the fused round, with the compilation cache empty and filled."""
+    generator = make_generator(denoiser, transforms.num_channels(env.spec), HORIZON)
+    shared = NamedSharding(everywhere, PartitionSpec())
+    plan = Plan(
+        generate=jnp.bool_(True),
+        num_updates=jnp.int32(1),
+        evaluate=jnp.bool_(True),
+        guidance=jnp.float32(0.6),
+        mix_ratio=jnp.float32(0.5),
+    )
+    prior, plan = jax.device_put((random_prior(generator, dataset), plan), shared)
+
+    def compile_round() -> float:
+        jax.clear_caches()
+        start = time.perf_counter()
+        program = across_seeds(coda(env, learner, generator, CodaConfig(), sampler, 4 // everywhere.size), everywhere)
+        keys = jax.device_put(jax.random.split(jax.random.key(0), 4), NamedSharding(everywhere, PartitionSpec("seed")))
+        jax.jit(program.round).lower(jax.eval_shape(program.init, keys), prior, plan).compile()
+        return time.perf_counter() - start
+
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()  # jax looks at the folder's name only once
+        cold, warm = compile_round(), compile_round()
+    return [
+        Figure("seconds to compile a round, cache empty", cold),
+        Figure("seconds to compile a round, cache filled", warm, cold / warm, "empty"),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The cache folder: datasets, fitted denoisers and compiled programs, shared by all runs of a user.
 
-An entry is named by its content (`key_of` its configuration) and appears whole or not at all, however many processes
-ask for it and wherever they are killed.
+An entry is named by its content (`key_of` its configuration) and built under its `lock`, by one process at a time.
 """
 
 import contextlib
@@ -11,9 +10,8 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +48,6 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def build_once(entry: Path, what: str, build: Callable[[Path], None]) -> Path:
-    """Returns a folder of the cache, building it first where it is missing.
-
-    Args:
-        entry: where the folder belongs.
-        what: what it holds, in words, for the message of a process that waits.
-        build: fills the empty folder it is given; called by one process at a time, and never for an existing entry.
-    """
-    if entry.exists():
-        return entry
-    with lock(entry, what):
-        if not entry.exists():  # another process may have built it meanwhile
-            partial = entry.with_name(f"{entry.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-            partial.mkdir(parents=True)
-            build(partial)
-            partial.rename(entry)
-    return entry
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ class CollectConfig:
     """Task: `2halfcheetah`."""
     num_teams: int = 4
     """Teams, from different seeds."""
-    num_snapshots: int = 13
+    num_snapshots: int = 17
     """Snapshots of each team, the first before any training."""
     steps_per_snapshot: int = 1600
     """Joint steps of all environments between two snapshots."""

@@ -24,6 +24,8 @@ class DataConfig:
     """Episodes of a named dataset, rolled out from the behaviour teams on first use; a vault is used whole."""
     held_out_fraction: float = 0.1
     """Share of the episodes that neither transform, denoiser nor learner sees; they measure the fit."""
+    uniform_unbounded: bool = False
+    """Whether the denoiser sees unbounded features uniform, as in App. E.2, rather than with a logit like the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +57,23 @@ class ExperimentConfig:
     diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=32))
     """Sampling (Algorithm 1)."""
     denoiser: GeneratorConfig = dataclasses.field(
-        default_factory=lambda: GeneratorConfig(num_updates=8_000, batch_size=128)
+        default_factory=lambda: GeneratorConfig(
+            unet=UNetConfig(width=64, channel_multipliers=(1, 1)), num_updates=6_000, batch_size=128, learning_rate=2e-3
+        )
     )
     """The diffusion model and its fit."""
     learner: MaddpgBcConfig = dataclasses.field(
         default_factory=lambda: MaddpgBcConfig(
-            critic_learning_rate=1e-3, policy_learning_rate=1e-3, target_rate=0.02, alpha_bc=10.0
+            critic_learning_rate=1e-3,
+            policy_learning_rate=1e-3,
+            target_rate=0.02,
+            alpha_bc=10.0,
+            critic_layer_norm=True,
         )
     )
     """MADDPG+BC. A twentieth of the paper's updates takes larger steps, and more weight on Q, than its Table 5."""
+    standardise: bool = True
+    """Whether the learner's networks see inputs in standard deviations from the dataset's mean; not in the paper."""
     training: CodaConfig = dataclasses.field(default_factory=CodaConfig)
     """Algorithm 2."""
 
@@ -73,7 +83,7 @@ PRESETS: dict[str, ExperimentConfig] = {
         num_seeds=2,
         data=DataConfig(num_episodes=32),
         diffusion=SamplerConfig(num_steps=8),
-        denoiser=GeneratorConfig(num_updates=500, batch_size=64),
+        denoiser=GeneratorConfig(unet=UNetConfig(width=16), num_updates=500, batch_size=64),
         training=CodaConfig(
             updates_per_epoch=25, num_rounds=2, num_trajectories=64, static_trajectories=64, evaluation_episodes=2
         ),
@@ -86,6 +96,7 @@ PRESETS: dict[str, ExperimentConfig] = {
         diffusion=SamplerConfig(num_steps=128),
         denoiser=GeneratorConfig(unet=UNetConfig(width=16), num_updates=10_000, batch_size=100_000),
         learner=MaddpgBcConfig(),
+        standardise=False,
         training=CodaConfig(updates_per_epoch=1000, num_rounds=75, chunk_size=16_000),
         preset="paper",
     ),
@@ -110,7 +121,6 @@ def check(config: ExperimentConfig) -> None:
         "--data.num-episodes": config.data.num_episodes,
         "--denoiser.num-updates": config.denoiser.num_updates,
         "--denoiser.batch-size": config.denoiser.batch_size,
-        "--training.horizon": config.training.horizon,
         "--training.batch-size": config.training.batch_size,
         "--training.num-rounds": config.training.num_rounds,
         "--training.num-trajectories": config.training.num_trajectories,
@@ -119,6 +129,10 @@ def check(config: ExperimentConfig) -> None:
     for flag, value in positive.items():
         if value < 1:
             raise UserError(f"{flag} is {value}; it must be at least 1")
+    if config.training.horizon < 2:
+        raise UserError(
+            f"--training.horizon is {config.training.horizon}; it must be at least 2, a step and where it leads"
+        )
     if config.seed < 0:
         raise UserError(f"--seed is {config.seed}; it must be zero or larger")
     if not 0.0 <= config.training.mix_ratio <= 1.0:

@@ -1,7 +1,7 @@
 """The pictures that runs leave behind."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,55 @@ def team_curves(path: Path, task: str, num_steps: np.ndarray, returns: np.ndarra
             axes.plot(num_steps / 1000, curve, marker="o", markersize=2.5, linewidth=1.2, label=f"team {team}")
         axes.set(title=f"Behaviour teams of {task}", xlabel="thousand environment steps", ylabel="return of an episode")
         axes.legend(loc="lower right", fontsize=8)
+
+
+def comparison_curves(
+    path: Path, title: str, runs: Sequence[tuple[str, Mapping[str, np.ndarray]]], dataset_mean: float
+) -> None:
+    """Draws return against updates for several runs: the mean over seeds in a band of one standard error.
+
+    Args:
+        path: the PNG to write.
+        title: what was run.
+        runs: label and metrics (see `learning_curve`) of each.
+        dataset_mean: mean return of the dataset's episodes.
+    """
+    with picture(path) as axes:
+        for label, metrics in runs:
+            _mean_curve(axes, label, metrics, "return")
+        axes.axhline(dataset_mean, color="0.4", linestyle="--", linewidth=1.0, label="dataset, mean episode")
+        axes.set(title=title, xlabel="learner updates", ylabel="return of an episode")
+        axes.legend(loc="best", fontsize=8)
+
+
+def likelihood_curves(path: Path, title: str, runs: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> None:
+    """Draws, for runs with synthetic data, its action log-likelihood under the policy that is about to use it.
+
+    Dashed, that of trajectories sampled without guidance, under the same policy; the arguments are
+    `comparison_curves`'.
+    """
+    with picture(path) as axes:
+        for number, (label, metrics) in enumerate(runs):
+            trained = {name: column[metrics["round"] > 0] for name, column in metrics.items()}
+            if np.any(trained["synthetic_log_likelihood"]):
+                _mean_curve(axes, label, trained, "synthetic_log_likelihood", color=f"C{number}")
+                _mean_curve(axes, None, trained, "unguided_log_likelihood", color=f"C{number}", linestyle="--")
+        axes.set(
+            title=f"{title} (dashed: sampled without guidance)",
+            xlabel="learner updates",
+            ylabel="log-likelihood of the actions",
+        )
+        axes.legend(loc="best", fontsize=8)
+
+
+def _mean_curve(axes: Axes, label: str | None, metrics: Mapping[str, np.ndarray], column: str, **style: Any) -> None:
+    updates = np.unique(metrics["updates"])
+    curves = np.stack([metrics[column][metrics["seed"] == seed] for seed in np.unique(metrics["seed"])])
+    mean = curves.mean(axis=0)
+    (line,) = axes.plot(updates, mean, linewidth=1.8, label=label, **style)
+    if len(curves) > 1:
+        error = curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
+        axes.fill_between(updates, mean - error, mean + error, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
 @contextlib.contextmanager

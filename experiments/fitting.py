@@ -18,6 +18,7 @@ from coda_jax.diffusion.generator import Generator, GeneratorConfig, GeneratorSt
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec
 from experiments.cache import cache_folder, key_of, lock
 from experiments.checkpoints import Checkpoints
+from experiments.config import DataConfig
 from experiments.console import phase
 from experiments.errors import UserError
 
@@ -33,12 +34,20 @@ class Fit(NamedTuple):
 
     generator: Generator
     prior: Prior
+    held_out: Dataset
+    """Windows of the held-out episodes."""
     held_out_loss: float
     """Loss of the averaged weights on held-out episodes."""
 
 
 def fit_prior(
-    train: Episodes, held_out: Episodes, config: GeneratorConfig, spec: TaskSpec, horizon: int, mesh: Mesh
+    train: Episodes,
+    held_out: Episodes,
+    data: DataConfig,
+    config: GeneratorConfig,
+    spec: TaskSpec,
+    horizon: int,
+    mesh: Mesh,
 ) -> Fit:
     """Fits the CDF transform and the denoiser to the training episodes, or takes the fit from the cache.
 
@@ -46,19 +55,28 @@ def fit_prior(
     and a second process that wants the same fit waits for it.
 
     Raises:
-        UserError: the fit ran into NaNs, or there are no windows of that horizon.
+        UserError: the fit ran into NaNs, there are no windows of that horizon, or the devices do not divide a batch.
     """
+    if config.batch_size % mesh.size:
+        raise UserError(f"--denoiser.batch-size {config.batch_size} does not spread evenly over {mesh.size} devices")
     try:
         windows, held_out_windows = make_dataset(train, horizon), make_dataset(held_out, horizon)
     except ValueError as error:
         raise UserError(f"--training.horizon {horizon}: {error}") from error
     tokens = np.asarray(transforms.pack(windows.steps))
-    transform = transforms.fit(tokens)
+    # States, observations and rewards have no bounds; actions do, and a terminal is 0 or 1.
+    unbounded = np.full(tokens.shape[-1], data.uniform_unbounded)
+    unbounded[transforms.action_channels(spec)] = unbounded[-1] = False
+    transform = transforms.fit(tokens, unbounded=unbounded)
     generator = make_generator(config, tokens.shape[-1], horizon)
     shared = NamedSharding(mesh, PartitionSpec())
     prior = Prior(dataset=windows, transform=transform, denoiser=None)
     content = hashlib.sha256(tokens.tobytes() + train.bounds.tobytes()).hexdigest()
-    entry = cache_folder() / "denoisers" / key_of({"data": content, "config": config, "horizon": horizon})
+    entry = (
+        cache_folder()
+        / "denoisers"
+        / key_of({"data": content, "uniform": data.uniform_unbounded, "config": config, "horizon": horizon})
+    )
 
     encode = jax.jit(transforms.forward)
     with lock(entry, f"the denoiser of {spec.name}"):
@@ -73,7 +91,7 @@ def fit_prior(
         checkpoints.close()
     held_out_z = encode(transform, transforms.pack(held_out_windows.steps), jax.random.key(2))
     loss = jax.jit(functools.partial(_held_out_loss, generator))(state.ema, held_out_windows, held_out_z)
-    return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), float(loss))
+    return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), held_out_windows, float(loss))
 
 
 def _held_out_loss(generator: Generator, params: Params, windows: Dataset, z: Float[Array, "T C"]) -> Array:

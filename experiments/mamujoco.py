@@ -18,6 +18,7 @@ from coda_jax.coda import CodaState, Plan, Prior, Report, across_seeds, coda
 from coda_jax.data.dataset import split_episodes, statistics
 from coda_jax.data.vault import read_vault
 from coda_jax.envs import mamujoco
+from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from experiments.cache import enable_compilation_cache, plain
 from experiments.checkpoints import Checkpoints
@@ -28,6 +29,7 @@ from experiments.devices import set_up_devices
 from experiments.errors import UserError, one_line_errors, parse_command
 from experiments.figures import learning_curve
 from experiments.fitting import Fit, fit_prior
+from experiments.quality import measure_quality, show_quality
 from experiments.run_folder import RunFolder, default_run_dir, open_run_folder
 
 NOT_NUMBERS = ("run_dir", "allow_other_devices")
@@ -102,7 +104,7 @@ def run(config: ExperimentConfig) -> None:
             except ValueError as error:
                 raise UserError(f"the dataset cannot be split: {error}") from error
             clock.lap("collect")
-            fit = fit_prior(train, held_out, config.denoiser, env.spec, config.training.horizon, mesh)
+            fit = fit_prior(train, held_out, config.data, config.denoiser, env.spec, config.training.horizon, mesh)
             say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
             clock.lap("fit")
             with folder.checkpoints("train") as checkpoints:
@@ -142,7 +144,8 @@ def train_policies(
     training = config.training
     if config.augmentation == "unconditional":
         training = dataclasses.replace(training, num_trajectories=training.static_trajectories)
-    learner = maddpg_bc(env.spec, config.learner)
+    inputs = standardised_inputs(fit.prior.dataset.steps) if config.standardise else raw_inputs(env.spec)
+    learner = maddpg_bc(env.spec, config.learner, inputs)
     single = coda(env, learner, fit.generator, training, config.diffusion, config.num_seeds // mesh.size)
     program = across_seeds(single, mesh)
     by_seed, shared = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
@@ -151,12 +154,12 @@ def train_policies(
     updates_per_round = training.epochs_per_round * training.updates_per_epoch
     is_synthetic, is_guided = config.augmentation != "none", config.augmentation == "coda"
 
-    def plan(generate: bool = False, num_updates: int = 0, evaluate: bool = False) -> Plan:
+    def plan(generate: bool = False, num_updates: int = 0, evaluate: bool = False, guided: bool = is_guided) -> Plan:
         values = Plan(
             generate=jnp.bool_(generate),
             num_updates=jnp.int32(num_updates),
             evaluate=jnp.bool_(evaluate),
-            guidance=jnp.float32(config.guidance if is_guided else 0.0),
+            guidance=jnp.float32(config.guidance if guided else 0.0),
             mix_ratio=jnp.float32(training.mix_ratio if is_synthetic else 0.0),
         )
         return jax.device_put(values, shared)
@@ -198,8 +201,15 @@ def train_policies(
         record(0, report)
         if is_synthetic:
             with phase("sampling the first synthetic trajectories"):
-                state, _ = play(state, 0, plan(generate=True))
-            times["generate"] = clock.lap("generate")
+                state, _ = play(state, 0, plan(generate=True, guided=False))
+                num_unguided = state.unguided.reward.shape[1]
+                # Copies, because what is donated twice ends the process.
+                unguided = jax.tree.map(lambda leaf: jnp.copy(leaf[:, :num_unguided]), state.synthetic)
+                state = dataclasses.replace(state, unguided=jax.device_put(unguided, by_seed))
+                times["generate"] = clock.lap("generate")
+                if is_guided:
+                    state, _ = play(state, 0, plan(generate=True))
+                    times["generate"] = clock.lap("generate")
         checkpoints.save(0, state, {"seconds": clock.seconds, "times": times})
     else:
         state, done, times = restored.tree, restored.step, restored.notes["times"]
@@ -220,6 +230,12 @@ def train_policies(
             checkpoints.save(number, state, {"seconds": clock.seconds, "times": times})
             progress.advance(note=f"return {report.returns.mean():.0f}")
 
+    quality = None
+    if is_synthetic:
+        synthetic = {"guided": state.synthetic} if is_guided else {}
+        quality = measure_quality(env, fit.held_out, {**synthetic, "unguided": state.unguided})
+    clock.lap("evaluate")
+
     metrics = folder.metrics.read()
     final = metrics["return"][metrics["round"] == training.num_rounds]
     num_updates = len(seeds) * updates_per_round * training.num_rounds
@@ -235,6 +251,7 @@ def train_policies(
         "trajectories_per_second": (
             len(seeds) * training.num_trajectories / times["generate"] if is_synthetic else None
         ),
+        "sample_quality": quality,
     }
 
 
@@ -254,6 +271,8 @@ def show(summary: dict[str, Any]) -> None:
     rows.append({"seed": "dataset, mean episode", "return": f"{summary['dataset_mean_return']:.0f}"})
     title = f"{summary['task']} {summary['vault'] or summary['dataset']}, {summary['augmentation']}"
     print_table(f"{title}: return after {summary['updates']} updates", rows)
+    if summary["sample_quality"] is not None:
+        show_quality(summary["sample_quality"])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""A world without physics for tests of what surrounds it: actions push the state, and are the reward."""
+"""A world without physics for tests of what surrounds it: actions push the state, and are the reward.
+
+And steps of pure noise for any task, where only the sizes of the data matter.
+"""
 
 import jax
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 from mujoco import mjx
 
+from coda_jax.data.dataset import Episodes, episodes_from_arrays
 from coda_jax.envs.mamujoco import Environment, EnvState
 from coda_jax.types import TaskSpec
 
@@ -23,12 +28,29 @@ def _show(state, reward, time) -> EnvState:
     )
 
 
+def _place(state) -> EnvState:
+    return _show(state, jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+
 def _reset(key) -> EnvState:
-    return _show(jax.random.normal(key, (2,)), jnp.zeros(()), jnp.zeros((), jnp.int32))
+    return _place(jax.random.normal(key, (2,)))
 
 
 def _step(now: EnvState, action) -> EnvState:
     return _show(now.state + 0.1 * action[:, 0], jnp.sum(action), now.time + 1)
 
 
-DRIFT = Environment(reset=_reset, step=_step, spec=SPEC)
+DRIFT = Environment(reset=_reset, step=_step, place=_place, spec=SPEC)
+
+
+def noise_episodes(spec: TaskSpec, num_episodes: int, length: int) -> Episodes:
+    """Episodes of unrelated random steps, cut off after `length` of them."""
+    rng, steps = np.random.default_rng(0), num_episodes * length
+    return episodes_from_arrays(
+        state=rng.normal(size=(steps, spec.state_dim)),
+        obs=rng.normal(size=(steps, spec.num_agents, spec.obs_dim)),
+        action=rng.uniform(-1, 1, size=(steps, spec.num_agents, spec.action_dim)),
+        reward=rng.normal(size=steps),
+        terminal=np.zeros(steps),
+        truncation=np.arange(steps) % length == length - 1,
+    )

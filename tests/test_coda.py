@@ -12,15 +12,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from coda_jax import transforms
 from coda_jax.coda import CodaConfig, Plan, Prior, across_seeds, coda, mix, policy_guide
-from coda_jax.data.dataset import episodes_from_arrays, make_dataset, sample_windows
+from coda_jax.data.dataset import make_dataset, sample_windows
 from coda_jax.diffusion.generator import GeneratorConfig, make_generator
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs import mamujoco
 from coda_jax.evaluation import action_log_likelihood
+from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.types import Trajectory
-from tests.drift import DRIFT, SPEC
+from tests.drift import DRIFT, SPEC, noise_episodes
 
 CONFIG = CodaConfig(horizon=4, batch_size=8, num_trajectories=24, chunk_size=16, evaluation_episodes=3)
 SAMPLER = SamplerConfig(num_steps=4)
@@ -40,7 +41,7 @@ def plan(generate=False, num_updates=0, evaluate=False, guidance=0.0, mix_ratio=
 
 @pytest.fixture(scope="module")
 def learner():
-    return maddpg_bc(SPEC, LEARNER)
+    return maddpg_bc(SPEC, LEARNER, raw_inputs(SPEC))
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +51,7 @@ def generator():
 
 @pytest.fixture(scope="module")
 def prior(generator) -> Prior:
-    rng = np.random.default_rng(0)
-    steps = 60
-    episodes = episodes_from_arrays(
-        state=rng.normal(size=(steps, 2)),
-        obs=rng.normal(size=(steps, 2, 1)),
-        action=rng.uniform(-1, 1, size=(steps, 2, 1)),
-        reward=rng.normal(size=steps),
-        terminal=np.zeros(steps),
-        truncation=np.arange(steps) % 10 == 9,
-    )
-    dataset = make_dataset(episodes, CONFIG.horizon)
+    dataset = make_dataset(noise_episodes(SPEC, 6, 10), CONFIG.horizon)
     params = generator.init(jax.random.key(7)).params
     # An untrained network's last layer is zero; without noise on it the denoiser would not look at the rest.
     leaves, structure = jax.tree.flatten(params)
@@ -251,23 +242,12 @@ def test_nans_are_flagged_by_phase_and_seed(single, prior):
 def test_the_whole_round_on_mjx_lowers_for_accelerators_without_host_callbacks():
     env = mamujoco.make("2halfcheetah")
     config = dataclasses.replace(CONFIG, horizon=20)
-    learner = maddpg_bc(env.spec, LEARNER)
+    learner = maddpg_bc(env.spec, LEARNER, raw_inputs(env.spec))
     generator = make_generator(GENERATOR, transforms.num_channels(env.spec), config.horizon)
     mesh = mesh_of(2)
     program = across_seeds(coda(env, learner, generator, config, SAMPLER), mesh)
     shapes = functools.partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    rng = np.random.default_rng(0)
-    dataset = make_dataset(
-        episodes_from_arrays(
-            state=rng.normal(size=(40, env.spec.state_dim)),
-            obs=rng.normal(size=(40, 2, env.spec.obs_dim)),
-            action=rng.uniform(-1, 1, size=(40, 2, env.spec.action_dim)),
-            reward=rng.normal(size=40),
-            terminal=np.zeros(40),
-            truncation=np.zeros(40),
-        ),
-        config.horizon,
-    )
+    dataset = make_dataset(noise_episodes(env.spec, 1, 40), config.horizon)
     prior = Prior(
         dataset=dataset,
         transform=transforms.fit(transforms.pack(dataset.steps)),

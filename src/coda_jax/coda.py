@@ -32,6 +32,9 @@ from coda_jax.evaluation import action_log_likelihood, policy_returns
 from coda_jax.marl.learner import Learner, LearnerState, unroll
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
+NUM_UNGUIDED = 256
+"""Most trajectories sampled without guidance that a seed keeps for comparison."""
+
 EVALUATION_KEY = 0
 """Seed of the starts of the evaluation episodes: the same for every seed in every round."""
 
@@ -48,9 +51,9 @@ class CodaConfig:
     """alpha: share of synthetic trajectories in every mini-batch."""
     epochs_per_round: int = 4
     """N_epochs between two generations of synthetic data."""
-    updates_per_epoch: int = 250
+    updates_per_epoch: int = 500
     """N_policy: learner updates an epoch."""
-    num_rounds: int = 14
+    num_rounds: int = 7
     """Rounds of generation, updates and evaluation."""
     num_trajectories: int = 1000
     """B: synthetic trajectories a round and seed, in place of the last round's."""
@@ -100,11 +103,14 @@ class CodaState:
 
     learner:   the learner's state.
     synthetic: `[M, H, ...]` the synthetic trajectories in use; zeros before the first generation.
+    unguided:  `[min(M, NUM_UNGUIDED), H, ...]` trajectories sampled without guidance, never trained on: what the
+               guided ones are compared with. Zeros until the caller puts them there.
     key:       randomness of the rounds to come.
     """
 
     learner: LearnerState
     synthetic: Trajectory
+    unguided: Trajectory
     key: PRNGKey
 
 
@@ -113,9 +119,9 @@ class Report:
     """What one round brought.
 
     returns:  `[*batch, evaluation_episodes]` undiscounted returns of the policy after the round.
-    metrics:  means over the round's updates; `synthetic_log_likelihood`, the mean action log-likelihood of the
-              synthetic trajectories under the policy that starts the round; 0 where there were no updates or no
-              synthetic data.
+    metrics:  means over the round's updates; `synthetic_log_likelihood` and `unguided_log_likelihood`, the mean
+              action log-likelihood of either trajectories under the policy that starts the round; 0 where there were
+              no updates or no synthetic data.
     finite:   for each phase (`generate`, `update`, `evaluate`) whether all its numbers are finite.
     """
 
@@ -190,8 +196,16 @@ def coda(
 
     def init(key: PRNGKey) -> CodaState:
         key_learner, key_rounds = jax.random.split(key)
-        blank = jnp.zeros((config.num_trajectories, config.horizon, num_channels))
-        return CodaState(learner=learner.init(key_learner), synthetic=transforms.unpack(blank, spec), key=key_rounds)
+
+        def blank(num: int) -> Trajectory:
+            return transforms.unpack(jnp.zeros((num, config.horizon, num_channels)), spec)
+
+        return CodaState(
+            learner=learner.init(key_learner),
+            synthetic=blank(config.num_trajectories),
+            unguided=blank(min(config.num_trajectories, NUM_UNGUIDED)),
+            key=key_rounds,
+        )
 
     def generate(state: LearnerState, prior: Prior, guidance: Array, key: PRNGKey) -> Trajectory:
         guide = policy_guide(learner, state, prior.transform, spec)
@@ -235,21 +249,25 @@ def coda(
             lambda: generate(state.learner, prior, plan.guidance, key_generate),
             lambda: state.synthetic,
         )
-        log_likelihood = jnp.mean(action_log_likelihood(learner, state.learner, synthetic))
+        log_likelihoods = {
+            "synthetic_log_likelihood": action_log_likelihood(learner, state.learner, synthetic),
+            "unguided_log_likelihood": action_log_likelihood(learner, state.learner, state.unguided),
+        }
         learned, metrics = train(state.learner, synthetic, prior, plan, key_train)
         returns = jax.lax.cond(
             plan.evaluate,
             lambda: policy_returns(env, learner, learned, jax.random.key(EVALUATION_KEY), config.evaluation_episodes),
             lambda: jnp.zeros(config.evaluation_episodes),
         )
-        metrics["synthetic_log_likelihood"] = jnp.where(plan.mix_ratio > 0, log_likelihood, 0.0)
+        for name, values in log_likelihoods.items():
+            metrics[name] = jnp.where(plan.mix_ratio > 0, jnp.mean(values), 0.0)
         finite = {
             "generate": all_finite(synthetic),
             "update": all_finite((learned, metrics)),
             "evaluate": all_finite(returns),
         }
         report = Report(returns=returns, metrics=metrics, finite=finite)
-        return CodaState(learner=learned, synthetic=synthetic, key=key), report
+        return CodaState(learner=learned, synthetic=synthetic, unguided=state.unguided, key=key), report
 
     return Coda(init, round_)
 

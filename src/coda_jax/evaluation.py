@@ -1,12 +1,27 @@
-"""Measuring a joint policy: its returns in the environment, and how likely it makes the actions of trajectories."""
+"""Measuring a joint policy (returns, how likely it makes the actions of trajectories) and trajectories themselves.
 
+The quality of synthetic trajectories is told by three numbers, each beside what real data give: whether every feature
+is distributed as in held-out data, whether observations belong to the state beside them, and whether the environment
+itself would have made the step. The last is the *dynamics error*: (s_t, a_t) put into the simulator, stepped once, and
+compared with (s_{t+1}, r_t).
+"""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from coda_jax import transforms
 from coda_jax.diffusion.guidance import gaussian_log_prob
 from coda_jax.envs.mamujoco import Environment
 from coda_jax.envs.rollout import episode_returns
 from coda_jax.marl.learner import Learner, LearnerState, unroll
 from coda_jax.types import PRNGKey, Trajectory
+
+SIMULATIONS = 64
+"""Environments stepped at once when dynamics are measured; on a CPU they should fit the cache."""
 
 
 def policy_returns(
@@ -24,3 +39,68 @@ def policy_returns(
 def action_log_likelihood(learner: Learner, state: LearnerState, trajectory: Trajectory) -> Float[Array, "B"]:
     """Sums log N(a; mu(o), 1) of the actions of trajectories `[B, H, ...]` over horizon and agents (Sec. 6.2.1)."""
     return gaussian_log_prob(trajectory.action, unroll(learner, state, trajectory.obs))
+
+
+@chex.dataclass(frozen=True)
+class SampleQuality:
+    """How real trajectories are; 0 is perfect, and every error is in standard deviations of the reference data.
+
+    feature_distance:  `[*batch, C]` 1-Wasserstein distance of each channel of a token to the reference; 0 where the
+                       reference is constant.
+    observation_error: root mean square of the observations against those the environment shows of the state.
+    dynamics_error:    median over steps of the root mean square, over the state's features, of s_{t+1} against the
+                       simulated one. A median, because the simulator throws impossible poses far away.
+    reward_error:      median over steps of |r_t - simulated reward|.
+    """
+
+    feature_distance: Float[Array, "*batch C"]
+    observation_error: Float[Array, "*batch"]
+    dynamics_error: Float[Array, "*batch"]
+    reward_error: Float[Array, "*batch"]
+
+
+def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajectory) -> SampleQuality:
+    """Measures trajectories `[B, H, ...]`, H at least 2, against as many real ones that the fit has not seen."""
+    obs_channels = transforms.obs_channels(env.spec)
+    tokens, truth = (transforms.pack(x).reshape(-1, transforms.num_channels(env.spec)) for x in (trajectory, reference))
+    distance = jnp.mean(jnp.abs(jnp.sort(tokens, axis=0) - jnp.sort(truth, axis=0)), axis=0)
+    spread = jnp.std(truth, axis=0)
+    scale = jnp.where(spread > 0, spread, jnp.inf)  # errors of what never varies do not count
+
+    def rms(error: Float[Array, "N K"], scale: Float[Array, "K"]) -> Float[Array, "N"]:
+        return jnp.sqrt(jnp.mean(jnp.square(error / scale[None]), axis=-1))
+
+    shown = jax.vmap(lambda state: env.place(state).obs.reshape(-1))(trajectory.state.reshape(-1, env.spec.state_dim))
+    obs_error = rms(tokens[:, obs_channels] - shown, scale[obs_channels])
+
+    def simulate(step: tuple[Array, Array]) -> tuple[Array, Array]:
+        led = env.step(env.place(step[0]), step[1])
+        return led.state, led.reward
+
+    before = (trajectory.state[:, :-1], trajectory.action[:, :-1])
+    next_state, reward = jax.lax.map(
+        simulate, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), before), batch_size=SIMULATIONS
+    )
+    state_error = trajectory.state[:, 1:].reshape(next_state.shape) - next_state
+    reward_error = trajectory.reward[:, :-1].reshape(reward.shape) - reward
+    return SampleQuality(
+        feature_distance=distance / scale,
+        observation_error=jnp.sqrt(jnp.mean(jnp.square(obs_error))),
+        dynamics_error=jnp.median(rms(state_error, scale[: env.spec.state_dim])),
+        reward_error=jnp.median(jnp.abs(reward_error)) / jnp.std(reference.reward),
+    )
+
+
+def shuffled_actions(trajectory: Trajectory) -> Trajectory:
+    """The trajectories `[B, H, ...]` with the actions of their neighbours: what errors are if actions do not matter."""
+    return dataclasses.replace(trajectory, action=jnp.roll(trajectory.action, 1, axis=0))
+
+
+def shuffled_steps(trajectory: Trajectory) -> Trajectory:
+    """Every second token of the trajectories `[B, H, ...]` taken from their neighbours: what errors are at random."""
+    odd = jnp.arange(trajectory.reward.shape[1]) % 2 == 1
+
+    def swap(leaf: Array) -> Array:
+        return jnp.where(odd.reshape(1, -1, *[1] * (leaf.ndim - 2)), jnp.roll(leaf, 1, axis=0), leaf)
+
+    return jax.tree.map(swap, trajectory)

@@ -98,6 +98,14 @@ def test_shared_noise_level_equals_one_a_trajectory():
     assert np.max(np.abs(shared - apply(params, x, jnp.full((1, 1, 1), -0.3)))) > 1e-2
 
 
+def test_more_channels_than_features_pass_through():
+    """At low noise the denoiser needs every channel, however few features the U-Net has."""
+    apply, params = build(horizon=1, channels=12)
+    x, c_noise = jnp.ones((1, 12)), jnp.zeros((1, 1))
+    jacobian = jax.jacobian(lambda x: apply(params, x, c_noise)[0])(x)[:, 0]
+    assert np.linalg.matrix_rank(jacobian, tol=1e-3) == 12 > SMALL.width
+
+
 def test_position_matters():
     apply, params = build(horizon=6)
     constant = jnp.ones((1, 6, 3))

@@ -41,7 +41,7 @@ def step(now: EnvState, action) -> EnvState:
     return show(now.state[0] + 1.0, jnp.sum(action) * time, time)
 
 
-CLOCK = Environment(reset=reset, step=step, spec=SPEC)
+CLOCK = Environment(reset=reset, step=step, place=lambda state: show(state[0], 0.0, 0), spec=SPEC)
 
 
 def remembering(obs, memory, key):

@@ -2,8 +2,6 @@ import dataclasses
 import enum
 import tempfile
 import threading
-import time
-from concurrent import futures
 from pathlib import Path
 
 import jax
@@ -99,53 +97,6 @@ def test_plain_values():
     assert cache.plain(Kind.HEUN) == "HEUN"
     with pytest.raises(TypeError, match="function"):
         cache.plain({"guide": lambda: None})
-
-
-def test_an_entry_is_built_once_and_whole(tmp_path):
-    entry = tmp_path / "datasets" / "replay"
-    built = []
-
-    def build(folder: Path):
-        built.append(folder)
-        assert not entry.exists()
-        (folder / "data").write_text("whole")
-
-    for _ in range(2):
-        assert cache.build_once(entry, "the dataset", build) == entry
-    assert (entry / "data").read_text() == "whole"
-    assert len(built) == 1
-
-
-def test_a_build_that_failed_leaves_no_entry_and_is_repeated_from_empty(tmp_path):
-    entry = tmp_path / "entry"
-
-    def fail(folder: Path):
-        (folder / "half").touch()
-        raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError):
-        cache.build_once(entry, "the dataset", fail)
-    assert not entry.exists()
-    cache.build_once(entry, "the dataset", lambda folder: (folder / "all").touch())
-    assert [file.name for file in entry.iterdir()] == ["all"]
-
-
-def test_who_asks_at_once_builds_once(tmp_path):
-    built = []
-
-    def build(folder: Path):
-        built.append(folder)
-        time.sleep(0.1)
-        (folder / "data").write_text("whole")
-
-    def ask():
-        cache.build_once(tmp_path / "entry", "the dataset", build)
-        assert (tmp_path / "entry" / "data").read_text() == "whole"
-
-    with futures.ThreadPoolExecutor() as pool:  # the lock is an open file's: threads count as processes do
-        for asked in [pool.submit(ask) for _ in range(3)]:
-            asked.result()
-    assert len(built) == 1
 
 
 def test_who_waits_is_told_for_what(tmp_path, capsys):

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from coda_jax.data.dataset import episodes_from_arrays
 from coda_jax.data.vault import write_vault
 from experiments import mamujoco
 from experiments.checkpoints import Checkpoints
-from tests.drift import DRIFT, SPEC
+from tests.drift import DRIFT, SPEC, noise_episodes
 
 TINY = shlex.split(
     "--preset smoke --diffusion.num-steps 2 --denoiser.num-updates 2 --denoiser.batch-size 4 --denoiser.unet.width 4 "
@@ -27,18 +26,8 @@ TINY = shlex.split(
 @pytest.fixture(scope="module")
 def vault(tmp_path_factory):
     """A vault of 20 episodes of the drifting world."""
-    rng = np.random.default_rng(0)
-    steps = 100
-    episodes = episodes_from_arrays(
-        state=rng.normal(size=(steps, 2)),
-        obs=rng.normal(size=(steps, 2, 1)),
-        action=rng.uniform(-1, 1, size=(steps, 2, 1)),
-        reward=rng.normal(size=steps),
-        terminal=np.zeros(steps),
-        truncation=np.arange(steps) % 5 == 4,
-    )
     path = tmp_path_factory.mktemp("vaults") / "drift" / "Replay.vlt" / "one"
-    write_vault(path, episodes)
+    write_vault(path, noise_episodes(SPEC, 20, 5))
     return path
 
 
@@ -84,6 +73,9 @@ def test_a_run_folder_holds_what_it_promises(finished):
     np.testing.assert_allclose(summary["standard_error"], abs(last[0] - last[1]) / 2)
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["training"]["num_rounds"] == 3
+    quality = json.loads((finished / "summary.json").read_text())["sample_quality"]
+    assert set(quality) == {"guided", "unguided", "real", "real, actions shuffled", "real, steps shuffled"}
+    assert quality["guided"] != quality["unguided"]
     assert json.loads((finished / "provenance.json").read_text())["num_devices"] == 2
     assert (finished / "figures" / "learning_curve.png").stat().st_size > 5000
 
@@ -125,6 +117,8 @@ def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentatio
     assert [row["critic_loss"] for row in rows[2:]] != [row["critic_loss"] for row in coda_rows[2:]]
     has_likelihood = [float(row["synthetic_log_likelihood"]) < 0 for row in rows[2:]]
     assert all(has_likelihood) if augmentation == "unconditional" else not any(has_likelihood)
+    quality = json.loads((path / "summary.json").read_text())["sample_quality"]
+    assert (quality is None) if augmentation == "none" else ("guided" not in quality and "unguided" in quality)
 
 
 def refusal(capsys, *flags: str) -> str:
@@ -152,6 +146,7 @@ def refusal(capsys, *flags: str) -> str:
         (["--seed", "-1"], ["--seed", "-1"]),
         (["--preset", "huge"], ["--preset", "huge", "laptop"]),
         (["--training.mix-ratio", "1.5"], ["--training.mix-ratio", "1.5"]),
+        (["--training.horizon", "1"], ["--training.horizon", "1", "2"]),
         (["--diffusion.num-steps", "1"], ["num_steps", "1"]),
         (["--vault", "nowhere/at/all.vlt"], ["nowhere/at/all.vlt"]),
         (["--no-such-flag"], ["no-such-flag"]),
@@ -182,6 +177,11 @@ def test_a_folder_of_another_run_is_refused_and_kept(capsys, finished, vault):
     line = refusal(capsys, "--vault", str(vault), "--run-dir", str(finished), "--guidance", "0.7")
     assert "guidance" in line and "0.6" in line and "0.7" in line
     assert (finished / "summary.json").exists()
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(capsys, vault, tmp_path):
+    line = refusal(capsys, "--vault", str(vault), "--run-dir", str(tmp_path / "run"), "--denoiser.batch-size", "5")
+    assert "--denoiser.batch-size 5" in line and "2 devices" in line
 
 
 def test_nans_stop_the_run_and_say_where(capsys, vault, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.learner import unroll
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, brud_joint_actions, maddpg_bc, policy_loss, td_targets
 from coda_jax.marl.networks import Critic
@@ -13,7 +14,7 @@ from coda_jax.types import TaskSpec, Trajectory
 TASK = TaskSpec(name="toy", num_agents=2, state_dim=3, obs_dim=4, action_dim=2, episode_length=10)
 GAME = TaskSpec(name="game", num_agents=2, state_dim=1, obs_dim=1, action_dim=1, episode_length=1)
 SMALL = MaddpgBcConfig(policy_linear_width=8, policy_hidden_width=8, critic_widths=(16, 16))
-LEARNER = maddpg_bc(TASK, SMALL)
+LEARNER = maddpg_bc(TASK, SMALL, raw_inputs(TASK))
 INIT, UPDATE = jax.jit(LEARNER.init), jax.jit(LEARNER.update)
 
 
@@ -206,7 +207,7 @@ def test_values_of_zero_leave_cloning():
 
 def test_neither_loss_moves_the_others_network():
     window = random_windows(1)
-    cloning = maddpg_bc(TASK, MaddpgBcConfig(**{**vars(SMALL), "alpha_bc": 0.0}))
+    cloning = maddpg_bc(TASK, MaddpgBcConfig(**{**vars(SMALL), "alpha_bc": 0.0}), raw_inputs(TASK))
     state = INIT(jax.random.key(0))
     greedy_state, _ = UPDATE(state, window, jax.random.key(2))
     cloned_state, _ = jax.jit(cloning.update)(state, window, jax.random.key(2))
@@ -303,7 +304,7 @@ def test_on_the_multiplication_game_critics_learn_the_reward_and_policies_drift_
     """Data around (0.4, -0.4) send x along -0.4 and y along +0.4 until both saturate, near the worst corner (-1, 1)."""
     rng = np.random.default_rng(0)
     action = np.clip(rng.normal((0.4, -0.4), 0.6, (128, 1, 2)), -1, 1)
-    learner = maddpg_bc(GAME, MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 20.0}))
+    learner = maddpg_bc(GAME, MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 20.0}), raw_inputs(GAME))
     state, metrics = train(learner, 0, game_windows(action), 500)
     assert all(np.all(np.isfinite(value)) for value in metrics.values())
 
@@ -328,7 +329,7 @@ def test_on_a_game_of_two_steps_critics_learn_what_the_policies_will_earn(ends):
     state = np.broadcast_to([0.0, 1.0, 1.0], (64, 3))
     reward = np.where(state == 0, action.sum(-1), 1 + action.prod(-1))
     terminal = np.broadcast_to([0.0, float(ends), 0.0], (64, 3))
-    learner = maddpg_bc(GAME, MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 0.0}))
+    learner = maddpg_bc(GAME, MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 0.0}), raw_inputs(GAME))
     trained, _ = train(learner, 0, game_windows(action, state, reward, terminal), 600)
 
     mu = unroll(learner, trained, jnp.array([0.0, 1.0, 1.0])[:, None, None] * jnp.ones((3, 2, 1)))
@@ -347,6 +348,8 @@ def test_cloning_learns_what_needs_memory():
     seen = rng.choice([-0.7, 0.7], (64, 5))
     previous = np.concatenate([np.full((64, 1), 0.5), seen[:, :-1]], axis=1)
     action = np.stack([previous, -previous], axis=-1)
-    learner = maddpg_bc(GAME, MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 0.0, "policy_learning_rate": 1e-2}))
+    learner = maddpg_bc(
+        GAME, MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 0.0, "policy_learning_rate": 1e-2}), raw_inputs(GAME)
+    )
     _, metrics = train(learner, 0, game_windows(action, seen), 300)
     assert metrics["bc_loss"][-1] < 2e-3  # blind to the past it could not fall below 0.8 * 0.49

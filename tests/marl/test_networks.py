@@ -106,6 +106,16 @@ def test_critic_is_the_textbook_network():
     np.testing.assert_allclose(np.asarray(critic.apply(params, state, joint_action)), q, atol=1e-5)
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_layer_norm_bounds_the_values_of_far_actions(layer_norm):
+    state, joint_action = CRITIC_INPUT
+    critic = Critic((8, 6), layer_norm)
+    params = critic.init(jax.random.key(0), state, joint_action)
+    near, far = (np.asarray(critic.apply(params, state, scale * joint_action)) for scale in (1e3, 1e5))
+    growth = np.abs(far).max() / np.abs(near).max()
+    assert growth < 1.05 if layer_norm else growth > 50
+
+
 def test_twin_critics_start_different_and_never_mix():
     twins, one = TwinCritic((8, 6)), Critic((8, 6))
     params = twins.init(jax.random.key(0), *CRITIC_INPUT)

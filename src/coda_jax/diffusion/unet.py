@@ -115,7 +115,10 @@ class UNet(nn.Module):
                 h = jnp.repeat(h, 2, axis=-2)[..., : skip.shape[-2], :]
             h = jnp.concatenate([h, skip], axis=-1)
             h = block(level, f"decoder_{level}")(h, latent, position[..., :: 2**level, :])
-        h = nn.silu(nn.RMSNorm()(h))
+        # At low noise F returns the noise of every channel, more than `width` features carry: so the output sees the
+        # input too. Without this, channels that copy one another come out of the sampler unrelated.
+        gain = 1 + nn.Dense(x.shape[-1], use_bias=False, name="input_gain")(latent)
+        h = jnp.concatenate([nn.silu(nn.RMSNorm()(h)), x * gain], axis=-1)
         return TemporalConv(x.shape[-1], config.kernel_size, kernel_init=nn.initializers.zeros, name="output")(h)
 
     def _embed_noise(self, c_noise: Float[Array, "... 1 1"]) -> Float[Array, "... 1 E"]:

@@ -1,6 +1,6 @@
 """Multi-agent MuJoCo in MJX: a robot whose joints are shared out among agents, as pure functions.
 
-`make(name)` gives an `Environment`, whose `reset` and `step` act on a single environment; `jax.vmap` batches them. The
+`make(name)` gives an `Environment`, whose functions act on a single environment; `jax.vmap` batches them. The
 state and reward follow gymnasium's MuJoCo tasks and the observations gymnasium-robotics' `mamujoco_v1`, of which the
 tests are the truth. Nothing resets by itself: `rollout` decides what follows the end of an episode, so the last
 observation of an episode is never lost.
@@ -18,7 +18,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import mujoco
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from coda_jax.envs.factorization import Factorization, JointGraph, factorize
@@ -51,12 +50,14 @@ class EnvState:
 
 
 class Environment(NamedTuple):
-    """A task: two pure functions, and its sizes."""
+    """A task: three pure functions, and its sizes."""
 
     reset: Callable[[PRNGKey], EnvState]
     """Draws a start; the key is consumed."""
     step: Callable[[EnvState, Float[Array, "A U"]], EnvState]
     """Advances by one control step; actions are clipped to [-1, 1] by the actuators, not in the control cost."""
+    place: Callable[[Float[Array, "S"]], EnvState]
+    """Puts the robot into a global state, at the origin and at time 0: a step from a recorded or generated state."""
     spec: TaskSpec
 
 
@@ -157,10 +158,14 @@ def build(name: str, robot: Robot, graph: JointGraph, obsk: int = 1) -> Environm
 
 def _simulation(
     robot: Robot, model: mujoco.MjModel, split: Factorization
-) -> tuple[Callable[[PRNGKey], EnvState], Callable[[EnvState, Float[Array, "A U"]], EnvState]]:
+) -> tuple[
+    Callable[[PRNGKey], EnvState],
+    Callable[[EnvState, Float[Array, "A U"]], EnvState],
+    Callable[[Float[Array, "S"]], EnvState],
+]:
     mjx_model = mjx.put_model(model)
     template = mjx.make_data(model)
-    qpos0 = np.asarray(model.qpos0, np.float32)
+    qpos0 = jnp.asarray(model.qpos0, jnp.float32)
     dt = robot.frame_skip * model.opt.timestep
 
     def observe(physics: mjx.Data, reward: Array, time: Array) -> EnvState:
@@ -175,12 +180,19 @@ def _simulation(
             physics=physics,
         )
 
+    def stand(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"]) -> EnvState:
+        # No `mjx.forward` here: a step begins with it, and a cheap reset keeps automatic resets cheap.
+        return observe(template.replace(qpos=qpos, qvel=qvel), jnp.zeros(()), jnp.zeros((), jnp.int32))
+
     def reset(key: PRNGKey) -> EnvState:
         key_qpos, key_qvel = jax.random.split(key)
         qpos = qpos0 + jax.random.uniform(key_qpos, qpos0.shape, minval=-robot.reset_noise, maxval=robot.reset_noise)
         qvel = robot.reset_noise * jax.random.normal(key_qvel, (model.nv,))
-        # No `mjx.forward` here: a step begins with it, and a cheap reset keeps automatic resets cheap.
-        return observe(template.replace(qpos=qpos, qvel=qvel), jnp.zeros(()), jnp.zeros((), jnp.int32))
+        return stand(qpos, qvel)
+
+    def place(state: Float[Array, "S"]) -> EnvState:
+        visible = model.nq - robot.num_hidden_qpos
+        return stand(jnp.concatenate([jnp.zeros(robot.num_hidden_qpos), state[:visible]]), state[visible:])
 
     def step(env: EnvState, action: Float[Array, "A U"]) -> EnvState:
         control = jnp.zeros((model.nu,)).at[split.action_index].set(action)
@@ -201,4 +213,4 @@ def _simulation(
         reward = velocity - robot.control_cost * jnp.sum(jnp.square(action))
         return observe(physics, reward, env.time + 1)
 
-    return reset, step
+    return reset, step, place

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from coda_jax.marl.input_scale import InputScale
 from coda_jax.marl.learner import Learner
 from coda_jax.marl.networks import RecurrentPolicy, TwinCritic
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
@@ -41,12 +42,15 @@ class MaddpgBcConfig:
     """Units of the GRU."""
     critic_widths: tuple[int, ...] = (128, 128)
     """Units of the hidden layers of each critic."""
+    critic_layer_norm: bool = False
+    """Whether to normalise the critics' hidden layers."""
 
 
 @chex.dataclass(frozen=True)
 class MaddpgBcState:
-    """What MADDPG+BC learns; the twin critics are stacked on a leading axis of two."""
+    """What MADDPG+BC learns; the twin critics are stacked on a leading axis of two, `inputs` stays as it is."""
 
+    inputs: InputScale
     policy: Params
     critics: Params
     target_policy: Params
@@ -107,10 +111,16 @@ def policy_loss(
     return loss, {"policy_loss": loss, "bc_loss": bc_loss, "policy_q": mean_q}
 
 
-def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig) -> Learner:
-    """MADDPG+BC on windows of `task`; its update draws nothing at random, so the key given to it does not matter."""
+def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig, inputs: InputScale) -> Learner:
+    """MADDPG+BC on windows of `task`; its update draws nothing at random, so the key given to it does not matter.
+
+    Args:
+        task: its sizes.
+        config: settings.
+        inputs: the units in which networks see states and observations; they become part of the learner's state.
+    """
     policy = RecurrentPolicy(config.policy_linear_width, config.policy_hidden_width, task.action_dim)
-    critics = TwinCritic(config.critic_widths)
+    critics = TwinCritic(config.critic_widths, config.critic_layer_norm)
     # flax types `apply` for the case that variables are mutated too.
     apply_policy: Callable[..., Any] = policy.apply
     apply_critics: Callable[..., Any] = critics.apply
@@ -127,6 +137,7 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig) -> Learner:
         joint_action = jnp.zeros((task.num_agents, task.action_dim))
         critic_params = critics.init(key_critics, jnp.zeros(task.state_dim), joint_action)
         return MaddpgBcState(
+            inputs=inputs,
             policy=policy_params,
             critics=critic_params,
             target_policy=jax.tree.map(jnp.copy, policy_params),  # their own buffers, so that a caller can donate them
@@ -146,7 +157,10 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig) -> Learner:
 
     def update(state: MaddpgBcState, trajectory: Trajectory, key: PRNGKey) -> tuple[MaddpgBcState, Metrics]:
         del key
-        window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), trajectory)  # [H, B, ...]
+        scaled = dataclasses.replace(
+            trajectory, state=state.inputs.state(trajectory.state), obs=state.inputs.obs(trajectory.obs)
+        )
+        window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), scaled)  # [H, B, ...]
 
         target_action = along_window(state.target_policy, window.obs)
         next_q = smaller_q(state.target_critics, window.state[1:], target_action[1:])
@@ -171,6 +185,7 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig) -> Learner:
         critic_params = optax.apply_updates(state.critics, critic_step)
         policy_params = optax.apply_updates(state.policy, policy_step)
         next_state = MaddpgBcState(
+            inputs=state.inputs,
             policy=policy_params,
             critics=critic_params,
             target_policy=optax.incremental_update(policy_params, state.target_policy, config.target_rate),
@@ -183,7 +198,7 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig) -> Learner:
     def act(
         state: MaddpgBcState, obs: Float[Array, "*batch A O"], carry: Float[Array, "*batch A N"]
     ) -> tuple[Float[Array, "*batch A U"], Float[Array, "*batch A N"]]:
-        action, carry = apply_policy(state.policy, obs[None], carry)
+        action, carry = apply_policy(state.policy, state.inputs.obs(obs)[None], carry)
         return action[0], carry
 
     return Learner(init=init, update=update, act=act, initial_carry=initial_carry)

@@ -39,9 +39,12 @@ class Critic(nn.Module):
     """A centralised state-joint-action value Q(s, a): a relu network (Table 5).
 
     widths: widths of the hidden layers.
+    layer_norm: normalise before each relu, which bounds how far values extrapolate beyond the data's actions
+        (Ball et al. 2023; Tarasov et al. 2023).
     """
 
     widths: tuple[int, ...]
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -51,7 +54,8 @@ class Critic(nn.Module):
         *batch_shape, num_agents, action_dim = joint_action.shape
         x = jnp.concatenate([state, joint_action.reshape(*batch_shape, num_agents * action_dim)], axis=-1)
         for width in self.widths:
-            x = nn.relu(nn.Dense(width)(x))
+            x = nn.Dense(width)(x)
+            x = nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
         return jnp.squeeze(nn.Dense(1)(x), axis=-1)
 
 
@@ -59,9 +63,11 @@ class TwinCritic(nn.Module):
     """Two critics of the same shape, drawn independently; their parameters are stacked on a leading axis of two.
 
     widths: widths of the hidden layers of each.
+    layer_norm: as in `Critic`.
     """
 
     widths: tuple[int, ...]
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -75,4 +81,4 @@ class TwinCritic(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
         )
-        return critics(self.widths)(state, joint_action)
+        return critics(self.widths, self.layer_norm)(state, joint_action)

@@ -1,0 +1,156 @@
+"""How the settings of fit and sampler change the samples: `python -m experiments.fit_study --output results/fit_study`.
+
+Each variant changes the laptop preset in one way, is fitted for as many updates (`--num-updates`) unless it says
+otherwise, and is measured by `evaluation.sample_quality` on unguided samples. Fits are kept in the cache, and finished
+variants in the output, so that the command goes on where it was stopped.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from coda_jax import transforms
+from coda_jax.coda import Prior
+from coda_jax.data.dataset import Episodes, split_episodes
+from coda_jax.diffusion.samplers import heun_sample, sample_in_chunks
+from coda_jax.envs import mamujoco
+from coda_jax.types import PRNGKey, Trajectory
+from experiments.cache import enable_compilation_cache
+from experiments.config import PRESETS, ExperimentConfig
+from experiments.console import say
+from experiments.datasets import load_dataset
+from experiments.devices import set_up_devices
+from experiments.errors import UserError, one_line_errors, parse_command
+from experiments.files import write_atomically
+from experiments.fitting import fit_prior
+from experiments.quality import WINDOWS, measure_quality
+
+Change = Callable[[ExperimentConfig], ExperimentConfig]
+
+
+def denoiser(**changes: Any) -> Change:
+    """Changes the fit."""
+    return lambda config: dataclasses.replace(config, denoiser=dataclasses.replace(config.denoiser, **changes))
+
+
+def sampler(**changes: Any) -> Change:
+    """Changes the sampler."""
+    return lambda config: dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, **changes))
+
+
+def width(channels: int) -> Change:
+    """Changes the U-Net's width."""
+    return lambda config: denoiser(unet=dataclasses.replace(config.denoiser.unet, width=channels))(config)
+
+
+def updates(factor: float) -> Change:
+    """Fits for longer or shorter."""
+    return lambda config: denoiser(num_updates=int(factor * config.denoiser.num_updates))(config)
+
+
+def data(**changes: Any) -> Change:
+    """Changes what becomes of the data."""
+    return lambda config: dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+VARIANTS: dict[str, Change] = {
+    "laptop preset": updates(1),
+    "width 16": width(16),
+    "width 64": width(64),
+    "twice the updates": updates(2),
+    "four times the updates": updates(4),
+    "squared error without EDM's weight": denoiser(weight="plain"),
+    "moving average 0.99": denoiser(ema_decay=0.99),
+    "learning rate 3e-3": denoiser(learning_rate=3e-3),
+    "unbounded features left uniform": data(uniform_unbounded=True),
+    "16 Heun steps": sampler(num_steps=16),
+    "64 Heun steps": sampler(num_steps=64),
+    "churn 10": sampler(S_churn=10.0),
+}
+"""What each variant changes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitStudyConfig:
+    """Fits the denoiser under different settings and measures its unguided samples."""
+
+    output: Path
+    """Folder for `quality.json` and the table `quality.md`."""
+    num_updates: int = 2000
+    """Updates of a fit."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    with one_line_errors():
+        config = parse_command(FitStudyConfig, args)
+        if config.num_updates < 1:
+            raise UserError(f"--num-updates is {config.num_updates}; it must be at least 1")
+        preset = PRESETS["laptop"]
+        base = denoiser(num_updates=config.num_updates)(preset)
+        mesh = set_up_devices(preset.num_seeds)
+        enable_compilation_cache()
+        env = mamujoco.make(preset.task)
+        episodes = load_dataset(env, preset.dataset, preset.data.num_episodes, mesh)
+        config.output.mkdir(parents=True, exist_ok=True)
+        file = config.output / "quality.json"
+        results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for number, (name, change) in enumerate(VARIANTS.items()):
+            if name not in results:
+                say(f"variant {number + 1} of {len(VARIANTS)}: {name}")
+                results[name] = measure(change(base), env, episodes, mesh)
+                write_atomically(file, json.dumps(results, indent=1) + "\n")
+        table = markdown(results)
+        write_atomically(config.output / "quality.md", table)
+        say(table.rstrip())
+
+
+def measure(config: ExperimentConfig, env: mamujoco.Environment, episodes: Episodes, mesh: Mesh) -> dict[str, Any]:
+    """Fits a variant, samples from it and measures the samples."""
+    train, held_out = split_episodes(episodes, config.data.held_out_fraction)
+    horizon, num_channels = config.training.horizon, transforms.num_channels(env.spec)
+    start = time.monotonic()
+    fit = fit_prior(train, held_out, config.data, config.denoiser, env.spec, horizon, mesh)
+    seconds = time.monotonic() - start
+
+    @jax.jit
+    def sample(prior: Prior, key: PRNGKey) -> Trajectory:
+        def some(key: PRNGKey, num: int) -> Array:
+            def denoise(tau: Array, sigma: Array) -> Array:
+                return fit.generator.denoise(prior.denoiser, tau, sigma)
+
+            return heun_sample(denoise, key, (num, horizon, num_channels), config.diffusion)
+
+        z = sample_in_chunks(some, key, WINDOWS, config.training.chunk_size)
+        return transforms.unpack(transforms.inverse(prior.transform, z), env.spec)
+
+    samples = jax.tree.map(lambda leaf: leaf[None], sample(fit.prior, jax.random.key(0)))
+    quality = measure_quality(env, fit.held_out, {"unguided": samples})
+    return {"fit_seconds": seconds, "held_out_loss": fit.held_out_loss, "quality": quality}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table."""
+    errors = ("feature_distance", "worst_feature_distance", "observation_error", "dynamics_error", "reward_error")
+    lines = [
+        f"| variant | held-out loss | {' | '.join(error.replace('_', ' ') for error in errors)} | seconds of the fit |",
+        f"| --- |{' --- |' * (len(errors) + 2)}",
+    ]
+    for name, result in results.items():
+        values = (f"{result['quality']['unguided'][error]:.3f}" for error in errors)
+        lines.append(f"| {name} | {result['held_out_loss']:.3f} | {' | '.join(values)} | {result['fit_seconds']:.0f} |")
+    quality = next(iter(results.values()))["quality"]
+    for kind in ("real", "real, actions shuffled", "real, steps shuffled"):
+        lines.append(f"| *{kind}* | | {' | '.join(f'{quality[kind][error]:.3f}' for error in errors)} | |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

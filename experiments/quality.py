@@ -1,0 +1,71 @@
+"""How real a run's synthetic trajectories are, beside held-out data and beside shuffled data."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from coda_jax.data.dataset import Dataset, sample_windows
+from coda_jax.envs.mamujoco import Environment
+from coda_jax.evaluation import sample_quality, shuffled_actions, shuffled_steps
+from coda_jax.types import Trajectory
+from experiments.console import phase, print_table
+
+WINDOWS = 256
+"""Trajectories that are measured."""
+
+Quality = dict[str, dict[str, float]]
+"""For each kind of trajectories, each error; all in standard deviations of the held-out data (`SampleQuality`)."""
+
+
+def measure_quality(env: Environment, held_out: Dataset, synthetic: Mapping[str, Trajectory]) -> Quality:
+    """Measures each set of synthetic trajectories `[seeds, M, H, ...]`, then real and shuffled ones for comparison."""
+    horizon = len(held_out.offsets)
+    every_seed = {
+        name: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(x)) for name, x in synthetic.items()
+    }
+    num = min(WINDOWS, *(len(x.reward) for x in every_seed.values()))
+    key_real, key_reference = jax.random.split(jax.random.key(0))
+    draw = jax.jit(lambda key: sample_windows(held_out, key, num, horizon))
+    real, reference = draw(key_real), draw(key_reference)
+    kinds = {
+        **{
+            name: jax.tree.map(lambda x: x[np.linspace(0, len(x) - 1, num).astype(int)], x)
+            for name, x in every_seed.items()
+        },
+        "real": real,
+        "real, actions shuffled": shuffled_actions(real),
+        "real, steps shuffled": shuffled_steps(real),
+    }
+    measure = jax.jit(lambda trajectory: sample_quality(env, trajectory, reference))
+    quality: Quality = {}
+    with phase("measuring sample quality"):
+        for name, trajectory in kinds.items():
+            errors = jax.device_get(measure(trajectory))
+            quality[name] = {
+                "feature_distance": float(errors.feature_distance.mean()),
+                "worst_feature_distance": float(errors.feature_distance.max()),
+                "observation_error": float(errors.observation_error),
+                "dynamics_error": float(errors.dynamics_error),
+                "reward_error": float(errors.reward_error),
+            }
+    return quality
+
+
+def spread_over_seeds(trajectory: Trajectory, num: int) -> Trajectory:
+    """Takes trajectories `[num, H, ...]` out of `[seeds, M, H, ...]`, at even distances."""
+
+    def take(leaf: jax.Array) -> jax.Array:
+        flat = leaf.reshape(-1, *leaf.shape[2:])
+        return flat[np.linspace(0, len(flat) - 1, num).astype(int)]
+
+    return jax.tree.map(take, trajectory)
+
+
+def show_quality(quality: Quality) -> None:
+    """Prints the table."""
+    rows = [
+        {"trajectories": name, **{error.replace("_", " "): f"{value:.3f}" for error, value in errors.items()}}
+        for name, errors in quality.items()
+    ]
+    print_table("sample quality, in standard deviations of held-out data", rows)

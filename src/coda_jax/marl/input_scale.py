@@ -1,0 +1,52 @@
+"""Network inputs in standard deviations from the dataset's mean: TD3+BC's normalisation (Fujimoto and Gu 2021)."""
+
+import chex
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from coda_jax.types import TaskSpec, Trajectory
+
+MIN_STD = 1e-3
+"""Added to every standard deviation, so that a feature that never varies stays finite."""
+
+
+@chex.dataclass(frozen=True)
+class InputScale:
+    """Means and standard deviations of what networks see.
+
+    state_mean, state_std: `[*batch, S]` of the global state.
+    obs_mean, obs_std:     `[*batch, A, O]` of the local observations.
+    """
+
+    state_mean: Float[Array, "*batch S"]
+    state_std: Float[Array, "*batch S"]
+    obs_mean: Float[Array, "*batch A O"]
+    obs_std: Float[Array, "*batch A O"]
+
+    def state(self, state: Float[Array, "*batch S"]) -> Float[Array, "*batch S"]:
+        """Standardises global states."""
+        mean, std = (x.reshape(*[1] * (state.ndim - 1), -1) for x in (self.state_mean, self.state_std))
+        return (state - mean) / std
+
+    def obs(self, obs: Float[Array, "*batch A O"]) -> Float[Array, "*batch A O"]:
+        """Standardises local observations."""
+        mean, std = (x.reshape(*[1] * (obs.ndim - 2), *x.shape) for x in (self.obs_mean, self.obs_std))
+        return (obs - mean) / std
+
+
+def raw_inputs(task: TaskSpec) -> InputScale:
+    """The scale that leaves inputs in the environment's units."""
+    state, obs = (task.state_dim,), (task.num_agents, task.obs_dim)
+    return InputScale(
+        state_mean=jnp.zeros(state), state_std=jnp.ones(state), obs_mean=jnp.zeros(obs), obs_std=jnp.ones(obs)
+    )
+
+
+def standardised_inputs(steps: Trajectory) -> InputScale:
+    """The scale of a dataset's steps `[T, ...]`."""
+    return InputScale(
+        state_mean=jnp.mean(steps.state, axis=0),
+        state_std=jnp.std(steps.state, axis=0) + MIN_STD,
+        obs_mean=jnp.mean(steps.obs, axis=0),
+        obs_std=jnp.std(steps.obs, axis=0) + MIN_STD,
+    )

@@ -1,0 +1,72 @@
+"""Sample quality in a world whose next state is known: `drift`."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from coda_jax import transforms
+from coda_jax.envs.rollout import rollout
+from coda_jax.evaluation import sample_quality, shuffled_actions, shuffled_steps
+from tests.drift import DRIFT, SPEC
+
+B, H = 400, 4
+MEASURE = jax.jit(lambda trajectory, reference: sample_quality(DRIFT, trajectory, reference))
+
+
+def record(seed: int):
+    """Real windows `[B, H, ...]` of random actions."""
+
+    def act(obs, carry, key):
+        return jax.random.uniform(key, (B, SPEC.num_agents, SPEC.action_dim), minval=-1.0), carry
+
+    recorded = jax.jit(lambda key: rollout(DRIFT, act, (), key, B, H))(jax.random.key(seed))
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), recorded.steps)
+
+
+REAL, REFERENCE = record(0), record(1)
+
+
+def test_real_data_has_no_error():
+    quality = MEASURE(REAL, REFERENCE)
+    assert quality.observation_error == 0
+    assert quality.dynamics_error < 1e-6
+    assert quality.reward_error < 1e-6
+    assert np.max(quality.feature_distance) < 0.15  # two samples of 400
+    assert np.max(MEASURE(REFERENCE, REFERENCE).feature_distance) == 0
+
+
+def test_the_dynamics_error_is_the_distance_to_the_simulated_state():
+    std = jnp.std(REFERENCE.state, axis=(0, 1))
+    # Every second token is off by half a standard deviation: no step's start and end are both right.
+    off = 0.5 * np.asarray(std) * (np.arange(H) % 2 == 1).reshape(1, H, 1)
+    quality = MEASURE(dataclasses.replace(REAL, state=REAL.state + off), REFERENCE)
+    np.testing.assert_allclose(quality.dynamics_error, 0.5, rtol=1e-4)
+    one_feature = off * np.array([1.0, 0.0])
+    quality = MEASURE(dataclasses.replace(REAL, state=REAL.state + one_feature), REFERENCE)
+    np.testing.assert_allclose(quality.dynamics_error, 0.5 / np.sqrt(2), rtol=1e-4)
+
+
+def test_observations_and_rewards_are_compared_with_the_environments():
+    quality = MEASURE(dataclasses.replace(REAL, obs=REAL.obs + 0.3 * jnp.std(REFERENCE.obs)), REFERENCE)
+    np.testing.assert_allclose(quality.observation_error, 0.3, rtol=0.05)
+    quality = MEASURE(dataclasses.replace(REAL, reward=REAL.reward - 0.7 * jnp.std(REFERENCE.reward)), REFERENCE)
+    np.testing.assert_allclose(quality.reward_error, 0.7, rtol=1e-4)
+
+
+def test_a_shifted_feature_is_as_far_as_its_shift():
+    quality = MEASURE(
+        dataclasses.replace(REFERENCE, reward=REFERENCE.reward + 2 * jnp.std(REFERENCE.reward)), REFERENCE
+    )
+    expected = np.zeros(transforms.num_channels(SPEC))
+    expected[-2] = 2.0  # reward, before the terminal, which is constant
+    np.testing.assert_allclose(quality.feature_distance, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shuffle", [shuffled_actions, shuffled_steps])
+def test_shuffling_keeps_the_features_and_loses_the_dynamics(shuffle):
+    real, shuffled = MEASURE(REAL, REFERENCE), MEASURE(shuffle(REAL), REFERENCE)
+    np.testing.assert_allclose(shuffled.feature_distance, real.feature_distance, atol=1e-6)
+    assert shuffled.dynamics_error > 0.03
