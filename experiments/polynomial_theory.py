@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.polynomial import polynomial
 
-from coda_jax.envs.polynomial import PolynomialGame
+from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame, cell_masses
 from coda_jax.marl.stateless_maddpg import StatelessMaddpgConfig
 
 Marginals = tuple[np.ndarray, np.ndarray]
@@ -53,3 +53,31 @@ def twin_peaks_fixed_point(
     """Eq. 24 for both agents: C mean / (2A + 2B (mean^2 + variance)) of the other agent's recorded actions."""
     other = actions[:, ::-1].astype(np.float64)
     return C * other.mean(axis=0) / (2 * A + 2 * B * (other.mean(axis=0) ** 2 + other.var(axis=0)))
+
+
+def true_gradient(game: PolynomialGame, theta: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch 2"]:
+    """The gradient of R at joint policies."""
+    c = np.asarray(game.coefficients, np.float64)
+    parts = [polynomial.polyval2d(theta[..., 0], theta[..., 1], polynomial.polyder(c, axis=agent)) for agent in (0, 1)]
+    return np.stack(parts, axis=-1)
+
+
+def tilted_masses(
+    dataset: DatasetConfig, edges: Float[np.ndarray, " edges"], policy: Float[np.ndarray, " 2"], guidance: float
+) -> Float[np.ndarray, "cells cells"]:
+    """Eq. 15 by quadrature, the probability of each cell: p_off(a) exp(lambda log N(a; policy, 1)), normalised."""
+    centres = (edges[1:] + edges[:-1]) / 2
+    tilt = [np.exp(-guidance * (centres - mu) ** 2 / 2) for mu in policy]
+    masses = cell_masses(dataset, edges) * np.outer(*tilt)
+    return masses / masses.sum()
+
+
+def mean_and_spread(
+    masses: Float[np.ndarray, "cells cells"], edges: Float[np.ndarray, " edges"]
+) -> tuple[Float[np.ndarray, " 2"], float]:
+    """Mean of a distribution over cells, and the root of its variance a dimension."""
+    centres = (edges[1:] + edges[:-1]) / 2
+    marginals = [masses.sum(axis=1), masses.sum(axis=0)]
+    mean = np.array([marginal @ centres for marginal in marginals])
+    second = np.array([marginal @ centres**2 for marginal in marginals])
+    return mean, float(np.sqrt(np.mean(second - mean**2)))

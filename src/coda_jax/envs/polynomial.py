@@ -112,13 +112,13 @@ def sample_actions(config: DatasetConfig, key: PRNGKey) -> Float[Array, "num_tra
     return actions[..., None]
 
 
-def cell_masses(config: DatasetConfig, edges: Float[np.ndarray, " K+1"]) -> Float[np.ndarray, "K K"]:
+def cell_masses(config: DatasetConfig, edges: Float[np.ndarray, " edges"]) -> Float[np.ndarray, "cells cells"]:
     """The exact probability of each cell `edges[j] <= a^x < edges[j+1]`, and k likewise for a^y; the edges run from -1
     to 1, and the border belongs to the outermost cells.
     """
     inner = edges[1:-1]
 
-    def masses(below: Float[np.ndarray, " K-1"]) -> Float[np.ndarray, " K"]:
+    def masses(below: Float[np.ndarray, " borders"]) -> Float[np.ndarray, " cells"]:
         return np.diff(np.concatenate([[0.0], below, [1.0]]))
 
     if config.name == "point":
