@@ -40,7 +40,7 @@ class PolynomialConfig:
     """First seed."""
     num_updates: int = 200
     """Updates of a policy, after burn-in."""
-    grid_size: int = 16
+    grid_size: int = 12
     """Starts of the grid a side; their squared number must be a multiple of the draws."""
     grid_updates: int = 80
     """Updates from each start of the grid."""

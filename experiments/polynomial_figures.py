@@ -21,6 +21,8 @@ COLOURS = {
     "coda": "C3",
     "coda-guided": "C2",
 }
+LINES = {"unconditional": "--", "coda-guided": "--"}
+"""Dashes for those that lie on another method's line."""
 LABELS = {
     TRUE_GRADIENT: "true gradient",
     "none": "no augmentation",
@@ -40,7 +42,13 @@ def draw_surface(axes: Axes, game: PolynomialGame) -> None:
     axes.contourf(grid, grid, value.T, levels=24, cmap="Greys", alpha=0.55, zorder=0)
     for x, y in optima(game)[0]:
         axes.plot(x, y, marker="*", markersize=13, color="gold", markeredgecolor="k", clip_on=False, zorder=5)
-    axes.set(xlim=(-1, 1), ylim=(-1, 1), xlabel="$a^x$", ylabel="$a^y$", aspect="equal")
+    frame_square(axes)
+
+
+def frame_square(axes: Axes) -> None:
+    """The square of joint actions, with few ticks."""
+    ticks = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    axes.set(xlim=(-1, 1), ylim=(-1, 1), xticks=ticks, yticks=ticks, aspect="equal", xlabel="$a^x$", ylabel="$a^y$")
     axes.grid(False)
 
 
@@ -57,7 +65,7 @@ def draw_methods(path: Path, game: PolynomialGame, dataset: DatasetConfig, resul
         for method in (*STATIC_METHODS, *CODA_METHODS):
             theta = results.paths[method].theta
             for seed in theta.reshape(-1, *theta.shape[2:]):
-                paths.plot(*seed.T, color=COLOURS[method], linewidth=0.7, alpha=0.6)
+                paths.plot(*seed.T, color=COLOURS[method], linestyle=LINES.get(method, "-"), linewidth=0.8, alpha=0.7)
                 paths.plot(*seed[-1], marker="o", markersize=4, color=COLOURS[method], clip_on=False, zorder=4)
         paths.plot(*theta[0, 0, 0], marker="s", markersize=6, color="k", zorder=6)
         paths.set(title="policy from the start (square) to the end (dots)")
@@ -65,7 +73,8 @@ def draw_methods(path: Path, game: PolynomialGame, dataset: DatasetConfig, resul
             values = returns[method].reshape(-1, returns[method].shape[-1])
             updates = np.arange(values.shape[-1])
             curves.fill_between(updates, values.min(0), values.max(0), color=COLOURS[method], alpha=0.15, linewidth=0)
-            curves.plot(updates, values.mean(0), color=COLOURS[method], linewidth=1.8, label=LABELS[method])
+            line = {"color": COLOURS[method], "linestyle": LINES.get(method, "-"), "label": LABELS[method]}
+            curves.plot(updates, values.mean(0), linewidth=1.8, **line)
         curves.axhline(best, color="k", linestyle=":", linewidth=1.2, label=f"optimum {best:g}")
         curves.set(title=f"mean and range of {len(values)} seeds", xlabel="updates", ylabel="return")
         curves.legend(fontsize=8, loc="best")
@@ -115,12 +124,12 @@ def draw_routes(
             for panel, method in zip(panel_row[1:], CODA_METHODS, strict=True):
                 draw_surface(panel, game)
                 samples = results.samples[method][0, row]
-                panel.scatter(*samples.T, s=8, color=COLOURS[method], alpha=0.6, linewidths=0, clip_on=False)
+                panel.scatter(*samples.T, s=8, color=COLOURS[method], alpha=0.6, linewidths=0, clip_on=False, zorder=7)
                 panel.set(title=f"{LABELS[method]}\nspread {_spread(samples):.3f}")
             for panel in panel_row:
-                panel.plot(*policy, marker="+", markersize=12, color="white" if panel is panel_row[0] else "k", zorder=6)
-                panel.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xlabel="$a^x$", ylabel="$a^y$")
-                panel.grid(False)
+                colour = "white" if panel is panel_row[0] else "k"
+                panel.plot(*policy, marker="+", markersize=12, color=colour, clip_on=False, zorder=6)
+                frame_square(panel)
 
 
 def _spread(samples: Float[np.ndarray, "N 2"]) -> float:

@@ -52,8 +52,11 @@ def write_report(
     tables = {
         f"{game.name}, {dataset.name} data: after {config.num_updates} updates": ends_table(results, returns, best),
         "baselines: theory from the data's moments, and the runs": theory,
+        "no augmentation, on clouds around an optimum: the greater the spread, the farther": clouds_table(
+            game, config, results
+        ),
         "synthetic mini-batch of CODA against the true gradient, along the paths": alignment_table(aligned),
-        f"starts of the grid, after {config.grid_updates} updates": grid_table(game, results, basin, agreement),
+        f"starts of the grid, after {config.grid_updates} updates; true basin: of those with |x+y| > 0.1": grid_table(game, results, basin, agreement),
         "what CODA samples at a policy": samples_table(results),
         f"Eq. 15 (std 1, lambda = {config.coda.guidance:g}) by quadrature, and the routes": routes_table(
             dataset, config.coda.guidance, results
@@ -139,17 +142,16 @@ def grid_agreement(results: Results, basin: dict[str, np.ndarray], method: str) 
 
 
 def ends_table(results: Results, returns: dict[str, np.ndarray], best: float) -> list[Row]:
-    """Final returns of each method."""
+    """Final returns of each method, mean and standard deviation over seeds."""
     rows = []
     for method in METHODS:
         final, theta = returns[method][..., -1].ravel(), results.paths[method].theta[:, :, -1].reshape(-1, 2)
         rows.append(
             {
                 "method": method,
-                "return": f"{final.mean():.4f}",
-                "s.d.": f"{final.std():.4f}",
-                "least": f"{final.min():.4f}",
-                "greatest": f"{final.max():.4f}",
+                "return": f"{final.mean():.3f} ± {final.std():.3f}",
+                "least": f"{final.min():.3f}",
+                "greatest": f"{final.max():.3f}",
                 "within 1 %": f"{np.sum(final >= (1 - NEAR) * best)} of {final.size}",
                 "mean end": _pair(theta.mean(axis=0)),
             }
@@ -187,11 +189,29 @@ def theory_table(
                 **theory,
                 "predicted end": _pair(np.mean(predicted, axis=0)),
                 "mean end": _pair(ends.mean(axis=(0, 1))),
-                "deviation": _pair(off.mean(axis=0)),
-                "s.e.": _pair(error),
+                "off by, s.e.": f"{_pair(deviations[method])}",
             }
         )
     return rows, deviations
+
+
+def clouds_table(game: PolynomialGame, config: PolynomialConfig, results: Results) -> list[Row]:
+    """Where training on a cloud around an optimum ends, by its spread, and where its moments say so."""
+    rows = []
+    for spread, (cloud, ends) in results.clouds.items():
+        marginals = [marginal_rewards(game, cloud)] * config.num_updates
+        predicted = predicted_path(marginals, np.asarray(config.learner.start), config.learner)[-1]
+        fixed = {"Eq. 24, fixed point": _pair(twin_peaks_fixed_point(cloud))} if game.name == "twin-peaks" else {}
+        rows.append(
+            {
+                "spread": f"{spread:g}",
+                **fixed,
+                "predicted end": _pair(predicted),
+                "mean end": _pair(ends.mean(axis=0)),
+                "return": f"{reward(game, ends).mean():.3f}",
+            }
+        )
+    return rows
 
 
 def alignment_table(aligned: dict[str, dict[str, np.ndarray]]) -> list[Row]:
@@ -204,11 +224,10 @@ def alignment_table(aligned: dict[str, dict[str, np.ndarray]]) -> list[Row]:
             {
                 "method": method,
                 "updates": f"{cosine.size}",
-                "cosine, mean": f"{cosine.mean():.4f}",
+                "cosine": f"{cosine.mean():.4f}",
                 "least": f"{cosine.min():.4f}",
-                "above 0.95": f"{np.mean(cosine >= 0.95):.2%}",
-                "size, mean": f"{size.mean():.3f}",
-                "size, 5 to 95 %": f"{np.quantile(size, 0.05):.3f} to {np.quantile(size, 0.95):.3f}",
+                "size": f"{size.mean():.3f}",
+                "90 % of them": f"{np.quantile(size, 0.05):.2f} to {np.quantile(size, 0.95):.2f}",
             }
         )
     return rows
@@ -222,8 +241,8 @@ def grid_table(
     return [
         {
             "method": method,
-            "in the true basin, |x+y| > 0.1": f"{agreement[method]:.1%}",
-            "within 10 % of an optimum": f"{np.mean(basin[method] >= 0):.1%}",
+            "true basin": f"{agreement[method]:.1%}",
+            "within 10 %": f"{np.mean(basin[method] >= 0):.1%}",
             "within 1 %": f"{np.mean(reward(game, results.grid[method].theta[:, :, -1]) >= (1 - NEAR) * best):.1%}",
         }
         for method in METHODS
@@ -241,27 +260,26 @@ def samples_table(results: Results) -> list[Row]:
             {
                 "method": method,
                 "policies": f"{len(policies)}",
-                "mean off by": f"{off.mean():.4f}",
-                "at most": f"{off.max():.4f}",
-                "spread": f"{spread.mean():.4f}",
-                "spread at most": f"{spread.max():.4f}",
+                "mean off by": f"{off.mean():.3f}",
+                "at most": f"{off.max():.3f}",
+                "spread": f"{spread.mean():.3f}",
+                "at most ": f"{spread.max():.3f}",
             }
         )
     return rows
 
 
 def routes_table(dataset: DatasetConfig, guidance: float, results: Results) -> list[Row]:
-    """Mean and spread of Eq. 15 and of each route, at the three policies of the picture."""
+    """Mean and spread of Eq. 15, and of what each route samples, at the three policies of the picture."""
     edges = np.linspace(-1.0, 1.0, CELLS + 1)
     rows = []
     for number, policy in enumerate(results.policies[:3]):
         mean, spread = mean_and_spread(tilted_masses(dataset, edges, policy, guidance), edges)
-        row = {"policy": _pair(policy), "Eq. 15: mean": _pair(mean), "Eq. 15: spread": f"{spread:.3f}"}
+        rows.append({"policy": _pair(policy), "samples of": "Eq. 15", "mean": _pair(mean), "spread": f"{spread:.3f}"})
         for method in CODA_METHODS:
             samples = results.samples[method][:, number]
-            row[f"{method}: mean"] = _pair(samples.mean(axis=(0, 1)))
-            row[f"{method}: spread"] = f"{np.sqrt(samples.var(axis=1).mean()):.3f}"
-        rows.append(row)
+            mean, spread = samples.mean(axis=(0, 1)), np.sqrt(samples.var(axis=1).mean())
+            rows.append({"policy": "", "samples of": method, "mean": _pair(mean), "spread": f"{spread:.3f}"})
     return rows
 
 

@@ -21,9 +21,12 @@ from coda_jax.coda_games import (
     Generators,
     Path,
     game_coda,
+    recorded,
+    train_rounds,
 )
 from coda_jax.diffusion.generator import make_generator
-from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame
+from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame, as_trajectory, optima, reward, sample_actions
+from coda_jax.marl.stateless_maddpg import stateless_maddpg
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.console import phase
 from experiments.errors import UserError
@@ -31,6 +34,9 @@ from experiments.polynomial_config import PolynomialConfig
 from experiments.polynomial_fit import fit_draws
 
 METHODS = (TRUE_GRADIENT, *STATIC_METHODS, *CODA_METHODS)
+
+SPREADS = (0.1, 0.2, 0.4, 0.8)
+"""Standard deviations of the clouds around an optimum, which the baseline without augmentation is trained on."""
 
 LATTICE_SIZE, NUM_SAMPLES = 9, 256
 """The routes are sampled on a lattice of so many policies a side, so many joint actions each."""
@@ -47,6 +53,7 @@ class Results(NamedTuple):
     data:     static method -> joint actions `[D, N, 2]` it trained on.
     policies: `[P, 2]` joint policies: three along CODA's first path, then a lattice.
     samples:  CODA method -> joint actions `[D, P, NUM_SAMPLES, 2]` sampled at each of those policies.
+    clouds:   spread -> (joint actions `[N, 2]` of a cloud around an optimum, ends `[S, 2]` of training on it).
     """
 
     paths: dict[str, Path]
@@ -54,6 +61,7 @@ class Results(NamedTuple):
     data: dict[str, Float[np.ndarray, "D N 2"]]
     policies: Float[np.ndarray, "P 2"]
     samples: dict[str, Float[np.ndarray, "D P NUM_SAMPLES 2"]]
+    clouds: dict[float, tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "S 2"]]]
 
 
 def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetConfig, mesh: Mesh) -> Results:
@@ -119,7 +127,26 @@ def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetCo
             samples[method] = jax.device_get(sampler_at(methods, method, policies, mesh)(prior, sample_keys))
             progress.advance(note=method)
     actions = {method: np.asarray(trajectories.action)[:, :, 0, :, 0] for method, trajectories in static.items()}
-    return Results(paths=paths, grid=grid, data=actions, policies=policies, samples=samples)
+    clouds = {spread: train_on_cloud(config, game, spread) for spread in SPREADS}
+    return Results(paths=paths, grid=grid, data=actions, policies=policies, samples=samples, clouds=clouds)
+
+
+def train_on_cloud(config: PolynomialConfig, game: PolynomialGame, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """Without augmentation on a Gaussian cloud around an optimum: its joint actions `[N, 2]`, and ends `[S, 2]`."""
+    x, y = optima(game)[0][-1]
+    cloud = DatasetConfig("gaussian", (float(x), float(y)), spread, config.num_transitions)
+    learner = stateless_maddpg(game.spec, functools.partial(reward, game), config.learner)
+
+    def train(data: Array, key: PRNGKey) -> Array:
+        key_init, key_train = jax.random.split(key)
+        renew = recorded(as_trajectory(game, data))
+        state = learner.init(key_init)
+        return train_rounds(learner, state, renew, key_train, config.num_updates, 1, config.coda.batch_size)[0].theta
+
+    key_data, key_train = jax.random.split(jax.random.key(config.seed))
+    data = sample_actions(cloud, key_data)
+    ends = jax.jit(jax.vmap(train, (None, 0)))(data, jax.random.split(key_train, config.num_seeds))
+    return np.asarray(data)[..., 0], np.asarray(ends)[..., 0]
 
 
 def path_policies(theta: np.ndarray) -> np.ndarray:

@@ -24,7 +24,8 @@ from jaxtyping import Array, Float
 
 from coda_jax import transforms
 from coda_jax.coda import policy_guide
-from coda_jax.diffusion.generator import DenoiseFn, Generator
+from coda_jax.diffusion.edm import Denoise
+from coda_jax.diffusion.generator import Generator
 from coda_jax.diffusion.guidance import Guide, classifier_free
 from coda_jax.diffusion.samplers import SamplerConfig, heun_sample, sample_in_chunks
 from coda_jax.envs.polynomial import PolynomialGame, as_trajectory, reward
@@ -41,6 +42,9 @@ CODA_METHODS = ("coda", "coda-guided")
 
 TRUE_GRADIENT = "true gradient"
 """Trained on the policy's own joint action, which makes Eq. 16-17 the true gradient: what CODA should come close to."""
+
+Renewal = Callable[[LearnerState, PRNGKey, int], Trajectory]
+"""(state, key, num) -> trajectories `[num, 1, ...]` for the updates to come; the key is consumed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,20 +150,16 @@ def game_coda(
 
     def sample(
         prior: GamePrior,
-        denoise: DenoiseFn,
-        params: Params,
+        denoise: Denoise,
         y: Float[Array, "... K"] | None,
         key: PRNGKey,
         num: int,
         guide: Guide | None = None,
     ) -> Trajectory:
-        def unconditional(tau: Array, sigma: Array) -> Array:
-            return denoise(params, tau, sigma)
-
         def conditional(tau: Array, sigma: Array) -> Array:
-            return denoise(params, tau, sigma, y)
+            return denoise(tau, sigma, y)
 
-        denoiser = unconditional if y is None else classifier_free(conditional, unconditional, config.w)
+        denoiser = denoise if y is None else classifier_free(conditional, denoise, config.w)
         z = heun_sample(denoiser, key, (num, 1, num_channels), sampler, guide, config.guidance)
         return transforms.unpack(transforms.inverse(prior.transform, z), spec)
 
@@ -169,11 +169,12 @@ def game_coda(
 
         def chunk(key: PRNGKey, num: int) -> Trajectory:
             if method == "unconditional":
-                return sample(prior, generators.policy.denoise, prior.policy_denoiser, None, key, num)
+                return sample(prior, functools.partial(generators.policy.denoise, prior.policy_denoiser), None, key, num)
             key_return, key_sample = jax.random.split(key)
             u = jax.random.uniform(key_return, (num, 1), minval=1.0 - config.top_returns, maxval=1.0)
             y = jnp.log(u / jnp.maximum(1.0 - u, transforms.CLIP)) / transforms.LOGISTIC_STD  # as `transforms.forward`
-            return sample(prior, generators.returns.denoise, prior.return_denoiser, y, key_sample, num)
+            denoise = functools.partial(generators.returns.denoise, prior.return_denoiser)
+            return sample(prior, denoise, y, key_sample, num)
 
         def tokens(key: PRNGKey, num: int) -> Array:
             return transforms.pack(chunk(key, num))
@@ -181,16 +182,16 @@ def game_coda(
         return transforms.unpack(sample_in_chunks(tokens, key, config.num_static, 256), spec)
 
     def sample_at(method: str, prior: GamePrior, theta: Float[Array, "A U"], key: PRNGKey, num: int) -> Trajectory:
-        denoise, params = generators.policy.denoise, prior.policy_denoiser
+        denoise = functools.partial(generators.policy.denoise, prior.policy_denoiser)
         key_condition, key_sample = jax.random.split(key)
         if method == "coda":
             encoding = transforms.select(prior.transform, action_channels)
             y = transforms.forward(encoding, theta.reshape(1, -1), key_condition)
-            return sample(prior, denoise, params, y, key_sample, num)
+            return sample(prior, denoise, y, key_sample, num)
         learner = learner_of(prior)
         state = dataclasses.replace(learner.init(key_condition), theta=theta)
         guide = policy_guide(learner, state, prior.transform, spec)
-        return sample(prior, denoise, params, None, key_sample, num, guide)
+        return sample(prior, denoise, None, key_sample, num, guide)
 
     def train(
         method: str,
@@ -203,20 +204,13 @@ def game_coda(
         learner = learner_of(prior)
         key_init, key_burn_in, key_train = jax.random.split(key, 3)
 
-        def rows_of(trajectories: Trajectory) -> Callable[[LearnerState, PRNGKey, int], Trajectory]:
-            def renew(state: LearnerState, key: PRNGKey, num: int) -> Trajectory:
-                rows = jax.random.randint(key, (num,), 0, trajectories.reward.shape[0])
-                return jax.tree.map(lambda leaf: leaf[rows], trajectories)
-
-            return renew
-
         def renew_coda(state: LearnerState, key: PRNGKey, num: int) -> Trajectory:
             return sample_at(method, prior, state.theta, key, num)
 
         def renew_exactly(state: LearnerState, key: PRNGKey, num: int) -> Trajectory:
             return as_trajectory(game, jnp.broadcast_to(state.theta, (num, *state.theta.shape)))
 
-        renew, burn_in = rows_of(static_set), rows_of(prior.dataset)
+        renew, burn_in = recorded(static_set), recorded(prior.dataset)
         if method in CODA_METHODS:
             renew = renew_coda
         elif method == TRUE_GRADIENT:
@@ -233,10 +227,20 @@ def game_coda(
     return GameCoda(static_set, sample_at, train)
 
 
+def recorded(trajectories: Trajectory) -> Renewal:
+    """Rows of a set that does not change, drawn with replacement."""
+
+    def renew(state: LearnerState, key: PRNGKey, num: int) -> Trajectory:
+        rows = jax.random.randint(key, (num,), 0, trajectories.reward.shape[0])
+        return jax.tree.map(lambda leaf: leaf[rows], trajectories)
+
+    return renew
+
+
 def train_rounds(
     learner: Learner,
     state: LearnerState,
-    renew: Callable[[LearnerState, PRNGKey, int], Trajectory],
+    renew: Renewal,
     key: PRNGKey,
     num_rounds: int,
     updates_per_renewal: int,
