@@ -19,9 +19,12 @@ from experiments.polynomial_report import show, write_report
 from experiments.polynomial_training import train_all
 from experiments.run_folder import open_run_folder
 
-DEPARTURES = """departures from Tables 2 and 4, to fit two cores: {diffusion} diffusion steps (40); {batch} samples in the \
-denoiser's mini-batch (1,000); {updates} gradient steps (10,000 epochs); kernel {kernel} (3; at H = 1 the outer taps see \
-padding only); {samples} samples a renewal, as many as it uses (1,000); the gradient is clipped jointly for both agents"""
+DEPARTURES = (
+    "beside Tables 2 and 4, whose settings are in brackets: {diffusion} diffusion steps, {guided} where policy-guided (40); "
+    "{batch} samples in the denoiser's mini-batch (1,000); {updates} gradient steps (10,000 epochs); kernel {kernel} (3; "
+    "at H = 1 its outer taps see padding only); {samples} samples a renewal, as many as it uses (1,000); "
+    "the gradient is clipped jointly for both agents"
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -53,6 +56,7 @@ def run(config: PolynomialConfig) -> None:
             say(
                 DEPARTURES.format(
                     diffusion=config.diffusion.num_steps,
+                    guided=config.guided_diffusion.num_steps,
                     batch=config.denoiser.batch_size,
                     updates=config.denoiser.num_updates,
                     kernel=config.denoiser.unet.kernel_size,

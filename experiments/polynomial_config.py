@@ -38,11 +38,11 @@ class PolynomialConfig:
     """Draws of the dataset, each with denoisers of its own."""
     seed: int = 0
     """First seed."""
-    num_updates: int = 200
+    num_updates: int = 150
     """Updates of a policy, after burn-in."""
     grid_size: int = 12
     """Starts of the grid a side; their squared number must be a multiple of the draws."""
-    grid_updates: int = 80
+    grid_updates: int = 60
     """Updates from each start of the grid."""
     critic: str = "known"
     """Critic: `known` (the reward function) or `learned` (fitted to the recorded rewards)."""
@@ -57,7 +57,9 @@ class PolynomialConfig:
     learned_critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
     """The fit of a learned critic."""
     diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=24))
-    """Sampling (Algorithm 1)."""
+    """Sampling, but for the policy-guided route."""
+    guided_diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=48))
+    """Sampling in the policy-guided route (Algorithm 1)."""
     denoiser: GeneratorConfig = dataclasses.field(
         default_factory=lambda: GeneratorConfig(
             unet=UNetConfig(width=32, channel_multipliers=(1, 1), kernel_size=1, embedding_dim=32),

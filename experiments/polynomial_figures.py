@@ -111,9 +111,7 @@ def draw_gradients(path: Path, alignment: dict) -> None:
         axes[0, 1].set(ylim=(0, 3))
 
 
-def draw_routes(
-    path: Path, game: PolynomialGame, dataset: DatasetConfig, guidance: float, results: Results
-) -> None:
+def draw_routes(path: Path, game: PolynomialGame, dataset: DatasetConfig, guidance: float, results: Results) -> None:
     """Eq. 15 by quadrature beside what the two routes sample, at three policies along CODA's path."""
     edges = np.linspace(-1.0, 1.0, CELLS + 1)
     with panels(path, 3, 3, (10.0, 10.2)) as axes:

@@ -42,7 +42,9 @@ def fit_draws(
     """
     by_draw = NamedSharding(mesh, PartitionSpec("seed"))
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + num_draws))
-    key_data, key_encode, key_condition, key_fit = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 4))(keys), 1, 0)
+    key_data, key_encode, key_condition, key_fit = jnp.moveaxis(
+        jax.vmap(lambda key: jax.random.split(key, 4))(keys), 1, 0
+    )
     datasets: Trajectory = jax.jit(jax.vmap(lambda key: as_trajectory(game, sample_actions(dataset, key))))(key_data)
     tokens = transforms.pack(datasets)
     fitted = [transforms.fit(np.asarray(draw)[:, 0]) for draw in tokens]
@@ -82,9 +84,7 @@ def _fit(
     """The averaged weights of one denoiser a draw, from the cache where they are there; `keys` is `[D, 2]`."""
     draws = PartitionSpec("seed")
 
-    def fit_one(
-        state: GeneratorState, z: Array, y: Array, key: PRNGKey
-    ) -> tuple[GeneratorState, Metrics]:
+    def fit_one(state: GeneratorState, z: Array, y: Array, key: PRNGKey) -> tuple[GeneratorState, Metrics]:
         def sample_batch(key: PRNGKey) -> tuple[Array, Array]:
             rows = jax.random.randint(key, (batch_size,), 0, z.shape[0])
             return z[rows], y[rows]

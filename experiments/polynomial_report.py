@@ -52,11 +52,11 @@ def write_report(
     tables = {
         f"{game.name}, {dataset.name} data: after {config.num_updates} updates": ends_table(results, returns, best),
         "baselines: theory from the data's moments, and the runs": theory,
-        "no augmentation, on clouds around an optimum: the greater the spread, the farther": clouds_table(
-            game, config, results
-        ),
+        "no augmentation, on clouds around an optimum, by their spread": clouds_table(game, config, results),
         "synthetic mini-batch of CODA against the true gradient, along the paths": alignment_table(aligned),
-        f"starts of the grid, after {config.grid_updates} updates; true basin: of those with |x+y| > 0.1": grid_table(game, results, basin, agreement),
+        f"starts of the grid, after {config.grid_updates} updates; true basin: of those with |x+y| > 0.1": grid_table(
+            game, results, basin, agreement
+        ),
         "what CODA samples at a policy": samples_table(results),
         f"Eq. 15 (std 1, lambda = {config.coda.guidance:g}) by quadrature, and the routes": routes_table(
             dataset, config.coda.guidance, results
@@ -363,14 +363,13 @@ def sample_rows(results: Results) -> Iterable[Sequence[Any]]:
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes a CSV, compressed where its name ends in `.gz`."""
-    opened = gzip.open(path, "wt", newline="") if path.suffix == ".gz" else path.open("w", newline="")
-    with opened as file:
+    with gzip.open(path, "wt", newline="") if path.suffix == ".gz" else path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
 
 
-def _digits(*values: float) -> list[str]:
+def _digits(*values: Any) -> list[str]:
     return [f"{value:.5g}" for value in values]
 
 

@@ -45,6 +45,13 @@ SEEDS_AT_ONCE = 16
 """Seeds of a draw that are vmapped; with more of them the samples no longer fit the processor's cache."""
 
 
+class HostPath(NamedTuple):
+    """A `coda_games.Path` on the host."""
+
+    theta: np.ndarray
+    gradient: np.ndarray
+
+
 class Results(NamedTuple):
     """What a run brought; D draws, S seeds or starts a draw.
 
@@ -56,8 +63,8 @@ class Results(NamedTuple):
     clouds:   spread -> (joint actions `[N, 2]` of a cloud around an optimum, ends `[S, 2]` of training on it).
     """
 
-    paths: dict[str, Path]
-    grid: dict[str, Path]
+    paths: dict[str, HostPath]
+    grid: dict[str, HostPath]
     data: dict[str, Float[np.ndarray, "D N 2"]]
     policies: Float[np.ndarray, "P 2"]
     samples: dict[str, Float[np.ndarray, "D P NUM_SAMPLES 2"]]
@@ -76,10 +83,10 @@ def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetCo
         policy=make_generator(dataclasses.replace(config.denoiser, condition_dim=2), num_channels, 1),
         returns=make_generator(dataclasses.replace(config.denoiser, condition_dim=1), num_channels, 1),
     )
-    prior = fit_draws(
-        game, dataset, config.seed, num_draws, generators, config.denoiser, config.coda, critic, mesh
+    prior = fit_draws(game, dataset, config.seed, num_draws, generators, config.denoiser, config.coda, critic, mesh)
+    methods = game_coda(
+        game, generators, config.coda, config.diffusion, config.guided_diffusion, config.learner, critic
     )
-    methods = game_coda(game, generators, config.coda, config.diffusion, config.learner, critic)
     by_draw = NamedSharding(mesh, PartitionSpec("seed"))
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 4)
 
@@ -90,7 +97,7 @@ def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetCo
             static[method] = over_draws(functools.partial(methods.static_set, method), mesh)(prior, draw_keys)
             progress.advance(note=method)
 
-    def run_from(what: str, theta: np.ndarray, key: PRNGKey, num_updates: int) -> dict[str, Path]:
+    def run_from(what: str, theta: np.ndarray, key: PRNGKey, num_updates: int) -> dict[str, HostPath]:
         """Every method from the starts `[D, S, 2]`."""
         theta = jax.device_put(jnp.asarray(theta, jnp.float32)[..., None], by_draw)
         keys = jax.device_put(jax.random.split(key, theta.shape[:2]), by_draw)
@@ -100,7 +107,7 @@ def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetCo
             for method in METHODS:
                 train = train_static if method in STATIC_METHODS else trainer(methods, method, num_updates, mesh)
                 data = static.get(method, static["none"])
-                paths[method] = jax.device_get(train(prior, data, theta, keys))
+                paths[method] = HostPath(*jax.device_get(train(prior, data, theta, keys)))
                 if not np.isfinite(paths[method].theta).all():
                     raise UserError(f"NaN while {what}, method {method}")
                 progress.advance(note=method)

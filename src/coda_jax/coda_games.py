@@ -59,7 +59,7 @@ class GameCodaConfig:
     """Updates between two renewals; beyond about 8 the policy oscillates."""
     w: float = 1.0
     """Scale of classifier-free guidance (Eq. 3)."""
-    guidance: float = 0.3
+    guidance: float = 0.2
     """lambda of Algorithm 1, in the policy-guided route."""
     num_static: int = 4000
     """Samples in the static sets of the baselines."""
@@ -135,10 +135,15 @@ def game_coda(
     generators: Generators,
     config: GameCodaConfig,
     sampler: SamplerConfig,
+    guided_sampler: SamplerConfig,
     learner_config: StatelessMaddpgConfig,
     critic_config: CriticConfig | None = None,
 ) -> GameCoda:
-    """Builds the methods; the critic is the game's reward, or one fitted as `critic_config` says."""
+    """Builds the methods; the critic is the game's reward, or one fitted as `critic_config` says.
+
+    The policy-guided route has a sampler of its own: its last guided step overshoots the policy by an amount that falls
+    with the square of the number of steps, and is what spreads its samples.
+    """
     spec = game.spec
     num_channels = transforms.num_channels(spec)
     action_channels = transforms.action_channels(spec)
@@ -154,6 +159,7 @@ def game_coda(
         y: Float[Array, "... K"] | None,
         key: PRNGKey,
         num: int,
+        sampler: SamplerConfig = sampler,
         guide: Guide | None = None,
     ) -> Trajectory:
         def conditional(tau: Array, sigma: Array) -> Array:
@@ -169,7 +175,9 @@ def game_coda(
 
         def chunk(key: PRNGKey, num: int) -> Trajectory:
             if method == "unconditional":
-                return sample(prior, functools.partial(generators.policy.denoise, prior.policy_denoiser), None, key, num)
+                return sample(
+                    prior, functools.partial(generators.policy.denoise, prior.policy_denoiser), None, key, num
+                )
             key_return, key_sample = jax.random.split(key)
             u = jax.random.uniform(key_return, (num, 1), minval=1.0 - config.top_returns, maxval=1.0)
             y = jnp.log(u / jnp.maximum(1.0 - u, transforms.CLIP)) / transforms.LOGISTIC_STD  # as `transforms.forward`
@@ -191,7 +199,7 @@ def game_coda(
         learner = learner_of(prior)
         state = dataclasses.replace(learner.init(key_condition), theta=theta)
         guide = policy_guide(learner, state, prior.transform, spec)
-        return sample(prior, denoise, None, key_sample, num, guide)
+        return sample(prior, denoise, None, key_sample, num, guided_sampler, guide)
 
     def train(
         method: str,

@@ -47,7 +47,9 @@ def test_the_path_of_multiplication_is_a_straight_line_that_stops_at_the_border(
 
 
 def test_the_path_of_twin_peaks_ends_at_eq_24():
-    path = predicted_path([marginal_rewards(twin_peaks(), DATA)] * 200, np.array([-0.64, 0.65]), StatelessMaddpgConfig())
+    path = predicted_path(
+        [marginal_rewards(twin_peaks(), DATA)] * 200, np.array([-0.64, 0.65]), StatelessMaddpgConfig()
+    )
     np.testing.assert_allclose(path[-1], twin_peaks_fixed_point(DATA), atol=1e-9)
     np.testing.assert_allclose(path[-1], 5 * MEAN / (2 + 8 * SQUARE), atol=1e-9)
 

@@ -35,8 +35,8 @@ def theta_of(x, y):
     return jnp.asarray([[x], [y]], jnp.float32)
 
 
-def train(game, batch, num_updates, config=StatelessMaddpgConfig()):
-    learner = stateless_maddpg(game.spec, critic_of(game), config)
+def train(game, batch, num_updates, **settings):
+    learner = stateless_maddpg(game.spec, critic_of(game), StatelessMaddpgConfig(**settings))
     trajectory = as_trajectory(game, batch)
 
     def body(state, _):
@@ -52,7 +52,9 @@ def train(game, batch, num_updates, config=StatelessMaddpgConfig()):
 def test_eq_20_the_gradient_of_multiplication_is_the_other_agents_mean_everywhere(x, y):
     batch = data("skewed")
     mean = np.mean(batch, axis=0)[:, 0]
-    np.testing.assert_allclose(brud_gradient(critic_of(MULTIPLICATION), theta_of(x, y), batch)[:, 0], mean[::-1], atol=1e-6)
+    np.testing.assert_allclose(
+        brud_gradient(critic_of(MULTIPLICATION), theta_of(x, y), batch)[:, 0], mean[::-1], atol=1e-6
+    )
 
 
 @settings(max_examples=20)
@@ -103,7 +105,7 @@ def test_eq_24_twin_peaks_ends_at_the_fixed_point_of_the_data_from_any_start(sta
     batch = data("gaussian", centre=(0.3, 0.5), spread=0.3)
     other = np.asarray(batch, float)[:, ::-1, 0]
     fixed = C * other.mean(0) / (2 * A + 2 * B * (other.mean(0) ** 2 + other.var(0)))
-    path = train(PEAKS, batch, 200, StatelessMaddpgConfig(start=start))
+    path = train(PEAKS, batch, 200, start=start)
     np.testing.assert_allclose(path[-1], fixed, atol=1e-5)
 
 

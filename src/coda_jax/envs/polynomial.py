@@ -113,8 +113,9 @@ def sample_actions(config: DatasetConfig, key: PRNGKey) -> Float[Array, "num_tra
 
 
 def cell_masses(config: DatasetConfig, edges: Float[np.ndarray, " edges"]) -> Float[np.ndarray, "cells cells"]:
-    """The exact probability of each cell `edges[j] <= a^x < edges[j+1]`, and k likewise for a^y; the edges run from -1
-    to 1, and the border belongs to the outermost cells.
+    """The exact probability of each cell `edges[j] <= a^x < edges[j+1]`, and k likewise for a^y.
+
+    The edges run from -1 to 1, and the border belongs to the outermost cells.
     """
     inner = edges[1:-1]
 

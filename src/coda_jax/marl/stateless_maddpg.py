@@ -89,11 +89,13 @@ def stateless_maddpg(task: TaskSpec, critic: JointValue, config: StatelessMaddpg
         theta = jnp.broadcast_to(jnp.asarray(config.start, jnp.float32)[:, None], (task.num_agents, task.action_dim))
         return StatelessMaddpgState(theta=theta, optimizer=ascent.init(theta))
 
-    def update(state: StatelessMaddpgState, trajectory: Trajectory, key: PRNGKey) -> tuple[StatelessMaddpgState, Metrics]:
+    def update(
+        state: StatelessMaddpgState, trajectory: Trajectory, key: PRNGKey
+    ) -> tuple[StatelessMaddpgState, Metrics]:
         del key
         gradient = brud_gradient(critic, state.theta, trajectory.action)
         step, optimizer = ascent.update(gradient, state.optimizer)
-        theta = jnp.clip(state.theta + step, -1.0, 1.0)
+        theta = jnp.clip(state.theta + jnp.asarray(step), -1.0, 1.0)
         metrics = {f"gradient_{agent}": jnp.sum(gradient[agent]) for agent in range(task.num_agents)}
         return StatelessMaddpgState(theta=theta, optimizer=optimizer), metrics
 
@@ -105,15 +107,18 @@ def stateless_maddpg(task: TaskSpec, critic: JointValue, config: StatelessMaddpg
     return Learner(init=init, update=update, act=act, initial_carry=lambda batch_shape: ())
 
 
-def critic_value(config: CriticConfig, params: Params, joint_action: Float[Array, "*batch A U"]) -> Float[Array, "*batch"]:
+def critic_value(
+    config: CriticConfig, params: Params, joint_action: Float[Array, "*batch A U"]
+) -> Float[Array, "*batch"]:
     """Q(a) of a fitted critic."""
     apply: Callable[..., Any] = Critic(config.widths).apply
     return apply(params, jnp.zeros((*joint_action.shape[:-2], 0)), joint_action)
 
 
 def fit_critic(config: CriticConfig, dataset: Trajectory, key: PRNGKey) -> tuple[Params, Float[Array, ""]]:
-    """Regresses the rewards of recorded one-step trajectories `[N, 1, ...]` on their joint actions; a step needs no
-    bootstrapping, so this is fitted Q evaluation. The key is consumed.
+    """Regresses the rewards of recorded one-step trajectories `[N, 1, ...]` on their joint actions.
+
+    A single step needs no bootstrapping, so this is fitted Q evaluation. The key is consumed.
 
     Returns:
       The critic's parameters for `critic_value`, and its root mean squared error on the whole dataset.
