@@ -20,10 +20,10 @@ from experiments.polynomial_training import train_all
 from experiments.run_folder import open_run_folder
 
 DEPARTURES = (
-    "beside Tables 2 and 4, whose settings are in brackets: {diffusion} diffusion steps, {guided} where policy-guided (40); "
-    "{batch} samples in the denoiser's mini-batch (1,000); {updates} gradient steps (10,000 epochs); kernel {kernel} (3; "
-    "at H = 1 its outer taps see padding only); {samples} samples a renewal, as many as it uses (1,000); "
-    "the gradient is clipped jointly for both agents"
+    "beside Tables 2 and 4, whose settings are in brackets: {diffusion} diffusion steps, {guided} where policy-guided "
+    "(40); {batch} samples in the denoiser's mini-batch (1,000); {updates} gradient steps (10,000 epochs); "
+    "kernel {kernel} (3; at H = 1 its outer taps see padding only); {samples} samples a renewal, as many as it uses "
+    "(1,000); the gradient is clipped jointly for both agents"
 )
 
 

@@ -41,7 +41,7 @@ SPREADS = (0.1, 0.2, 0.4, 0.8)
 LATTICE_SIZE, NUM_SAMPLES = 9, 256
 """The routes are sampled on a lattice of so many policies a side, so many joint actions each."""
 
-SEEDS_AT_ONCE = 16
+SEEDS_AT_ONCE = 12
 """Seeds of a draw that are vmapped; with more of them the samples no longer fit the processor's cache."""
 
 

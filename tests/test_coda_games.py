@@ -79,7 +79,8 @@ def test_conditioned_samples_are_the_policys_joint_action(theta):
 
 
 def test_with_noise_on_y_the_conditioned_samples_follow_eq_15():
-    # Prior N(0, 1) in diffusion space, y = z + s_y noise, w = 0: the posterior is N(y / (1 + s_y^2), s_y^2 / (1 + s_y^2)).
+    # Prior N(0, 1) in diffusion space, y = z + s_y noise, w = 0: the posterior is
+    # N(y / (1 + s_y^2), s_y^2 / (1 + s_y^2)).
     s_y, theta = 0.5, jnp.asarray([[-0.4], [0.5]])
     prior = prior_of(PEAKS)
     encoding = transforms.select(prior.transform, slice(0, 2))

@@ -254,7 +254,7 @@ def train_rounds(
     updates_per_renewal: int,
     batch_size: int,
 ) -> tuple[LearnerState, Path]:
-    """Algorithm 2 with alpha = 1 on a stateless learner; the path lacks the state that is returned. Consumes the key."""
+    """Algorithm 2 with alpha = 1 on a stateless learner; the path lacks the state returned. The key is consumed."""
 
     def update(state: LearnerState, inputs: tuple[Trajectory, PRNGKey]) -> tuple[LearnerState, Path]:
         batch, key = inputs
