@@ -1,14 +1,15 @@
 """The settings of the polynomial games' command, and what makes them valid."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from coda_jax.coda_games import GameCodaConfig
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
-from coda_jax.envs.polynomial import DATASETS, MULTIPLICATION, DatasetConfig, twin_peaks
-from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig
+from coda_jax.envs.polynomial import DATASETS, MULTIPLICATION, DatasetConfig, reward, twin_peaks
+from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, stateless_maddpg
 from experiments.config import check_choice
 from experiments.errors import UserError
 
@@ -104,6 +105,8 @@ def check(config: PolynomialConfig) -> None:
             raise UserError(f"{flag} is {value}; it must be a multiple of --num-draws {config.num_draws}")
     try:
         dataset_of(config)
+        game = GAMES[config.game]
+        stateless_maddpg(game.spec, functools.partial(reward, game), config.learner)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -134,14 +134,21 @@ def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetCo
             samples[method] = jax.device_get(sampler_at(methods, method, policies, mesh)(prior, sample_keys))
             progress.advance(note=method)
     actions = {method: np.asarray(trajectories.action)[:, :, 0, :, 0] for method, trajectories in static.items()}
-    clouds = {spread: train_on_cloud(config, game, spread) for spread in SPREADS}
-    return Results(paths=paths, grid=grid, data=actions, policies=policies, samples=samples, clouds=clouds)
+    return Results(
+        paths=paths,
+        grid=grid,
+        data=actions,
+        policies=policies,
+        samples=samples,
+        clouds=train_on_clouds(config, game),
+    )
 
 
-def train_on_cloud(config: PolynomialConfig, game: PolynomialGame, spread: float) -> tuple[np.ndarray, np.ndarray]:
-    """Without augmentation on a Gaussian cloud around an optimum: its joint actions `[N, 2]`, and ends `[S, 2]`."""
+def train_on_clouds(
+    config: PolynomialConfig, game: PolynomialGame
+) -> dict[float, tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "S 2"]]]:
+    """Without augmentation on Gaussian clouds around an optimum: by spread, the joint actions, and where seeds end."""
     x, y = optima(game)[0][-1]
-    cloud = DatasetConfig("gaussian", (float(x), float(y)), spread, config.num_transitions)
     learner = stateless_maddpg(game.spec, functools.partial(reward, game), config.learner)
 
     def train(data: Array, key: PRNGKey) -> Array:
@@ -150,10 +157,15 @@ def train_on_cloud(config: PolynomialConfig, game: PolynomialGame, spread: float
         state = learner.init(key_init)
         return train_rounds(learner, state, renew, key_train, config.num_updates, 1, config.coda.batch_size)[0].theta
 
-    key_data, key_train = jax.random.split(jax.random.key(config.seed))
-    data = sample_actions(cloud, key_data)
-    ends = jax.jit(jax.vmap(train, (None, 0)))(data, jax.random.split(key_train, config.num_seeds))
-    return np.asarray(data)[..., 0], np.asarray(ends)[..., 0]
+    train_seeds = jax.jit(jax.vmap(train, (None, 0)))
+    clouds = {}
+    for spread, key in zip(SPREADS, jax.random.split(jax.random.key(config.seed), len(SPREADS)), strict=True):
+        key_data, key_train = jax.random.split(key)
+        cloud = DatasetConfig("gaussian", (float(x), float(y)), spread, config.num_transitions)
+        data = sample_actions(cloud, key_data)
+        ends = train_seeds(data, jax.random.split(key_train, config.num_seeds))
+        clouds[spread] = np.asarray(data)[..., 0], np.asarray(ends)[..., 0]
+    return clouds
 
 
 def path_policies(theta: np.ndarray) -> np.ndarray:

@@ -78,6 +78,13 @@ def test_conditioned_samples_are_the_policys_joint_action(theta):
     assert action.std(axis=0).max() < 0.01
 
 
+def test_data_at_one_point_cannot_be_left():
+    prior = prior_of(PEAKS, "point")
+    for method in ("coda", "coda-guided"):
+        sample = build(PEAKS).sample_at(method, prior, START, jax.random.key(2), 8)
+        np.testing.assert_array_equal(sample.action, 0.0)
+
+
 def test_with_noise_on_y_the_conditioned_samples_follow_eq_15():
     # Prior N(0, 1) in diffusion space, y = z + s_y noise, w = 0: the posterior is
     # N(y / (1 + s_y^2), s_y^2 / (1 + s_y^2)).
