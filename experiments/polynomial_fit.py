@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,8 @@ def fit_draws(
     """
     by_draw = NamedSharding(mesh, PartitionSpec("seed"))
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + num_draws))
-    key_data, key_encode, key_condition, key_fit = jnp.moveaxis(
-        jax.vmap(lambda key: jax.random.split(key, 4))(keys), 1, 0
+    key_data, key_encode, key_condition, *key_fits, key_critic = jnp.moveaxis(
+        jax.vmap(lambda key: jax.random.split(key, 6))(keys), 1, 0
     )
     datasets: Trajectory = jax.jit(jax.vmap(lambda key: as_trajectory(game, sample_actions(dataset, key))))(key_data)
     tokens = transforms.pack(datasets)
@@ -55,14 +56,15 @@ def fit_draws(
     content = hashlib.sha256(np.asarray(z).tobytes() + np.asarray(ys[0]).tobytes()).hexdigest()
     params = []
     with phase("fitting the denoisers", total=2 * denoiser.num_updates) as progress:
-        for name, generator, y in zip(Generators._fields, generators, ys, strict=True):
+        for name, generator, y, key in zip(Generators._fields, generators, ys, key_fits, strict=True):
             entry = cache_folder() / "denoisers" / key_of({"data": content, "config": denoiser, "condition": name})
             with lock(entry, f"the denoisers of {game.name}"):
-                data = jax.device_put((z, y, jax.vmap(lambda key: jax.random.split(key))(key_fit)), by_draw)
-                params.append(_fit(generator, denoiser.num_updates, denoiser.batch_size, *data, mesh, entry, progress))
+                z_on, y_on = jax.device_put((z, y), by_draw)
+                keys_on = jax.device_put(jax.vmap(jax.random.split)(key), by_draw)
+                params.append(_fit(generator, denoiser, z_on, y_on, keys_on, mesh, entry, progress))
     critics: Params = None
     if critic is not None:
-        critics, error = jax.jit(jax.vmap(functools.partial(fit_critic, critic)))(datasets, key_fit)
+        critics, error = jax.jit(jax.vmap(functools.partial(fit_critic, critic)))(datasets, key_critic)
         say(f"fitted critics: root mean squared error {float(np.mean(error)):.4f}")
     prior = GamePrior(
         dataset=datasets, transform=transform, policy_denoiser=params[0], return_denoiser=params[1], critic=critics
@@ -72,16 +74,16 @@ def fit_draws(
 
 def _fit(
     generator: Generator,
-    num_updates: int,
-    batch_size: int,
+    config: GeneratorConfig,
     z: Float[Array, "D N 1 C"],
     y: Float[Array, "D N K"],
     keys: PRNGKey,
     mesh: Mesh,
-    entry,
+    entry: Path,
     progress: Phase,
 ) -> Params:
     """The averaged weights of one denoiser a draw, from the cache where they are there; `keys` is `[D, 2]`."""
+    num_updates, batch_size = config.num_updates, config.batch_size
     draws = PartitionSpec("seed")
 
     def fit_one(state: GeneratorState, z: Array, y: Array, key: PRNGKey) -> tuple[GeneratorState, Metrics]:
