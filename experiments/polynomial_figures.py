@@ -39,7 +39,9 @@ def draw_surface(axes: Axes, game: PolynomialGame) -> None:
     """The reward over the square, and its optima."""
     grid = np.linspace(-1.0, 1.0, 101)
     value = polynomial.polygrid2d(grid, grid, np.asarray(game.coefficients))
-    axes.contourf(grid, grid, value.T, levels=24, cmap="Greys", alpha=0.55, zorder=0)
+    axes.contourf(
+        grid, grid, value.T, levels=24, cmap="Greys", vmin=value.min(), vmax=2 * value.max() - value.min(), zorder=0
+    )
     for x, y in optima(game)[0]:
         axes.plot(x, y, marker="*", markersize=13, color="gold", markeredgecolor="k", clip_on=False, zorder=5)
     frame_square(axes)
@@ -76,12 +78,13 @@ def draw_methods(path: Path, game: PolynomialGame, dataset: DatasetConfig, resul
             line = {"color": COLOURS[method], "linestyle": LINES.get(method, "-"), "label": LABELS[method]}
             curves.plot(updates, values.mean(0), linewidth=1.8, **line)
         curves.axhline(best, color="k", linestyle=":", linewidth=1.2, label=f"optimum {best:g}")
+        curves.set_ylim(bottom=max(curves.get_ylim()[0], -1.1))
         curves.set(title=f"mean and range of {len(values)} seeds", xlabel="updates", ylabel="return")
         curves.legend(fontsize=8, loc="best")
 
 
 def draw_grid(path: Path, game: PolynomialGame, results: Results, basin: dict) -> None:
-    """The starts of the grid, coloured by the optimum they end at; grey where the end is none."""
+    """The starts of the grid, coloured by the optimum they end at; a cross where the end is none."""
     methods = (TRUE_GRADIENT, *STATIC_METHODS, *CODA_METHODS)
     peaks, _ = optima(game)
     with panels(path, 2, 3, (11.0, 7.6)) as axes:
@@ -89,7 +92,7 @@ def draw_grid(path: Path, game: PolynomialGame, results: Results, basin: dict) -
             draw_surface(panel, game)
             starts = results.grid[method].theta[:, :, 0].reshape(-1, 2)
             for number in range(-1, len(peaks)):
-                colour = "0.5" if number < 0 else f"C{(3, 0, 2, 1)[number % 4]}"
+                colour = "k" if number < 0 else f"C{(3, 0, 2, 1)[number % 4]}"
                 marker = "x" if number < 0 else "o"
                 panel.scatter(*starts[basin[method].ravel() == number].T, s=22, color=colour, marker=marker, zorder=3)
             panel.set(title=LABELS[method])
