@@ -109,10 +109,17 @@ def _mean_curve(axes: Axes, label: str | None, metrics: Mapping[str, np.ndarray]
 @contextlib.contextmanager
 def picture(path: Path) -> Iterator[Axes]:
     """Axes in the project's style; saved as a PNG, the same bytes for the same lines, when the block ends."""
+    with panels(path, 1, 1, STYLE["figure.figsize"]) as grid:
+        yield grid[0, 0]
+
+
+@contextlib.contextmanager
+def panels(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[np.ndarray]:
+    """Axes `[rows, columns]` in one picture of `size` inches, as `picture` makes them."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         plt.rcParams.update(STYLE)
-        figure, axes = plt.subplots(layout="constrained")
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
         yield axes
         figure.savefig(path, metadata={"Software": None})  # pyright: ignore[reportArgumentType]
         plt.close(figure)

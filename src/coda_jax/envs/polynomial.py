@@ -1,0 +1,166 @@
+"""Two-player polynomial games: one step, no state, a shared reward R(a^x, a^y) on [-1, 1]^2 (Sec. 6.1, App. C).
+
+A game is data: the coefficients c_jk of R = sum_jk c_jk (a^x)^j (a^y)^k. Its offline datasets are joint actions drawn
+from a named distribution, each a trajectory of one token without state or observations.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from coda_jax.types import PRNGKey, TaskSpec, Trajectory
+
+Box = tuple[float, tuple[float, float], float]
+"""A square of equal density: its share of the probability, its lower left corner, its side."""
+
+_SQUARES: dict[str, tuple[Box, ...]] = {
+    "uniform": ((1.0, (-1.0, -1.0), 2.0),),
+    "skewed": ((11 / 15, (-1.0, -1.0), 2.0), (3 / 15, (0.0, -1.0), 1.0), (1 / 15, (0.5, 0.5), 0.5)),
+}
+"""The distributions that cover the square; the skewed one has the means 0.15 and -0.05."""
+
+DATASETS = (*_SQUARES, "gaussian", "point")
+"""Names of the dataset distributions; see `DatasetConfig`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """The distribution of recorded joint actions."""
+
+    name: str = "uniform"
+    """`uniform` over the square; `skewed`, which covers it too but weighs the lower right quarter more, and somewhat
+    [0.5, 1]^2: its means are (0.15, -0.05), yet where returns are high both are positive; `gaussian`, a cloud clipped
+    to the square; `point`, one joint action over and over."""
+    centre: tuple[float, float] = (0.0, 0.0)
+    """Mean of `gaussian` before it is clipped; the joint action of `point`."""
+    spread: float = 0.2
+    """Standard deviation of `gaussian` before it is clipped."""
+    num_transitions: int = 4000
+    """Joint actions in a dataset (Table 4)."""
+
+    def __post_init__(self) -> None:
+        if self.name not in DATASETS:
+            raise ValueError(f"dataset is '{self.name}'; choose one of: {', '.join(DATASETS)}")
+        if not all(abs(action) <= 1.0 for action in self.centre):
+            raise ValueError(f"centre is {self.centre}; actions lie in [-1, 1]")
+        if self.spread <= 0 or self.num_transitions < 1:
+            raise ValueError("spread must be positive, and num_transitions at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class PolynomialGame:
+    """A game; static, hashable."""
+
+    name: str
+    """What it is called."""
+    coefficients: tuple[tuple[float, ...], ...]
+    """c_jk, the weight of (a^x)^j (a^y)^k; rows of equal length."""
+
+    @property
+    def spec(self) -> TaskSpec:
+        """Two agents with one action each, and nothing to observe."""
+        return TaskSpec(name=self.name, num_agents=2, state_dim=0, obs_dim=0, action_dim=1, episode_length=1)
+
+
+MULTIPLICATION = PolynomialGame("multiplication", ((0.0, 0.0), (0.0, 1.0)))
+"""R = a^x a^y."""
+
+
+def twin_peaks(A: float = 1.0, B: float = 4.0, C: float = 5.0) -> PolynomialGame:
+    """R = -A ((a^x)^2 + (a^y)^2) - B (a^x a^y)^2 + C a^x a^y (Eq. 21)."""
+    return PolynomialGame("twin-peaks", ((0.0, 0.0, -A), (0.0, C, 0.0), (-A, 0.0, -B)))
+
+
+def reward(game: PolynomialGame, joint_action: Float[Array, "*batch A U"]) -> Float[Array, "*batch"]:
+    """R(a^x, a^y), by Horner's rule in both variables."""
+    x, y = joint_action[..., 0, 0], joint_action[..., 1, 0]
+    value = jnp.zeros_like(x)
+    for row in reversed(game.coefficients):
+        inner = jnp.zeros_like(y)
+        for coefficient in reversed(row):
+            inner = inner * y + coefficient
+        value = value * x + inner
+    return value
+
+
+def as_trajectory(game: PolynomialGame, joint_action: Float[Array, "*batch A U"]) -> Trajectory:
+    """The joint actions as trajectories `[*batch, 1, ...]` of one step, with their rewards."""
+    action = joint_action[..., None, :, :]
+    value = reward(game, action)
+    empty = jnp.zeros((*value.shape, 0))
+    obs = jnp.zeros((*action.shape[:-1], 0))
+    return Trajectory(state=empty, obs=obs, action=action, reward=value, terminal=jnp.ones_like(value))
+
+
+def sample_actions(config: DatasetConfig, key: PRNGKey) -> Float[Array, "num_transitions 2 1"]:
+    """Draws the joint actions of an offline dataset. The key is consumed."""
+    num = config.num_transitions
+    centre = jnp.asarray([config.centre], jnp.float32)
+    if config.name == "point":
+        actions = jnp.broadcast_to(centre, (num, 2))
+    elif config.name == "gaussian":
+        actions = jnp.clip(centre + config.spread * jax.random.normal(key, (num, 2)), -1.0, 1.0)
+    else:
+        key_place, key_square = jax.random.split(key)
+        shares, corners, sides = (jnp.asarray(column) for column in zip(*_SQUARES[config.name], strict=True))
+        square = jax.random.choice(key_square, len(shares), (num,), p=shares)
+        actions = corners[square] + sides[square][:, None] * jax.random.uniform(key_place, (num, 2))
+    return actions[..., None]
+
+
+def cell_masses(config: DatasetConfig, edges: Float[np.ndarray, " edges"]) -> Float[np.ndarray, "cells cells"]:
+    """The exact probability of each cell `edges[j] <= a^x < edges[j+1]`, and k likewise for a^y.
+
+    The edges run from -1 to 1, and the border belongs to the outermost cells.
+    """
+    inner = edges[1:-1]
+
+    def masses(below: Float[np.ndarray, " borders"]) -> Float[np.ndarray, " cells"]:
+        return np.diff(np.concatenate([[0.0], below, [1.0]]))
+
+    if config.name == "point":
+        x, y = (masses((c < inner).astype(float)) for c in config.centre)
+        return np.outer(x, y)
+    if config.name == "gaussian":
+        x, y = (masses(np.array([_normal_cdf((edge - c) / config.spread) for edge in inner])) for c in config.centre)
+        return np.outer(x, y)
+    total = np.zeros((len(edges) - 1, len(edges) - 1))
+    for share, corner, side in _SQUARES[config.name]:
+        x, y = (masses(np.clip((inner - low) / side, 0.0, 1.0)) for low in corner)
+        total += share * np.outer(x, y)
+    return total
+
+
+def _normal_cdf(x: float) -> float:
+    return 0.5 * math.erfc(-x / math.sqrt(2.0))
+
+
+def optima(game: PolynomialGame, tolerance: float = 1e-9) -> tuple[Float[np.ndarray, "K 2"], float]:
+    """The joint actions of the highest reward on [-1, 1]^2, and that reward; on the host, in double precision.
+
+    Every local maximum of a fine lattice is enlarged again and again around its best point. Needs no derivatives, so
+    corners and edges are like any other place; finds maxima that are isolated and wider than the lattice's 0.01.
+    """
+    coefficients = np.asarray(game.coefficients)
+    axis = np.linspace(-1.0, 1.0, 201)
+    value = np.polynomial.polynomial.polygrid2d(axis, axis, coefficients)
+    padded = np.pad(value, 1, constant_values=-np.inf)
+    shifts = [(j, k) for j in range(3) for k in range(3)]
+    highest = np.max([padded[j : j + len(axis), k : k + len(axis)] for j, k in shifts], axis=0)
+    points = axis[np.argwhere(value == highest)]
+    spacing = axis[1] - axis[0]
+    while spacing > tolerance:
+        zoom = np.linspace(-spacing, spacing, 21)
+        window = np.stack(np.meshgrid(zoom, zoom, indexing="ij"), -1).reshape(-1, 2)
+        around = np.clip(points[:, None] + window, -1.0, 1.0)
+        best = np.argmax(np.polynomial.polynomial.polyval2d(around[..., 0], around[..., 1], coefficients), axis=1)
+        points = around[np.arange(len(points)), best]
+        spacing = zoom[1] - zoom[0]
+    rewards = np.polynomial.polynomial.polyval2d(points[:, 0], points[:, 1], coefficients)
+    points = points[rewards > rewards.max() - 1e-9]
+    _, first = np.unique(np.round(points, 4), axis=0, return_index=True)
+    return points[first], float(rewards.max())

@@ -1,0 +1,141 @@
+"""MADDPG for one-step games without observations: one trainable action an agent (Sec. 6.1, App. C.1 and Table 4)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from coda_jax.marl.learner import Learner
+from coda_jax.marl.maddpg_bc import brud_joint_actions
+from coda_jax.marl.networks import Critic
+from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
+
+JointValue = Callable[[Float[Array, "*batch A U"]], Float[Array, "*batch"]]
+"""A centralised critic Q(a) of a game without state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StatelessMaddpgConfig:
+    """Settings of the learner; the defaults are those of Table 4."""
+
+    start: tuple[float, ...] = (-0.64, 0.65)
+    """The actions to start from, one an agent."""
+    learning_rate: float = 0.1
+    """Step size of plain gradient ascent."""
+    max_grad_norm: float = 1.0
+    """The joint gradient, of all agents together, is scaled down to this norm; so its direction is kept."""
+
+
+@chex.dataclass(frozen=True)
+class StatelessMaddpgState:
+    """What is learnt.
+
+    theta:     `[A, U]` the joint policy, an action each.
+    optimizer: the optimiser's state.
+    """
+
+    theta: Float[Array, "*batch A U"]
+    optimizer: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticConfig:
+    """How a critic is fitted to recorded rewards, where the reward function is not to be used."""
+
+    widths: tuple[int, ...] = (64, 64)
+    """Units of the hidden layers."""
+    num_updates: int = 3000
+    """Steps of Adam, on a cosine down to zero."""
+    batch_size: int = 256
+    """Recorded joint actions in a mini-batch."""
+    learning_rate: float = 3e-3
+    """Adam's peak step size."""
+
+
+def brud_gradient(
+    critic: JointValue, theta: Float[Array, "A U"], action: Float[Array, "*batch A U"]
+) -> Float[Array, "A U"]:
+    """Eq. 16-17: the mean over a batch of each agent's gradient at its own theta^i beside the others' batch actions.
+
+    A batch that consists of theta itself gives the true gradient of Q.
+    """
+
+    def objective(theta: Float[Array, "A U"]) -> Float[Array, ""]:
+        # Each of the A joint actions holds one agent's theta, so the sum over them keeps the agents' gradients apart.
+        mu = jnp.broadcast_to(theta, action.shape)
+        return jnp.mean(jnp.sum(critic(brud_joint_actions(mu, action)), axis=-1))
+
+    return jax.grad(objective)(theta)
+
+
+def stateless_maddpg(task: TaskSpec, critic: JointValue, config: StatelessMaddpgConfig) -> Learner:
+    """MADDPG on a one-step game whose critic is given: the known reward, or one fitted by `fit_critic`.
+
+    The update ascends `brud_gradient` and projects on [-1, 1]; neither it nor `init` draws anything at random. Its
+    metrics are the components of that gradient before it is scaled, `gradient_0` of the first agent and so on.
+    Raises ValueError where the start does not give every agent an action inside [-1, 1].
+    """
+    if len(config.start) != task.num_agents or not all(abs(action) <= 1.0 for action in config.start):
+        raise ValueError(f"start is {config.start}: expected {task.num_agents} actions in [-1, 1]")
+    ascent = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale(config.learning_rate))
+
+    def init(key: PRNGKey) -> StatelessMaddpgState:
+        del key
+        theta = jnp.broadcast_to(jnp.asarray(config.start, jnp.float32)[:, None], (task.num_agents, task.action_dim))
+        return StatelessMaddpgState(theta=theta, optimizer=ascent.init(theta))
+
+    def update(
+        state: StatelessMaddpgState, trajectory: Trajectory, key: PRNGKey
+    ) -> tuple[StatelessMaddpgState, Metrics]:
+        del key
+        gradient = brud_gradient(critic, state.theta, trajectory.action)
+        step, optimizer = ascent.update(gradient, state.optimizer)
+        theta = jnp.clip(state.theta + jnp.asarray(step), -1.0, 1.0)
+        metrics = {f"gradient_{agent}": jnp.sum(gradient[agent]) for agent in range(task.num_agents)}
+        return StatelessMaddpgState(theta=theta, optimizer=optimizer), metrics
+
+    def act(
+        state: StatelessMaddpgState, obs: Float[Array, "*batch A O"], carry: tuple[()]
+    ) -> tuple[Float[Array, "*batch A U"], tuple[()]]:
+        return jnp.broadcast_to(state.theta, (*obs.shape[:-1], task.action_dim)), carry
+
+    return Learner(init=init, update=update, act=act, initial_carry=lambda batch_shape: ())
+
+
+def critic_value(
+    config: CriticConfig, params: Params, joint_action: Float[Array, "*batch A U"]
+) -> Float[Array, "*batch"]:
+    """Q(a) of a fitted critic."""
+    apply: Callable[..., Any] = Critic(config.widths).apply
+    return apply(params, jnp.zeros((*joint_action.shape[:-2], 0)), joint_action)
+
+
+def fit_critic(config: CriticConfig, dataset: Trajectory, key: PRNGKey) -> tuple[Params, Float[Array, ""]]:
+    """Regresses the rewards of recorded one-step trajectories `[N, 1, ...]` on their joint actions.
+
+    A single step needs no bootstrapping, so this is fitted Q evaluation. The key is consumed.
+
+    Returns:
+      The critic's parameters for `critic_value`, and its root mean squared error on the whole dataset.
+    """
+    key_init, key_fit = jax.random.split(key)
+    action, reward = dataset.action[:, 0], dataset.reward[:, 0]
+    params = Critic(config.widths).init(key_init, jnp.zeros(0), action[0])
+    adam = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.num_updates))
+
+    def squared_error(params: Params, rows: Array | slice) -> Float[Array, ""]:
+        return jnp.mean((critic_value(config, params, action[rows]) - reward[rows]) ** 2)
+
+    def body(carry: tuple[Params, optax.OptState], key: PRNGKey) -> tuple[tuple[Params, optax.OptState], None]:
+        params, optimizer = carry
+        rows = jax.random.randint(key, (config.batch_size,), 0, reward.shape[0])
+        step, optimizer = adam.update(jax.grad(squared_error)(params, rows), optimizer)
+        return (optax.apply_updates(params, step), optimizer), None
+
+    (params, _), _ = jax.lax.scan(body, (params, adam.init(params)), jax.random.split(key_fit, config.num_updates))
+    return params, jnp.sqrt(squared_error(params, slice(None)))
