@@ -1,5 +1,6 @@
 """How real a run's synthetic trajectories are, beside held-out data and beside shuffled data."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -37,11 +38,11 @@ def measure_quality(env: Environment, held_out: Dataset, synthetic: Mapping[str,
         "real, actions shuffled": shuffled_actions(real),
         "real, steps shuffled": shuffled_steps(real),
     }
-    measure = jax.jit(lambda trajectory: sample_quality(env, trajectory, reference))
+    measure = jax.jit(functools.partial(sample_quality, env))
     quality: Quality = {}
     with phase("measuring sample quality"):
         for name, trajectory in kinds.items():
-            errors = jax.device_get(measure(trajectory))
+            errors = jax.device_get(measure(trajectory, reference))
             quality[name] = {
                 "feature_distance": float(errors.feature_distance.mean()),
                 "worst_feature_distance": float(errors.feature_distance.max()),
