@@ -47,17 +47,17 @@ class CodaConfig:
     """H: tokens of a trajectory, real or synthetic."""
     batch_size: int = 32
     """Trajectories of a mini-batch."""
-    mix_ratio: float = 0.5
+    mix_ratio: float = 0.1
     """alpha: share of synthetic trajectories in every mini-batch."""
     epochs_per_round: int = 4
     """N_epochs between two generations of synthetic data."""
     updates_per_epoch: int = 500
     """N_policy: learner updates an epoch."""
-    num_rounds: int = 7
+    num_rounds: int = 5
     """Rounds of generation, updates and evaluation."""
     num_trajectories: int = 1000
     """B: synthetic trajectories a round and seed, in place of the last round's."""
-    static_trajectories: int = 10_000
+    static_trajectories: int = 5_000
     """Synthetic trajectories a seed of the unconditional baseline, which samples once for the whole run."""
     chunk_size: int = 64
     """Trajectories that a device samples at once, all its seeds together; on a CPU they should fit the cache."""
