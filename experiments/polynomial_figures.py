@@ -40,7 +40,7 @@ def draw_surface(axes: Axes, game: PolynomialGame) -> None:
     grid = np.linspace(-1.0, 1.0, 101)
     value = polynomial.polygrid2d(grid, grid, np.asarray(game.coefficients))
     axes.contourf(
-        grid, grid, value.T, levels=24, cmap="Greys", vmin=value.min(), vmax=2 * value.max() - value.min(), zorder=0
+        grid, grid, value.T, levels=24, cmap="Greys", vmin=value.min(), vmax=3 * value.max() - 2 * value.min(), zorder=0
     )
     for x, y in optima(game)[0]:
         axes.plot(x, y, marker="*", markersize=13, color="gold", markeredgecolor="k", clip_on=False, zorder=5)
