@@ -66,7 +66,10 @@ def spread_over_seeds(trajectory: Trajectory, num: int) -> Trajectory:
 def show_quality(quality: Quality) -> None:
     """Prints the table."""
     rows = [
-        {"trajectories": name, **{error.replace("_", " "): f"{value:.3f}" for error, value in errors.items()}}
+        {
+            "trajectories": name,
+            **{error.rsplit("_", 1)[0].replace("_", " "): f"{value:.3f}" for error, value in errors.items()},
+        }
         for name, errors in quality.items()
     ]
-    print_table("sample quality, in standard deviations of held-out data", rows)
+    print_table("distances and errors of samples, in standard deviations of held-out data", rows)
