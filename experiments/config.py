@@ -71,7 +71,7 @@ class ExperimentConfig:
             critic_layer_norm=True,
         )
     )
-    """MADDPG+BC. A twentieth of the paper's updates takes larger steps, and more weight on Q, than its Table 5."""
+    """MADDPG+BC. A thirtieth of the paper's updates takes larger steps, and more weight on Q, than its Table 5."""
     standardise: bool = True
     """Whether the learner's networks see inputs in standard deviations from the dataset's mean; not in the paper."""
     training: CodaConfig = dataclasses.field(default_factory=CodaConfig)
@@ -97,7 +97,9 @@ PRESETS: dict[str, ExperimentConfig] = {
         denoiser=GeneratorConfig(unet=UNetConfig(width=16), num_updates=10_000, batch_size=100_000),
         learner=MaddpgBcConfig(),
         standardise=False,
-        training=CodaConfig(updates_per_epoch=1000, num_rounds=75, chunk_size=16_000),
+        training=CodaConfig(
+            updates_per_epoch=1000, num_rounds=75, mix_ratio=0.5, static_trajectories=10_000, chunk_size=16_000
+        ),
         preset="paper",
     ),
 }
@@ -123,7 +125,11 @@ def check(config: ExperimentConfig) -> None:
         "--denoiser.batch-size": config.denoiser.batch_size,
         "--training.batch-size": config.training.batch_size,
         "--training.num-rounds": config.training.num_rounds,
+        "--training.epochs-per-round": config.training.epochs_per_round,
+        "--training.updates-per-epoch": config.training.updates_per_epoch,
         "--training.num-trajectories": config.training.num_trajectories,
+        "--training.static-trajectories": config.training.static_trajectories,
+        "--training.chunk-size": config.training.chunk_size,
         "--training.evaluation-episodes": config.training.evaluation_episodes,
     }
     for flag, value in positive.items():

@@ -85,6 +85,8 @@ def likelihood_curves(path: Path, title: str, runs: Sequence[tuple[str, Mapping[
     with picture(path) as axes:
         for number, (label, metrics) in enumerate(runs):
             trained = {name: column[metrics["round"] > 0] for name, column in metrics.items()}
+            # A row tells of the policy that started its round.
+            trained["updates"] = metrics["updates"][metrics["round"] < metrics["round"].max()]
             if np.any(trained["synthetic_log_likelihood"]):
                 _mean_curve(axes, label, trained, "synthetic_log_likelihood", color=f"C{number}")
                 _mean_curve(axes, None, trained, "unguided_log_likelihood", color=f"C{number}", linestyle="--")
@@ -93,7 +95,8 @@ def likelihood_curves(path: Path, title: str, runs: Sequence[tuple[str, Mapping[
             xlabel="learner updates",
             ylabel="log-likelihood of the actions",
         )
-        axes.legend(loc="best", fontsize=8)
+        if axes.lines:
+            axes.legend(loc="best", fontsize=8)
 
 
 def _mean_curve(axes: Axes, label: str | None, metrics: Mapping[str, np.ndarray], column: str, **style: Any) -> None:

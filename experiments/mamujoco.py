@@ -43,7 +43,7 @@ class Clock:
 
     def __init__(self, seconds: dict[str, float] | None = None):
         self.seconds: dict[str, float] = dict.fromkeys(
-            ("collect", "fit", "compile", "generate", "train", "evaluate"), 0.0
+            ("collect", "fit", "compile", "generate", "train", "evaluate", "quality"), 0.0
         )
         self.seconds.update(seconds or {})
         self._last = time.monotonic()
@@ -230,11 +230,12 @@ def train_policies(
             checkpoints.save(number, state, {"seconds": clock.seconds, "times": times})
             progress.advance(note=f"return {report.returns.mean():.0f}")
 
+    clock.lap()
     quality = None
     if is_synthetic:
         synthetic = {"guided": state.synthetic} if is_guided else {}
         quality = measure_quality(env, fit.held_out, {**synthetic, "unguided": state.unguided})
-    clock.lap("evaluate")
+    clock.lap("quality")
 
     metrics = folder.metrics.read()
     final = metrics["return"][metrics["round"] == training.num_rounds]

@@ -64,7 +64,7 @@ class PolynomialConfig:
     denoiser: GeneratorConfig = dataclasses.field(
         default_factory=lambda: GeneratorConfig(
             unet=UNetConfig(width=32, channel_multipliers=(1, 1), kernel_size=1, embedding_dim=32),
-            num_updates=4000,
+            num_updates=8000,
             batch_size=256,
             learning_rate=1e-2,
         )
@@ -100,9 +100,21 @@ def check(config: PolynomialConfig) -> None:
             raise UserError(f"{flag} is {value}; it must be at least 1")
     if config.seed < 0:
         raise UserError(f"--seed is {config.seed}; it must be zero or larger")
-    for flag, value in (("--num-seeds", config.num_seeds), ("--grid-size, squared,", config.grid_size**2)):
-        if value % config.num_draws:
-            raise UserError(f"{flag} is {value}; it must be a multiple of --num-draws {config.num_draws}")
+    multiples = (
+        ("--num-seeds", config.num_seeds, "--num-draws", config.num_draws),
+        ("--grid-size, squared,", config.grid_size**2, "--num-draws", config.num_draws),
+        ("--num-updates", config.num_updates, "--coda.updates-per-renewal", config.coda.updates_per_renewal),
+        ("--grid-updates", config.grid_updates, "--coda.updates-per-renewal", config.coda.updates_per_renewal),
+    )
+    for flag, value, unit_flag, unit in multiples:
+        if value % unit:
+            raise UserError(f"{flag} is {value}; it must be a multiple of {unit_flag} {unit}")
+    if config.coda.burn_in < 0:
+        raise UserError(f"--coda.burn-in is {config.coda.burn_in}; it must be zero or larger")
+    if not 0.0 < config.coda.top_returns <= 1.0:
+        raise UserError(f"--coda.top-returns is {config.coda.top_returns}; it must be above 0 and at most 1")
+    if not config.coda.condition_noise >= 0.0:
+        raise UserError(f"--coda.condition-noise is {config.coda.condition_noise}; it must be zero or larger")
     try:
         dataset_of(config)
         game = GAMES[config.game]

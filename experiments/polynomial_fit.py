@@ -28,7 +28,7 @@ UPDATES_PER_CHUNK = 500
 def fit_draws(
     game: PolynomialGame,
     dataset: DatasetConfig,
-    seed: int,
+    key: PRNGKey,
     num_draws: int,
     generators: Generators,
     denoiser: GeneratorConfig,
@@ -38,11 +38,13 @@ def fit_draws(
 ) -> GamePrior:
     """Draws the datasets `[num_draws, N, ...]` and fits to each its transform and its two denoisers (and its critic).
 
+    The key is consumed.
+
     Raises:
         UserError: a fit ran into NaNs.
     """
     by_draw = NamedSharding(mesh, PartitionSpec("seed"))
-    keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + num_draws))
+    keys = jax.random.split(key, num_draws)
     key_data, key_encode, key_condition, *key_fits, key_critic = jnp.moveaxis(
         jax.vmap(lambda key: jax.random.split(key, 6))(keys), 1, 0
     )

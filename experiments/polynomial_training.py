@@ -83,12 +83,13 @@ def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetCo
         policy=make_generator(dataclasses.replace(config.denoiser, condition_dim=2), num_channels, 1),
         returns=make_generator(dataclasses.replace(config.denoiser, condition_dim=1), num_channels, 1),
     )
-    prior = fit_draws(game, dataset, config.seed, num_draws, generators, config.denoiser, config.coda, critic, mesh)
+    key_draws, key_training, key_clouds = jax.random.split(jax.random.key(config.seed), 3)
+    prior = fit_draws(game, dataset, key_draws, num_draws, generators, config.denoiser, config.coda, critic, mesh)
     methods = game_coda(
         game, generators, config.coda, config.diffusion, config.guided_diffusion, config.learner, critic
     )
     by_draw = NamedSharding(mesh, PartitionSpec("seed"))
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 4)
+    keys = jax.random.split(key_training, 4)
 
     with phase("sampling the static sets", total=len(STATIC_METHODS)) as progress:
         static: dict[str, Trajectory] = {}
@@ -140,14 +141,17 @@ def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetCo
         data=actions,
         policies=policies,
         samples=samples,
-        clouds=train_on_clouds(config, game),
+        clouds=train_on_clouds(config, game, key_clouds),
     )
 
 
 def train_on_clouds(
-    config: PolynomialConfig, game: PolynomialGame
+    config: PolynomialConfig, game: PolynomialGame, key: PRNGKey
 ) -> dict[float, tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "S 2"]]]:
-    """Without augmentation on Gaussian clouds around an optimum: by spread, the joint actions, and where seeds end."""
+    """Without augmentation on Gaussian clouds around an optimum: by spread, the joint actions, and where seeds end.
+
+    The key is consumed.
+    """
     x, y = optima(game)[0][-1]
     learner = stateless_maddpg(game.spec, functools.partial(reward, game), config.learner)
 
@@ -159,8 +163,8 @@ def train_on_clouds(
 
     train_seeds = jax.jit(jax.vmap(train, (None, 0)))
     clouds = {}
-    for spread, key in zip(SPREADS, jax.random.split(jax.random.key(config.seed), len(SPREADS)), strict=True):
-        key_data, key_train = jax.random.split(key)
+    for spread, cloud_key in zip(SPREADS, jax.random.split(key, len(SPREADS)), strict=True):
+        key_data, key_train = jax.random.split(cloud_key)
         cloud = DatasetConfig("gaussian", (float(x), float(y)), spread, config.num_transitions)
         data = sample_actions(cloud, key_data)
         ends = train_seeds(data, jax.random.split(key_train, config.num_seeds))

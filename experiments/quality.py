@@ -22,18 +22,12 @@ Quality = dict[str, dict[str, float]]
 def measure_quality(env: Environment, held_out: Dataset, synthetic: Mapping[str, Trajectory]) -> Quality:
     """Measures each set of synthetic trajectories `[seeds, M, H, ...]`, then real and shuffled ones for comparison."""
     horizon = len(held_out.offsets)
-    every_seed = {
-        name: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(x)) for name, x in synthetic.items()
-    }
-    num = min(WINDOWS, *(len(x.reward) for x in every_seed.values()))
+    num = min(WINDOWS, *(x.reward.shape[0] * x.reward.shape[1] for x in synthetic.values()))
     key_real, key_reference = jax.random.split(jax.random.key(0))
-    draw = jax.jit(lambda key: sample_windows(held_out, key, num, horizon))
-    real, reference = draw(key_real), draw(key_reference)
+    draw = jax.jit(lambda held_out, key: sample_windows(held_out, key, num, horizon))
+    real, reference = draw(held_out, key_real), draw(held_out, key_reference)
     kinds = {
-        **{
-            name: jax.tree.map(lambda x: x[np.linspace(0, len(x) - 1, num).astype(int)], x)
-            for name, x in every_seed.items()
-        },
+        **{name: spread_over_seeds(trajectory, num) for name, trajectory in synthetic.items()},
         "real": real,
         "real, actions shuffled": shuffled_actions(real),
         "real, steps shuffled": shuffled_steps(real),
@@ -56,8 +50,8 @@ def measure_quality(env: Environment, held_out: Dataset, synthetic: Mapping[str,
 def spread_over_seeds(trajectory: Trajectory, num: int) -> Trajectory:
     """Takes trajectories `[num, H, ...]` out of `[seeds, M, H, ...]`, at even distances."""
 
-    def take(leaf: jax.Array) -> jax.Array:
-        flat = leaf.reshape(-1, *leaf.shape[2:])
+    def take(leaf: jax.Array) -> np.ndarray:
+        flat = jax.device_get(leaf).reshape(-1, *leaf.shape[2:])
         return flat[np.linspace(0, len(flat) - 1, num).astype(int)]
 
     return jax.tree.map(take, trajectory)

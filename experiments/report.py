@@ -1,4 +1,4 @@
-"""Compares finished runs: `python -m experiments.report results/comparison/* --output results/comparison`.
+"""Compares finished runs: `python -m experiments.report results/comparison/*/ --output results/comparison`.
 
 Each run is a run folder, or the `config.yaml`, `metrics.csv` and `summary.json` kept of one. Leaves a table
 (`comparison.md`) and pictures of the returns and of the synthetic data's likelihood, the same bytes for the same runs.
@@ -52,6 +52,8 @@ def main(args: Sequence[str] | None = None) -> None:
             for name in ("task", "dataset", "dataset_mean_return"):
                 if run.summary[name] != first[name]:
                     raise UserError(f"{path} has {name} {run.summary[name]}, {config.runs[0]} has {first[name]}")
+        if config.output.exists() and not config.output.is_dir():
+            raise UserError(f"--output {config.output} is a file; name a folder")
         config.output.mkdir(parents=True, exist_ok=True)
         table = markdown(runs)
         (config.output / "comparison.md").write_text(table, encoding="utf-8")
@@ -66,19 +68,26 @@ def read_run(path: Path) -> Run:
     """Reads a run.
 
     Raises:
-        UserError: it is not there, or not finished.
+        UserError: it is not there, not finished, or not of the main job.
     """
+    for name in ("summary.json", "config.yaml", "metrics.csv"):
+        if not (path / name).is_file():
+            raise UserError(f"{path} is no finished run: it has no {name}")
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} is no finished run: {error.filename} is missing") from error
+        metrics = Metrics(path / "metrics.csv").read()
+        needed = {"augmentation", "sample_quality", "standard_error", "dataset_mean_return"} - set(summary)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if needed:
+        raise UserError(f"{path} is no run of this version's main job: its summary has no {', '.join(sorted(needed))}")
     label = {"none": "no augmentation", "unconditional": "unconditional", "coda": "CODA"}[summary["augmentation"]]
     if summary["augmentation"] != "none":
         label += f", mix {config['training']['mix_ratio']:g}"
     if summary["augmentation"] == "coda":
         label += f", guidance {summary['guidance']:g}"
-    return Run(label=label, summary=summary, metrics=Metrics(path / "metrics.csv").read())
+    return Run(label=label, summary=summary, metrics=metrics)
 
 
 def markdown(runs: Sequence[Run]) -> str:

@@ -113,7 +113,8 @@ class GameCoda(NamedTuple):
     static_set:      `(method, prior, key) -> trajectories [N, 1, ...]` that a static method trains on.
     sample_at:       `(method, prior, theta [A, U], key, num) -> trajectories [num, 1, ...]` of a CODA method.
     train:           `(method, prior, static_set, theta [A, U], key, num_updates) -> path`; `static_set` is not used by
-                     the methods that renew, and burn-in comes on top of `num_updates`.
+                     the methods that renew, and burn-in comes on top of `num_updates`, a multiple of
+                     `updates_per_renewal`.
     """
 
     static_set: Callable[[str, GamePrior, PRNGKey], Trajectory]
@@ -225,7 +226,7 @@ def game_coda(
             renew, burn_in = renew_exactly, renew_exactly
         state = dataclasses.replace(learner.init(key_init), theta=theta)
         state, first = train_rounds(learner, state, burn_in, key_burn_in, config.burn_in, 1, config.batch_size)
-        num_rounds = -(-num_updates // config.updates_per_renewal)
+        num_rounds = num_updates // config.updates_per_renewal
         state, rest = train_rounds(
             learner, state, renew, key_train, num_rounds, config.updates_per_renewal, config.batch_size
         )

@@ -83,11 +83,16 @@ def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajecto
     )
     state_error = trajectory.state[:, 1:].reshape(next_state.shape) - next_state
     reward_error = trajectory.reward[:, :-1].reshape(reward.shape) - reward
+
+    def median(error: Float[Array, "N"]) -> Float[Array, ""]:
+        return jnp.median(jnp.where(jnp.isfinite(error), error, jnp.inf))  # a pose MJX cannot step counts as far off
+
+    reward_std = scale[-2]  # reward and terminal are the last two channels
     return SampleQuality(
         feature_distance=distance / scale,
         observation_error=jnp.sqrt(jnp.mean(jnp.square(obs_error))),
-        dynamics_error=jnp.median(rms(state_error, scale[: env.spec.state_dim])),
-        reward_error=jnp.median(jnp.abs(reward_error)) / jnp.std(reference.reward),
+        dynamics_error=median(rms(state_error, scale[: env.spec.state_dim])),
+        reward_error=median(jnp.abs(reward_error)) / reward_std,
     )
 
 

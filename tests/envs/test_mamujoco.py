@@ -145,6 +145,21 @@ def test_in_double_precision_hard_landings_agree_too(simulator):
     assert free.max() < 1e-3
 
 
+def test_a_robot_placed_in_a_state_steps_as_c_did_from_there(env, step, reference):
+    """From the state alone: neither the place in the world nor the solver's last solution is known."""
+    truth = reference.state(1)
+    place = jax.jit(jax.vmap(env.place))
+    state, reward = [], []
+    for t, action in enumerate(shared_out(reference.control)):
+        placed = place(jnp.asarray(truth[t], jnp.float32))
+        np.testing.assert_array_equal(placed.state, truth[t].astype(np.float32))
+        after = step(placed, action)
+        state.append(distance(after.state, truth[t + 1]))
+        reward.append(np.abs(np.asarray(after.reward, np.float64) - reference.reward[t]))
+    assert np.quantile(state, 0.99) < 1e-3
+    assert np.quantile(reward, 0.99) < 1e-3
+
+
 def test_the_first_step_after_a_reset_needs_no_forward_pass(step, fresh, c, simulator):
     # gymnasium calls mj_forward at a reset, our reset does not.
     action = np.asarray(jax.random.uniform(jax.random.key(1), (NUM_STARTS, 2, 3), minval=-1.0))

@@ -136,11 +136,12 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig, inputs: InputScale) -> Lea
         policy_params = policy.init(key_policy, obs, initial_carry(()))
         joint_action = jnp.zeros((task.num_agents, task.action_dim))
         critic_params = critics.init(key_critics, jnp.zeros(task.state_dim), joint_action)
+        # Copies have their own buffers, so that a caller can donate the state.
         return MaddpgBcState(
-            inputs=inputs,
+            inputs=jax.tree.map(jnp.copy, inputs),
             policy=policy_params,
             critics=critic_params,
-            target_policy=jax.tree.map(jnp.copy, policy_params),  # their own buffers, so that a caller can donate them
+            target_policy=jax.tree.map(jnp.copy, policy_params),
             target_critics=jax.tree.map(jnp.copy, critic_params),
             policy_optimizer=policy_adam.init(policy_params),
             critic_optimizer=critic_adam.init(critic_params),
