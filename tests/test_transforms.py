@@ -183,7 +183,11 @@ def test_derivatives_are_those_of_the_formula_and_of_finite_differences():
 
 @settings(max_examples=40)
 @given(
-    data=npst.arrays(np.float32, st.sampled_from([(1, 1), (2, 1), (32, 1)]), elements=st.floats(-1e6, 1e6, width=32)),
+    data=npst.arrays(  # XLA flushes subnormal numbers to zero
+        np.float32,
+        st.sampled_from([(1, 1), (2, 1), (32, 1)]),
+        elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False),
+    ),
     z=npst.arrays(np.float32, (50, 1), elements=st.floats(allow_nan=False, width=32)),
     num_knots=st.sampled_from([4, 1024]),
     unbounded=st.booleans(),

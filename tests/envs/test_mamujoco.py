@@ -130,6 +130,7 @@ def test_free_runs_agree_for_five_steps_and_then_part_as_c_does_from_itself(step
     assert error[:5].max() < 2e-3
 
 
+@pytest.mark.slow
 def test_in_double_precision_hard_landings_agree_too(simulator):
     # One landing here takes more than four solver iterations.
     hard = trajectories(simulator, np.random.default_rng(7), NUM_STEPS, NUM_STARTS)

@@ -46,6 +46,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_pictures_tables_and_raw_numbers(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["optimum"] == pytest.approx(0.5625) and summary["dataset"] == "uniform"
@@ -65,12 +66,14 @@ def test_a_run_leaves_pictures_tables_and_raw_numbers(run_dir):
     assert (float(paths[0]["x"]), float(paths[0]["y"])) == (-0.64, 0.65)
 
 
+@pytest.mark.slow
 def test_draws_have_data_and_denoisers_of_their_own(run_dir):
     rows = [row for row in rows_of(run_dir / "samples.csv") if row["method"] == "coda"]
     by_draw = [[row["mean_x"] for row in rows if row["draw"] == draw] for draw in "01"]
     assert len(by_draw[0]) == len(by_draw[1]) and by_draw[0] != by_draw[1]
 
 
+@pytest.mark.slow
 def test_on_a_finished_run_the_command_prints_the_tables_again(run_dir, monkeypatch, capsys):
     def fail(*_):
         raise AssertionError("trains a finished run")
@@ -88,6 +91,9 @@ def test_on_a_finished_run_the_command_prints_the_tables_again(run_dir, monkeypa
         ("--dataset round", "--dataset is 'round'"),
         ("--critic wrong", "--critic is 'wrong'"),
         ("--num-seeds 5", "a multiple of --num-draws 2"),
+        ("--coda.updates-per-renewal 2", "a multiple of --coda.updates-per-renewal 2"),
+        ("--coda.top-returns 0", "--coda.top-returns"),
+        ("--coda.burn-in -1", "--coda.burn-in"),
         ("--grid-size 3", "a multiple of --num-draws 2"),
         ("--num-updates 0", "--num-updates is 0"),
         ("--seed -1", "--seed is -1"),
