@@ -160,7 +160,7 @@ def train_policies(
             num_updates=jnp.int32(num_updates),
             evaluate=jnp.bool_(evaluate),
             guidance=jnp.float32(config.guidance if guided else 0.0),
-            mix_ratio=jnp.float32(training.mix_ratio if is_synthetic else 0.0),
+            mix_ratio=jnp.float32(training.mix_ratio if is_synthetic and num_updates else 0.0),
         )
         return jax.device_put(values, shared)
 

@@ -120,8 +120,8 @@ class Report:
 
     returns:  `[*batch, evaluation_episodes]` undiscounted returns of the policy after the round.
     metrics:  means over the round's updates; `synthetic_log_likelihood` and `unguided_log_likelihood`, the mean
-              action log-likelihood of either trajectories under the policy that starts the round. All are 0 where
-              there were no updates, the likelihoods also where there are no synthetic data in use.
+              action log-likelihood of either trajectories under the policy that starts the round. Means are 0
+              where there were no updates, likelihoods where the mix ratio is 0.
     finite:   for each phase (`generate`, `update`, `evaluate`) whether all its numbers are finite.
     """
 
@@ -260,7 +260,7 @@ def coda(
             lambda: jnp.zeros(config.evaluation_episodes),
         )
         for name, values in log_likelihoods.items():
-            metrics[name] = jnp.where((plan.mix_ratio > 0) & (plan.num_updates > 0), jnp.mean(values), 0.0)
+            metrics[name] = jnp.where(plan.mix_ratio > 0, jnp.mean(values), 0.0)
         finite = {
             "generate": all_finite(synthetic),
             "update": all_finite((learned, metrics)),

@@ -64,7 +64,8 @@ def test_a_run_folder_holds_what_it_promises(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["task"] == "2halfcheetah" and summary["augmentation"] == "coda" and summary["guidance"] == 0.6
     assert summary["num_seeds"] == 2 and summary["updates"] == 3 * 4 * 2
-    assert set(summary["wall_seconds"]) == {"collect", "fit", "compile", "generate", "train", "evaluate", "total"}
+    phases = {"collect", "fit", "compile", "generate", "train", "evaluate", "quality", "total"}
+    assert set(summary["wall_seconds"]) == phases
     rows = table(finished)
     assert [(row["round"], row["seed"]) for row in rows] == [(str(r), str(s)) for r in range(4) for s in range(2)]
     last = [float(row["return"]) for row in rows[-2:]]
