@@ -5,7 +5,9 @@ is timed in turns, several times, and the best time of each counts; a *ratio* of
 far less than a rate. `--output` writes the numbers, `--gate` compares the ratios with the committed ones.
 """
 
+import contextlib
 import dataclasses
+import io
 import json
 import tempfile
 import time
@@ -16,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium_robotics import mamujoco_v1
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -39,6 +40,9 @@ from experiments.console import phase, print_table
 from experiments.devices import largest_divisor, set_up_devices, visible_cores
 from experiments.errors import UserError, one_line_errors, parse_command
 from experiments.files import write_atomically
+
+with contextlib.redirect_stderr(io.StringIO()):  # it warns of robots that are not used here
+    from gymnasium_robotics import mamujoco_v1
 
 BASELINE = Path("results", "benchmark.json")
 """The committed numbers."""
