@@ -21,7 +21,7 @@ from coda_jax.envs.rollout import episode_returns
 from coda_jax.marl.matd3 import Matd3Config, Matd3State, matd3, team_policy
 from coda_jax.types import Params, PRNGKey
 from experiments.cache import enable_compilation_cache, plain
-from experiments.config import check_choice
+from experiments.config import check_choice, check_positive
 from experiments.console import phase, print_table
 from experiments.devices import set_up_devices
 from experiments.errors import UserError, one_line_errors, parse_command
@@ -59,8 +59,13 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line_errors():
         config = parse_command(CollectConfig, args)
         check_choice("--task", config.task, tuple(mamujoco.TASKS))
-        if min(config.num_teams, config.num_snapshots, config.steps_per_snapshot) < 1:
-            raise UserError("--num-teams, --num-snapshots and --steps-per-snapshot must be at least 1")
+        check_positive(
+            {
+                "--num-teams": config.num_teams,
+                "--num-snapshots": config.num_snapshots,
+                "--steps-per-snapshot": config.steps_per_snapshot,
+            }
+        )
         run(config)
 
 

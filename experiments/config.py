@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from coda_jax.coda import CodaConfig
@@ -132,9 +133,7 @@ def check(config: ExperimentConfig) -> None:
         "--training.chunk-size": config.training.chunk_size,
         "--training.evaluation-episodes": config.training.evaluation_episodes,
     }
-    for flag, value in positive.items():
-        if value < 1:
-            raise UserError(f"{flag} is {value}; it must be at least 1")
+    check_positive(positive)
     if config.training.horizon < 2:
         raise UserError(
             f"--training.horizon is {config.training.horizon}; it must be at least 2, a step and where it leads"
@@ -145,6 +144,13 @@ def check(config: ExperimentConfig) -> None:
         raise UserError(f"--training.mix-ratio is {config.training.mix_ratio}; it must lie between 0 and 1")
     if not 0.0 < config.data.held_out_fraction < 1.0:
         raise UserError(f"--data.held-out-fraction is {config.data.held_out_fraction}; it must lie inside (0, 1)")
+
+
+def check_positive(values: Mapping[str, int]) -> None:
+    """Refuses values below 1, by a `UserError` that names the first such flag."""
+    for flag, value in values.items():
+        if value < 1:
+            raise UserError(f"{flag} is {value}; it must be at least 1")
 
 
 def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:

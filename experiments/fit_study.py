@@ -22,11 +22,11 @@ from coda_jax.diffusion.samplers import heun_sample, sample_in_chunks
 from coda_jax.envs import mamujoco
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.cache import enable_compilation_cache, key_of
-from experiments.config import PRESETS, ExperimentConfig
+from experiments.config import PRESETS, ExperimentConfig, check_positive
 from experiments.console import say
 from experiments.datasets import load_dataset
 from experiments.devices import set_up_devices
-from experiments.errors import UserError, one_line_errors, parse_command
+from experiments.errors import one_line_errors, parse_command
 from experiments.files import write_atomically
 from experiments.fitting import fit_prior
 from experiments.quality import WINDOWS, measure_quality
@@ -90,8 +90,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with one_line_errors():
         config = parse_command(FitStudyConfig, args)
-        if config.num_updates < 1:
-            raise UserError(f"--num-updates is {config.num_updates}; it must be at least 1")
+        check_positive({"--num-updates": config.num_updates})
         preset = PRESETS["laptop"]
         base = denoiser(num_updates=config.num_updates)(preset)
         mesh = set_up_devices(preset.num_seeds)

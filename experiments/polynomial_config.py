@@ -10,7 +10,7 @@ from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs.polynomial import DATASETS, MULTIPLICATION, DatasetConfig, reward, twin_peaks
 from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, stateless_maddpg
-from experiments.config import check_choice
+from experiments.config import check_choice, check_positive
 from experiments.errors import UserError
 
 GAMES = {"multiplication": MULTIPLICATION, "twin-peaks": twin_peaks()}
@@ -95,9 +95,7 @@ def check(config: PolynomialConfig) -> None:
         "--coda.updates-per-renewal": config.coda.updates_per_renewal,
         "--coda.num-static": config.coda.num_static,
     }
-    for flag, value in positive.items():
-        if value < 1:
-            raise UserError(f"{flag} is {value}; it must be at least 1")
+    check_positive(positive)
     if config.seed < 0:
         raise UserError(f"--seed is {config.seed}; it must be zero or larger")
     multiples = (

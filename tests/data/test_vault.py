@@ -5,10 +5,12 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -219,11 +221,22 @@ def test_a_folder_that_cannot_be_written_to_is_one_clear_line(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "taken"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_one_clear_line(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(OSError, match="make its folder writable"):
-        write_vault(tmp_path / "v", random_episodes())
+def test_a_read_only_folder_is_one_clear_line():
+    root, nobody = os.geteuid() == 0, 65534
+    # Not pytest's own folder, which only its owner may enter.
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        folder.chmod(0o555)
+        if root:  # who may write anywhere
+            os.seteuid(nobody)
+        try:
+            with pytest.raises(OSError, match=r"cannot write the vault .*make its folder writable"):
+                write_vault(folder / "v", random_episodes())
+        finally:
+            if root:
+                os.seteuid(0)
+            folder.chmod(0o755)
+        assert os.listdir(folder) == []
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing_behind(tmp_path):

@@ -1,5 +1,8 @@
 import dataclasses
 import enum
+import errno
+import io
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -50,20 +53,16 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(monkeypatch, tmp_path):
         cache.cache_folder()
 
 
-class FullDisk:
-    """A file on a device that has no space left, as every file of a full disk is."""
+class FullDisk(io.BytesIO):
+    """A temporary file on a disk without room."""
 
     def __init__(self, **_):
-        self._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+        super().__init__()
 
-    def __enter__(self):
-        return self._file
-
-    def __exit__(self, *_):
-        self._file.close()
+    def write(self, _):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_a_full_disk_is_noticed_before_anything_is_built(monkeypatch, tmp_path):
     monkeypatch.setenv("CODA_JAX_CACHE", str(tmp_path))
     monkeypatch.setattr(tempfile, "TemporaryFile", FullDisk)
