@@ -23,17 +23,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from coda_jax import transforms
-from coda_jax.coda import CodaConfig, Plan, Prior, across_seeds, coda, policy_guide
+from coda_jax.coda import CodaConfig, Plan, Prior, across_seeds, coda, policy_guide, sample_trajectories
 from coda_jax.data.dataset import Dataset, episodes_from_arrays, make_dataset, sample_windows
 from coda_jax.diffusion.generator import Generator, GeneratorConfig, fit_chunk, make_generator
-from coda_jax.diffusion.samplers import SamplerConfig, heun_sample, sample_in_chunks
+from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs import mamujoco
 from coda_jax.envs.rollout import rollout
 from coda_jax.marl.input_scale import standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.marl.maddpg_bc import maddpg_bc
-from coda_jax.types import PRNGKey
+from coda_jax.types import PRNGKey, Trajectory
 from experiments.cache import enable_compilation_cache
 from experiments.config import PRESETS
 from experiments.console import phase, print_table
@@ -235,16 +235,10 @@ def generation(
         generator = make_generator(denoiser, num_channels, HORIZON)
         steps = dataclasses.replace(sampler, num_steps=num_steps)
 
-        def sample(key: PRNGKey, prior: Prior, state: LearnerState) -> Array:
+        def sample(key: PRNGKey, prior: Prior, state: LearnerState) -> Trajectory:
             guide = policy_guide(learner, state, prior.transform, env.spec) if guided else None
-
-            def some(key: PRNGKey, num: int) -> Array:
-                def denoise(tau: Array, sigma: Array) -> Array:
-                    return generator.denoise(prior.denoiser, tau, sigma)
-
-                return heun_sample(denoise, key, (num, HORIZON, num_channels), steps, guide, 0.6)
-
-            return sample_in_chunks(some, key, -(-total // mesh.size), chunk_size)
+            shape = (-(-total // mesh.size), HORIZON)
+            return sample_trajectories(generator, prior, env.spec, steps, key, shape, chunk_size, guide, 0.6)
 
         return sharded(sample, mesh, random_prior(generator, dataset), state)
 

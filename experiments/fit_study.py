@@ -13,12 +13,9 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from jaxtyping import Array
 
-from coda_jax import transforms
-from coda_jax.coda import Prior
+from coda_jax.coda import Prior, sample_trajectories
 from coda_jax.data.dataset import Episodes, split_episodes
-from coda_jax.diffusion.samplers import heun_sample, sample_in_chunks
 from coda_jax.envs import mamujoco
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.cache import enable_compilation_cache, key_of
@@ -44,14 +41,24 @@ def sampler(**changes: Any) -> Change:
     return lambda config: dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, **changes))
 
 
-def width(channels: int) -> Change:
-    """Changes the U-Net's width."""
-    return lambda config: denoiser(unet=dataclasses.replace(config.denoiser.unet, width=channels))(config)
+def unet(**changes: Any) -> Change:
+    """Changes the network."""
+    return lambda config: denoiser(unet=dataclasses.replace(config.denoiser.unet, **changes))(config)
 
 
-def updates(factor: float) -> Change:
-    """Fits for longer or shorter."""
-    return lambda config: denoiser(num_updates=int(factor * config.denoiser.num_updates))(config)
+def noise(**changes: Any) -> Change:
+    """Changes which noise levels the fit sees how often."""
+    return lambda config: denoiser(noise=dataclasses.replace(config.denoiser.noise, **changes))(config)
+
+
+def longer(factor: int, batch_divisor: int = 1) -> Change:
+    """Fits for more updates, of smaller batches if so asked."""
+
+    def change(config: ExperimentConfig) -> ExperimentConfig:
+        fit = config.denoiser
+        return denoiser(num_updates=factor * fit.num_updates, batch_size=fit.batch_size // batch_divisor)(config)
+
+    return change
 
 
 def data(**changes: Any) -> Change:
@@ -60,18 +67,20 @@ def data(**changes: Any) -> Change:
 
 
 VARIANTS: dict[str, Change] = {
-    "laptop preset": updates(1),
-    "width 16": width(16),
-    "width 64": width(64),
-    "twice the updates": updates(2),
-    "four times the updates": updates(4),
-    "squared error without EDM's weight": denoiser(weight="plain"),
-    "moving average 0.99": denoiser(ema_decay=0.99),
-    "learning rate 3e-3": denoiser(learning_rate=3e-3),
-    "unbounded features left uniform": data(uniform_unbounded=True),
+    "laptop preset": lambda config: config,
     "16 Heun steps": sampler(num_steps=16),
     "64 Heun steps": sampler(num_steps=64),
     "churn 10": sampler(S_churn=10.0),
+    "twice the updates of half the batch": longer(2, batch_divisor=2),
+    "lower noise levels (mean of ln sigma -1.8)": noise(log_mean=-1.8),
+    "learning rate 4e-3": denoiser(learning_rate=4e-3),
+    "squared error without EDM's weight": denoiser(weight="plain"),
+    "moving average 0.99": denoiser(ema_decay=0.99),
+    "unbounded features left uniform": data(uniform_unbounded=True),
+    "width 32": unet(width=32),
+    "channel multipliers 1, 2": unet(channel_multipliers=(1, 2)),
+    "kernel 5": unet(kernel_size=5),
+    "twice the updates": longer(2),
 }
 """What each variant changes."""
 
@@ -82,7 +91,7 @@ class FitStudyConfig:
 
     output: Path
     """Folder for `quality.json` and the table `quality.md`."""
-    num_updates: int = 2000
+    num_updates: int = 3000
     """Updates of a fit."""
 
 
@@ -114,21 +123,14 @@ def main(args: Sequence[str] | None = None) -> None:
 def measure(config: ExperimentConfig, env: mamujoco.Environment, episodes: Episodes, mesh: Mesh) -> dict[str, Any]:
     """Fits a variant, samples from it and measures the samples."""
     train, held_out = split_episodes(episodes, config.data.held_out_fraction)
-    horizon, num_channels = config.training.horizon, transforms.num_channels(env.spec)
+    horizon = config.training.horizon
     fit = fit_prior(train, held_out, config.data, config.denoiser, env.spec, horizon, mesh)
 
-    @jax.jit
     def sample(prior: Prior, key: PRNGKey) -> Trajectory:
-        def some(key: PRNGKey, num: int) -> Array:
-            def denoise(tau: Array, sigma: Array) -> Array:
-                return fit.generator.denoise(prior.denoiser, tau, sigma)
+        shape, chunk_size = (WINDOWS, horizon), config.training.chunk_size
+        return sample_trajectories(fit.generator, prior, env.spec, config.diffusion, key, shape, chunk_size)
 
-            return heun_sample(denoise, key, (num, horizon, num_channels), config.diffusion)
-
-        z = sample_in_chunks(some, key, WINDOWS, config.training.chunk_size)
-        return transforms.unpack(transforms.inverse(prior.transform, z), env.spec)
-
-    samples = jax.tree.map(lambda leaf: leaf[None], sample(fit.prior, jax.random.key(0)))
+    samples = jax.tree.map(lambda leaf: leaf[None], jax.jit(sample)(fit.prior, jax.random.key(0)))
     quality = measure_quality(env, fit.held_out, {"unguided": samples})
     return {"held_out_loss": fit.held_out_loss, "quality": quality}
 

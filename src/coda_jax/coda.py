@@ -155,6 +155,42 @@ def policy_guide(learner: Learner, state: LearnerState, transform: transforms.Cd
     return score_guide(log_prob, decode, action_channels)
 
 
+def sample_trajectories(
+    generator: Generator,
+    prior: Prior,
+    spec: TaskSpec,
+    sampler: SamplerConfig,
+    key: PRNGKey,
+    shape: tuple[int, int],
+    chunk_size: int,
+    guide: Guide | None = None,
+    guidance: Float[Array, ""] | float = 0.0,
+) -> Trajectory:
+    """Samples trajectories in the data's units from the fitted prior (Algorithm 1).
+
+    Args:
+        generator: the diffusion model whose weights are the prior's.
+        prior: its weights and its transform.
+        spec: sizes of the task.
+        sampler: settings of Algorithm 1.
+        key: consumed.
+        shape: how many trajectories, of how many steps H each.
+        chunk_size: trajectories sampled at once.
+        guide: whither to steer; none samples the unconditional model.
+        guidance: lambda.
+    """
+    num_trajectories, horizon = shape
+
+    def denoise(tau: Array, sigma: Array) -> Array:
+        return generator.denoise(prior.denoiser, tau, sigma)
+
+    def sample(key: PRNGKey, num: int) -> Array:
+        return heun_sample(denoise, key, (num, horizon, transforms.num_channels(spec)), sampler, guide, guidance)
+
+    z = sample_in_chunks(sample, key, num_trajectories, chunk_size)
+    return transforms.unpack(transforms.inverse(prior.transform, z), spec)
+
+
 def mix(real: Trajectory, synthetic: Trajectory, mix_ratio: Float[Array, ""]) -> Trajectory:
     """A mini-batch whose first rows, a share of `mix_ratio`, are synthetic and the others real (Alg. 2, l. 9)."""
     batch_size = real.reward.shape[0]
@@ -209,15 +245,8 @@ def coda(
 
     def generate(state: LearnerState, prior: Prior, guidance: Array, key: PRNGKey) -> Trajectory:
         guide = policy_guide(learner, state, prior.transform, spec)
-
-        def denoise(tau: Array, sigma: Array) -> Array:
-            return generator.denoise(prior.denoiser, tau, sigma)
-
-        def sample(key: PRNGKey, num: int) -> Array:
-            return heun_sample(denoise, key, (num, config.horizon, num_channels), sampler, guide, guidance)
-
-        z = sample_in_chunks(sample, key, config.num_trajectories, chunk_size)
-        return transforms.unpack(transforms.inverse(prior.transform, z), spec)
+        shape = (config.num_trajectories, config.horizon)
+        return sample_trajectories(generator, prior, spec, sampler, key, shape, chunk_size, guide, guidance)
 
     def update(
         state: LearnerState, synthetic: Trajectory, prior: Prior, plan: Plan, key: PRNGKey
