@@ -79,6 +79,8 @@ VARIANTS: dict[str, Change] = {
     "unbounded features left uniform": data(uniform_unbounded=True),
     "width 32": unet(width=32),
     "channel multipliers 1, 2": unet(channel_multipliers=(1, 2)),
+    "one level (channel multipliers 1)": unet(channel_multipliers=(1,)),
+    "three levels (channel multipliers 1, 1, 1)": unet(channel_multipliers=(1, 1, 1)),
     "kernel 5": unet(kernel_size=5),
     "twice the updates": longer(2),
 }

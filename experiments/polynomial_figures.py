@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -36,12 +37,15 @@ CELLS = 50
 
 
 def draw_surface(axes: Axes, game: PolynomialGame) -> None:
-    """The reward over the square, and its optima."""
+    """The reward over the square, darker where it is higher, and its optima.
+
+    Every shade covers as much of the square, for Twin Peaks falls to -9 in two corners and its peaks rise to 0.56 only.
+    """
     grid = np.linspace(-1.0, 1.0, 101)
     value = polynomial.polygrid2d(grid, grid, np.asarray(game.coefficients))
-    axes.contourf(
-        grid, grid, value.T, levels=24, cmap="Greys", vmin=value.min(), vmax=3 * value.max() - 2 * value.min(), zorder=0
-    )
+    levels = np.unique(np.quantile(value, np.linspace(0.0, 1.0, 25)))
+    shades = mpl.colormaps["Greys"](np.linspace(0.0, 0.5, len(levels) - 1))
+    axes.contourf(grid, grid, value.T, levels=levels, colors=shades, zorder=0)
     for x, y in optima(game)[0]:
         axes.plot(x, y, marker="*", markersize=13, color="gold", markeredgecolor="k", clip_on=False, zorder=5)
     frame_square(axes)

@@ -9,6 +9,7 @@ import pytest
 
 from coda_jax import transforms
 from coda_jax.coda_games import (
+    LARGEST_CONDITION,
     STATIC_METHODS,
     TRUE_GRADIENT,
     GameCodaConfig,
@@ -100,12 +101,22 @@ def test_with_noise_on_y_the_conditioned_samples_follow_eq_15():
 
 
 def test_the_noise_on_y_has_its_standard_deviation_and_spares_the_return():
-    z = jax.random.normal(jax.random.key(0), (4000, 1, 4))
+    z = jax.random.uniform(jax.random.key(0), (4000, 1, 4), minval=-2.0, maxval=2.0)
     action, value = conditions(z, GameCodaConfig(condition_noise=0.3), jax.random.key(1))
     np.testing.assert_allclose(np.std(action - z[:, 0, :2]), 0.3, rtol=0.05)
     np.testing.assert_array_equal(value, z[:, 0, 2:3])
     exact, _ = conditions(z, GameCodaConfig(), jax.random.key(1))
     np.testing.assert_array_equal(exact, z[:, 0, :2])
+
+
+def test_conditions_beyond_what_the_data_often_hold_are_clipped_in_training_and_sampling():
+    action, _ = conditions(jnp.asarray([[[-9.0, 2.25, 0.0, 0.0]]]), GameCodaConfig(), jax.random.key(0))
+    np.testing.assert_array_equal(action, [[-LARGEST_CONDITION, 2.25]])
+    # 2.5 logits of variance 1 are the rank 0.9893, on uniform data the action 0.979: any policy beyond is led there.
+    prior = prior_of(MULTIPLICATION)
+    sample = jax.jit(lambda theta: build(MULTIPLICATION).sample_at("coda", prior, theta, jax.random.key(1), 64).action)
+    np.testing.assert_array_equal(sample(jnp.ones((2, 1))), sample(jnp.full((2, 1), 0.99)))
+    np.testing.assert_allclose(sample(jnp.ones((2, 1))), 0.979, atol=0.01)
 
 
 def test_guided_samples_gather_around_the_policy_and_unguided_ones_do_not():

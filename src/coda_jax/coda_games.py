@@ -43,6 +43,10 @@ CODA_METHODS = ("coda", "coda-guided")
 TRUE_GRADIENT = "true gradient"
 """Trained on the policy's own joint action, which makes Eq. 16-17 the true gradient: what CODA should come close to."""
 
+LARGEST_CONDITION = 2.5
+"""Conditions y are clipped to this, one part in 93 of the data on either side: a denoiser that has seen a corner of the
+square once extrapolates there, and may lead away from it."""
+
 Renewal = Callable[[LearnerState, PRNGKey, int], Trajectory]
 """(state, key, num) -> trajectories `[num, 1, ...]` for the updates to come; the key is consumed."""
 
@@ -127,7 +131,7 @@ def conditions(z: Float[Array, "N 1 C"], config: GameCodaConfig, key: PRNGKey) -
 
     The key is consumed by the noise on the joint action.
     """
-    action = z[:, 0, :-2]
+    action = jnp.clip(z[:, 0, :-2], -LARGEST_CONDITION, LARGEST_CONDITION)
     return action + config.condition_noise * jax.random.normal(key, action.shape), z[:, 0, -2:-1]
 
 
@@ -196,6 +200,7 @@ def game_coda(
         if method == "coda":
             encoding = transforms.select(prior.transform, action_channels)
             y = transforms.forward(encoding, theta.reshape(1, -1), key_condition)
+            y = jnp.clip(y, -LARGEST_CONDITION, LARGEST_CONDITION)
             return sample(prior, denoise, y, key_sample, num)
         learner = learner_of(prior)
         state = dataclasses.replace(learner.init(key_condition), theta=theta)
