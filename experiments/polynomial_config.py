@@ -59,7 +59,7 @@ class PolynomialConfig:
     """The fit of a learned critic."""
     diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=24))
     """Sampling, but for the policy-guided route."""
-    guided_diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=48))
+    guided_diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=64))
     """Sampling in the policy-guided route (Algorithm 1)."""
     denoiser: GeneratorConfig = dataclasses.field(
         default_factory=lambda: GeneratorConfig(

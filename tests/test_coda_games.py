@@ -24,7 +24,7 @@ from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, as_trajector
 from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, fit_critic
 
 PEAKS = twin_peaks()
-SAMPLER, GUIDED_SAMPLER = SamplerConfig(num_steps=24), SamplerConfig(num_steps=48)
+SAMPLER, GUIDED_SAMPLER = SamplerConfig(num_steps=24), SamplerConfig(num_steps=64)
 START = jnp.asarray([[-0.64], [0.65]])
 
 

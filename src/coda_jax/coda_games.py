@@ -63,7 +63,7 @@ class GameCodaConfig:
     """Updates between two renewals; beyond about 8 the policy oscillates."""
     w: float = 1.0
     """Scale of classifier-free guidance (Eq. 3)."""
-    guidance: float = 0.2
+    guidance: float = 0.3
     """lambda of Algorithm 1, in the policy-guided route."""
     num_static: int = 4000
     """Samples in the static sets of the baselines."""
