@@ -80,8 +80,6 @@ VARIANTS: dict[str, Change] = {
     "width 32": unet(width=32),
     "channel multipliers 1, 2": unet(channel_multipliers=(1, 2)),
     "one level (channel multipliers 1)": unet(channel_multipliers=(1,)),
-    "three levels (channel multipliers 1, 1, 1)": unet(channel_multipliers=(1, 1, 1)),
-    "kernel 5": unet(kernel_size=5),
     "twice the updates": longer(2),
 }
 """What each variant changes."""
@@ -93,7 +91,7 @@ class FitStudyConfig:
 
     output: Path
     """Folder for `quality.json` and the table `quality.md`."""
-    num_updates: int = 3000
+    num_updates: int = 2000
     """Updates of a fit."""
 
 
