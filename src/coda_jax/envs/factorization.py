@@ -1,18 +1,30 @@
 """From a robot's joint graph to what each agent observes and moves (MaMuJoCo's factorisation).
 
 Joints are the nodes of a hypergraph. An agent owns some of them and observes, besides its own, the joints at graph
-distance up to `obsk`, and the global joints that belong to no agent. Positions of joints in the state and in the joint
-action come from the MuJoCo model, by name; no index is typed in.
+distance up to `obsk`, and the global joints that belong to no agent. What is observed of a joint are *features*: single
+entries of the simulator's arrays, such as `("qpos", 3)`. Where a joint's features stand comes from the MuJoCo model, by
+name; a graph only lists where a task departs from that.
 
 Order of an agent's observation, as in gymnasium-robotics' `mamujoco_v1`: level by level (own joints, distance 1, ...),
 within a level by joint name, within a joint by category; then the globals, category by category.
 """
 
+import types
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import mujoco
 import numpy as np
 from jaxtyping import Int
+
+Feature = tuple[str, int]
+"""A category, such as `qpos`, and a flat index into that array of the simulator; `READINGS` of `physics` lists them."""
+
+Span = tuple[str, int, int | None]
+"""Consecutive features: a category, first index, and end (None: to the end of the array)."""
+
+_PER_DOF = ("qvel", "qvel_clipped", "qfrc_actuator")
+_PER_BODY = {"cinert": 10, "cvel": 6, "cfrc_ext": 6, "cfrc_ext_clipped": 6}
 
 
 class JointGraph(NamedTuple):
@@ -24,14 +36,36 @@ class JointGraph(NamedTuple):
     """One tuple of joint names an agent, in the order of its actions."""
     root: tuple[str, ...]
     """Global joints, observed by every agent."""
+    bodies: Mapping[str, tuple[int, ...]] = types.MappingProxyType({})
+    """The bodies (their numbers, as not all have names) whose inertia, velocity and forces are observed of a joint."""
+    views: Mapping[tuple[str, str], tuple[Feature, ...]] = types.MappingProxyType({})
+    """What is observed of (joint, category) where it is not the joint's own entries of that array."""
+
+
+class Categories(NamedTuple):
+    """What the global state consists of, and what agents observe of joints."""
+
+    state: tuple[Span, ...]
+    """The global state, in order. Positions that it leaves out are hidden from agents too."""
+    local: tuple[tuple[str, ...], ...] = (("qpos", "qvel"), ("qpos",))
+    """Categories observed of joints at distance 0, 1, ...; the last entry holds for all beyond."""
+    shared: tuple[str, ...] = ("qpos", "qvel")
+    """Categories observed of the global joints."""
+    shown: tuple[Feature, ...] = ()
+    """Positions outside the state that agents observe all the same."""
 
 
 class Factorization(NamedTuple):
-    """Index tables: `obs = state[obs_index]` and `control[action_index] = action`."""
+    """Index tables: `obs = features[obs_index]` and `control[action_index] = action`."""
 
+    features: tuple[Feature, ...]
+    """The global state, then what is only observed."""
+    state_dim: int
+    """S: so many of the features are the state."""
     obs_index: Int[np.ndarray, "A O"]
-    """An index of S, beyond the state, stands for zero: agents that see less than others are padded with it."""
+    """An index beyond the features stands for zero: agents that see less than others are padded with it."""
     action_index: Int[np.ndarray, "A U"]
+    """An index beyond the actuators stands for none: agents that move less than others have idle actions at the end."""
 
 
 def joints_by_distance(graph: JointGraph, own: tuple[str, ...], obsk: int) -> list[list[str]]:
@@ -45,43 +79,75 @@ def joints_by_distance(graph: JointGraph, own: tuple[str, ...], obsk: int) -> li
     return levels
 
 
-def factorize(model: mujoco.MjModel, graph: JointGraph, obsk: int, num_hidden_qpos: int) -> Factorization:
+def factorize(model: mujoco.MjModel, graph: JointGraph, obsk: int | None, categories: Categories) -> Factorization:
     """Computes the index tables of a task.
 
     Args:
         model: the MuJoCo model that names the joints and actuators.
         graph: the joint graph with the partition into agents.
-        obsk: an agent sees joints up to this graph distance: with velocity its own, by position only the others.
-        num_hidden_qpos: leading entries of qpos that the state leaves out; the state is qpos without them, then qvel.
+        obsk: an agent sees joints up to this graph distance; None for one agent that sees the state and moves all.
+        categories: what the state consists of, and what is seen of a joint.
     """
-    first_qvel = model.nq - num_hidden_qpos
-    state_dim = first_qvel + model.nv
+    state = [
+        (category, index)
+        for category, first, end in categories.state
+        for index in range(first, _size(model, category) if end is None else end)
+    ]
+    if obsk is None:
+        return Factorization(
+            features=tuple(state),
+            state_dim=len(state),
+            obs_index=np.arange(len(state))[None],
+            action_index=np.arange(model.nu)[None],
+        )
 
-    def addresses(joint: str, category: str) -> list[int]:
-        """Where the joint's positions or velocities stand in the state."""
-        index = model.joint(joint).id
-        is_last = index + 1 == model.njnt
-        if category == "qpos":
-            end = model.nq if is_last else model.jnt_qposadr[index + 1]
-            return [q - num_hidden_qpos for q in range(model.jnt_qposadr[index], end) if q >= num_hidden_qpos]
-        end = model.nv if is_last else model.jnt_dofadr[index + 1]
-        return [first_qvel + v for v in range(model.jnt_dofadr[index], end)]
-
-    def observation(own: tuple[str, ...]) -> list[int]:
+    def observation(own: tuple[str, ...]) -> list[Feature]:
         local = [
-            address
+            (joint, category)
             for distance, joints in enumerate(joints_by_distance(graph, own, obsk))
             for joint in joints
-            for category in (("qpos", "qvel") if distance == 0 else ("qpos",))
-            for address in addresses(joint, category)
+            for category in categories.local[min(distance, len(categories.local) - 1)]
         ]
-        shared = [a for category in ("qpos", "qvel") for joint in graph.root for a in addresses(joint, category)]
-        return local + shared
+        shared = [(joint, category) for category in categories.shared for joint in graph.root]
+        # A body that several joints share is observed once.
+        return [
+            feature
+            for views in (local, shared)
+            for feature in dict.fromkeys(f for view in views for f in _view(model, graph, *view))
+            if feature[0] != "qpos" or feature in state or feature in categories.shown
+        ]
 
-    actuator_of = {model.joint(model.actuator_trnid[k, 0]).name: k for k in range(model.nu)}
     seen = [observation(own) for own in graph.partition]
-    obs_dim = max(map(len, seen))
+    features = tuple(dict.fromkeys([*state, *(feature for agent in seen for feature in agent)]))
+    place = {feature: position for position, feature in enumerate(features)}
+    actuator_of = {model.joint(model.actuator_trnid[k, 0]).name: k for k in range(model.nu)}
     return Factorization(
-        obs_index=np.array([index + [state_dim] * (obs_dim - len(index)) for index in seen]),
-        action_index=np.array([[actuator_of[joint] for joint in own] for own in graph.partition]),
+        features=features,
+        state_dim=len(state),
+        obs_index=_padded([[place[feature] for feature in agent] for agent in seen], len(features)),
+        action_index=_padded([[actuator_of[joint] for joint in own] for own in graph.partition], model.nu),
     )
+
+
+def _view(model: mujoco.MjModel, graph: JointGraph, joint: str, category: str) -> tuple[Feature, ...]:
+    """What is observed of a joint in a category."""
+    if (joint, category) in graph.views:
+        return graph.views[joint, category]
+    if category in _PER_BODY:
+        size = _PER_BODY[category]
+        return tuple((category, size * body + k) for body in graph.bodies.get(joint, ()) for k in range(size))
+    index = model.joint(joint).id
+    starts, size = (model.jnt_dofadr, model.nv) if category in _PER_DOF else (model.jnt_qposadr, model.nq)
+    end = size if index + 1 == model.njnt else starts[index + 1]
+    return tuple((category, k) for k in range(starts[index], end))
+
+
+def _size(model: mujoco.MjModel, category: str) -> int:
+    if category in _PER_BODY:
+        return _PER_BODY[category] * model.nbody
+    return model.nv if category in _PER_DOF else model.nq
+
+
+def _padded(rows: list[list[int]], value: int) -> Int[np.ndarray, "A _"]:
+    width = max(map(len, rows))
+    return np.array([row + [value] * (width - len(row)) for row in rows])

@@ -4,13 +4,13 @@
 state and reward follow gymnasium's MuJoCo tasks and the observations gymnasium-robotics' `mamujoco_v1`, of which the
 tests are the truth. Nothing resets by itself: `rollout` decides what follows the end of an episode, so the last
 observation of an episode is never lost.
+
+Actions lie in [-1, 1] for every robot and are scaled to the actuators' range. This differs from gymnasium-robotics for
+the humanoids alone, whose actuators take [-0.4, 0.4]: their action of 1 is its 0.4. Where agents have unequal numbers
+of joints, as the humanoids' have, the last actions of the smaller ones are idle, and shorter observations end in zeros.
 """
 
-import contextlib
-import dataclasses
-import importlib.resources
-import io
-import warnings
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,26 +18,27 @@ import chex
 import jax
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from coda_jax.envs.factorization import Factorization, JointGraph, factorize
+from coda_jax.envs.factorization import Factorization, Feature, JointGraph, Span, factorize
+from coda_jax.envs.physics import READINGS, advance, load_model, mjx
+from coda_jax.envs.robots import TASKS, Health, Locomotion, Reach, Robot, StandUp
 from coda_jax.types import PRNGKey, TaskSpec
-
-with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that its optional warp backend is missing
-    from mujoco import mjx
 
 
 @chex.dataclass(frozen=True)
 class EnvState:
     """Everything about one environment after a reset or a step.
 
-    state:     `[*batch, S]` global state: joint positions and velocities, in m, rad, m/s and rad/s.
+    state:     `[*batch, S]` global state: joint positions and velocities, in m, rad, m/s and rad/s; of some robots
+               forces in N and N m.
     obs:       `[*batch, A, O]` local observations.
     reward:    `[*batch]` team reward of the step that led here, 0 after a reset.
     terminal:  `[*batch]` whether the task truly ended.
     truncated: `[*batch]` whether the time limit was reached.
     time:      `[*batch]` steps since the reset.
-    physics:   MJX data.
+    physics:   MJX data. Cartesian positions in it are relative to the robot's place.
     """
 
     state: Float[Array, "*batch S"]
@@ -57,82 +58,19 @@ class Environment(NamedTuple):
     step: Callable[[EnvState, Float[Array, "A U"]], EnvState]
     """Advances by one control step; actions are clipped to [-1, 1] by the actuators, not in the control cost."""
     place: Callable[[Float[Array, "S"]], EnvState]
-    """Puts the robot into a global state, at the origin and at time 0: a step from a recorded or generated state."""
+    """Puts the robot into a global state, at the origin and at time 0: a step from a recorded or generated state. The
+    robot stands by the positions and velocities in it (clipped ones, where the state has those); forces are only
+    shown."""
     spec: TaskSpec
 
 
-@dataclasses.dataclass(frozen=True)
-class Robot:
-    """A MuJoCo robot and its task, before it is split among agents."""
-
-    xml: str
-    """File name among gymnasium's MuJoCo assets."""
-    frame_skip: int
-    """Physics steps a control step."""
-    num_hidden_qpos: int
-    """Leading entries of qpos that the state leaves out (the robot's place in the world)."""
-    reset_noise: float
-    """Half width of the uniform noise on positions, and standard deviation of the normal noise on velocities."""
-    control_cost: float
-    """Weight of the squared actions in the reward."""
-    solver_iterations: int
-    """Largest number of Newton iterations a physics step."""
-    line_search_iterations: int
-    """Line search iterations a Newton iteration."""
-    episode_length: int = 1000
-    """Time limit, in control steps."""
-
-
-HALF_CHEETAH = Robot(
-    xml="half_cheetah.xml",
-    frame_skip=5,
-    num_hidden_qpos=1,
-    reset_noise=0.1,
-    control_cost=0.1,
-    # As exact as MuJoCo's 100 / 50 and twice as fast or more (`experiments/conformance.py`). The solver stops by
-    # itself, so iterations cost only where a hard landing needs them; a line search in single precision never does.
-    solver_iterations=20,
-    line_search_iterations=4,
-)
-
-_HALF_CHEETAH_EDGES = (
-    ("bfoot", "bshin"),
-    ("bshin", "bthigh"),
-    ("bthigh", "fthigh"),
-    ("fthigh", "fshin"),
-    ("fshin", "ffoot"),
-)
-
-TASKS: dict[str, tuple[Robot, JointGraph]] = {
-    "2halfcheetah": (
-        HALF_CHEETAH,
-        JointGraph(
-            edges=_HALF_CHEETAH_EDGES,
-            partition=(("bthigh", "bshin", "bfoot"), ("fthigh", "fshin", "ffoot")),
-            root=("rootx", "rootz", "rooty"),
-        ),
-    ),
-}
-
-
-def load_model(robot: Robot) -> mujoco.MjModel:
-    """The robot's MuJoCo model, with the solver options that MJX runs it with."""
-    folder = importlib.resources.files("gymnasium.envs.mujoco") / "assets"
-    with importlib.resources.as_file(folder / robot.xml) as path, warnings.catch_warnings():
-        # By way of `MjSpec` it is a Python warning; `MjModel.from_xml_path` would write it to stderr and a log file.
-        warnings.filterwarnings("ignore", "compiler attribute 'settotalmass' is deprecated", UserWarning)
-        model = mujoco.MjSpec.from_file(str(path)).compile()
-    model.opt.iterations = robot.solver_iterations
-    model.opt.ls_iterations = robot.line_search_iterations
-    return model
-
-
-def make(name: str, obsk: int = 1) -> Environment:
+def make(name: str, obsk: int | None = 1) -> Environment:
     """Builds a MaMuJoCo task.
 
     Args:
-        name: a task of `TASKS`, such as `2halfcheetah`.
-        obsk: graph distance up to which an agent sees joints besides its own.
+        name: a task of `robots.TASKS`, such as `2halfcheetah`.
+        obsk: graph distance up to which an agent sees joints besides its own; None for a single agent that sees the
+            global state and moves all joints.
 
     Raises:
         KeyError: there is no task of that name.
@@ -140,15 +78,15 @@ def make(name: str, obsk: int = 1) -> Environment:
     return build(name, *TASKS[name], obsk)
 
 
-def build(name: str, robot: Robot, graph: JointGraph, obsk: int = 1) -> Environment:
+def build(name: str, robot: Robot, graph: JointGraph, obsk: int | None = 1) -> Environment:
     """Builds a task from a robot and its split; `make` for those that have no name in `TASKS`."""
     model = load_model(robot)
-    split = factorize(model, graph, obsk, robot.num_hidden_qpos)
+    split = factorize(model, graph, obsk, robot.categories)
     num_agents, obs_dim = split.obs_index.shape
     spec = TaskSpec(
         name=name,
         num_agents=num_agents,
-        state_dim=model.nq - robot.num_hidden_qpos + model.nv,
+        state_dim=split.state_dim,
         obs_dim=obs_dim,
         action_dim=split.action_index.shape[1],
         episode_length=robot.episode_length,
@@ -166,51 +104,188 @@ def _simulation(
     mjx_model = mjx.put_model(model)
     template = mjx.make_data(model)
     qpos0 = jnp.asarray(model.qpos0, jnp.float32)
-    dt = robot.frame_skip * model.opt.timestep
+    place_of_robot = slice(0, robot.place_dims)
+    actuator_range = _actuator_range(model)
+    state_spans = _spans(split.features[: split.state_dim])
+    extra_spans = _spans(split.features[split.state_dim :])
+    reads = {category for category, _ in split.features}
+    has_bodies = bool(reads & {"cinert", "cvel"})
+    has_frames = has_bodies or not (isinstance(robot.reward, Locomotion) and robot.reward.point == "root")
+    has_forces = any(category.startswith("cfrc_ext") for category in reads)
+    has_forces |= not isinstance(robot.reward, Reach) and robot.reward.contact_cost > 0
 
-    def observe(physics: mjx.Data, reward: Array, time: Array) -> EnvState:
-        state = jnp.concatenate([physics.qpos[robot.num_hidden_qpos :], physics.qvel])
+    def read(physics: mjx.Data, spans: list[Span]) -> Float[Array, "_"]:
+        sources = dict(READINGS)
+        if isinstance(robot.reward, Reach):
+            sources["to_target"] = lambda physics: _to_target(robot.reward, model, physics)
+        if not spans:
+            return jnp.zeros((0,), physics.qpos.dtype)
+        return jnp.concatenate([sources[category](physics)[first:end] for category, first, end in spans])
+
+    def show(state: Array, physics: mjx.Data, reward: Array, terminal: Array, time: Array) -> EnvState:
+        features = jnp.concatenate([state, read(physics, extra_spans)])
         return EnvState(
             state=state,
-            obs=jnp.take(state, split.obs_index, mode="fill", fill_value=0.0),
+            obs=jnp.take(features, split.obs_index, mode="fill", fill_value=0.0),
             reward=reward,
-            terminal=jnp.zeros((), bool),
+            terminal=terminal,
             truncated=time >= robot.episode_length,
             time=time,
             physics=physics,
         )
 
-    def stand(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"]) -> EnvState:
+    def stand(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"], state: Array | None) -> EnvState:
         # No `mjx.forward` here: a step begins with it, and a cheap reset keeps automatic resets cheap.
-        return observe(template.replace(qpos=qpos, qvel=qvel), jnp.zeros(()), jnp.zeros((), jnp.int32))
+        physics = template.replace(qpos=qpos.at[place_of_robot].set(0.0), qvel=qvel)
+        if has_frames:
+            with jax.numpy_rank_promotion("allow"):  # inside mjx
+                physics = mjx.kinematics(mjx_model, physics)
+                if has_bodies:
+                    physics = mjx.com_vel(mjx_model, mjx.com_pos(mjx_model, physics))
+        physics = physics.replace(qpos=qpos)
+        state = read(physics, state_spans) if state is None else state
+        return show(state, physics, jnp.zeros(()), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
 
     def reset(key: PRNGKey) -> EnvState:
-        key_qpos, key_qvel = jax.random.split(key)
-        qpos = qpos0 + jax.random.uniform(key_qpos, qpos0.shape, minval=-robot.reset_noise, maxval=robot.reset_noise)
-        qvel = robot.reset_noise * jax.random.normal(key_qvel, (model.nv,))
-        return stand(qpos, qvel)
+        return stand(*_draw_start(robot, qpos0, model.nv, key), state=None)
 
     def place(state: Float[Array, "S"]) -> EnvState:
-        visible = model.nq - robot.num_hidden_qpos
-        return stand(jnp.concatenate([jnp.zeros(robot.num_hidden_qpos), state[:visible]]), state[visible:])
+        return stand(*_from_state(split, model.nq, model.nv, state), state=state)
 
     def step(env: EnvState, action: Float[Array, "A U"]) -> EnvState:
         control = jnp.zeros((model.nu,)).at[split.action_index].set(action)
+        if actuator_range is not None:
+            low, high = actuator_range
+            control = 0.5 * (low + high) + 0.5 * (high - low) * control
 
         def substep(physics: mjx.Data, _: None) -> tuple[mjx.Data, None]:
-            return mjx.step(mjx_model, physics), None
+            return advance(model, mjx_model, physics), None
 
-        # The robot's place is hidden because it does not matter, except for precision: 400 m from the origin, single
-        # precision blurs the contacts by 5e-3 a step. So every step begins at the origin.
-        hidden = slice(0, robot.num_hidden_qpos)
-        place = env.physics.qpos[hidden]
-        physics = env.physics.replace(qpos=env.physics.qpos.at[hidden].set(0.0), ctrl=control)
+        # The robot's place does not matter, except for precision: 400 m from the origin, single precision blurs the
+        # contacts by 5e-3 a step. So every step begins at the origin.
+        start = env.physics.qpos[place_of_robot]
+        before = env.physics.replace(qpos=env.physics.qpos.at[place_of_robot].set(0.0), ctrl=control)
         with jax.numpy_rank_promotion("allow"):  # inside mjx
-            physics, _ = jax.lax.scan(substep, physics, length=robot.frame_skip)
-        moved = physics.qpos[hidden]
-        physics = physics.replace(qpos=physics.qpos.at[hidden].set(place + moved))
-        velocity = moved[0] / dt
-        reward = velocity - robot.control_cost * jnp.sum(jnp.square(action))
-        return observe(physics, reward, env.time + 1)
+            after, _ = jax.lax.scan(substep, before, length=robot.frame_skip)
+            if has_forces:
+                after = mjx.rne_postconstraint(mjx_model, after)
+        terminal = jnp.zeros((), bool) if robot.health is None else ~_is_healthy(robot.health, after)
+        effort = jnp.sum(jnp.square(jnp.take(control, split.action_index, mode="fill", fill_value=0.0)))
+        reward = _reward(robot, model, before, after, effort, terminal)
+        moved = after.qpos[place_of_robot]
+        physics = after.replace(qpos=after.qpos.at[place_of_robot].set(start + moved))
+        if has_frames and robot.place_dims:
+            shift = jnp.zeros(3).at[place_of_robot].set(moved)[None]
+            physics = physics.replace(xpos=after.xpos - shift, xipos=after.xipos - shift)
+        return show(read(physics, state_spans), physics, reward, terminal, env.time + 1)
 
     return reset, step, place
+
+
+def _reward(
+    robot: Robot, model: mujoco.MjModel, before: mjx.Data, after: mjx.Data, effort: Array, ended: Array
+) -> Float[Array, ""]:
+    """The reward of a control step between two MJX data, both relative to the robot's place before the step.
+
+    Args:
+        robot: whose reward it is.
+        model: its MuJoCo model.
+        before: at the beginning of the step.
+        after: at its end.
+        effort: sum of the squared controls.
+        ended: whether the robot is no longer healthy.
+    """
+
+    def contact_cost(terms: Locomotion | StandUp) -> Array:
+        forces = READINGS[terms.contact_category](after)
+        return jnp.minimum(terms.contact_cost * jnp.sum(jnp.square(forces)), terms.contact_cost_limit)
+
+    match robot.reward:
+        case Reach() as terms:
+            return -jnp.sqrt(jnp.sum(jnp.square(_to_target(terms, model, after)))) - effort
+        case StandUp() as terms:
+            height = after.qpos[2] / model.opt.timestep
+            return height - terms.control_cost * effort - contact_cost(terms) + 1.0
+        case Locomotion() as terms:
+            way = _lead(terms, model, after) - _lead(terms, model, before)
+            speed = way / (robot.frame_skip * model.opt.timestep)
+            reward = terms.speed_weight * speed - terms.control_cost * effort
+            if terms.alive:
+                reward += terms.alive if terms.always_alive else terms.alive * ~ended
+            return reward - contact_cost(terms) if terms.contact_cost else reward
+
+
+def _lead(terms: Locomotion, model: mujoco.MjModel, physics: mjx.Data) -> Float[Array, ""]:
+    """How far along x the point is that is paid for moving."""
+    if terms.point == "root":
+        return physics.qpos[0]
+    if terms.point == "torso":
+        return physics.xpos[model.body("torso").id, 0]
+    share = model.body_mass / model.body_mass.sum()
+    return jnp.sum(jnp.asarray(share, physics.xipos.dtype) * physics.xipos[:, 0])
+
+
+def _to_target(terms: Reach, model: mujoco.MjModel, physics: mjx.Data) -> Float[Array, "3"]:
+    return physics.xpos[model.body(terms.body).id] - physics.xpos[model.body(terms.target).id]
+
+
+def _is_healthy(health: Health, physics: mjx.Data) -> Bool[Array, ""]:
+    rest = jnp.concatenate([physics.qpos[2:], physics.qvel])
+    healthy = jnp.all(jnp.abs(rest) < health.limit)
+    for index, low, high in health.ranges:
+        healthy &= (low < physics.qpos[index]) & (physics.qpos[index] < high)
+    return healthy
+
+
+def _draw_start(
+    robot: Robot, qpos0: Float[Array, "nq"], nv: int, key: PRNGKey
+) -> tuple[Float[Array, "nq"], Float[Array, "nv"]]:
+    """Positions and velocities of a reset."""
+    start = robot.start
+    key_qpos, key_qvel = jax.random.split(key)
+    noise = start.position_noise
+    if start.is_normal:
+        qvel = start.velocity_noise * jax.random.normal(key_qvel, (nv,))
+    else:
+        qvel = jax.random.uniform(key_qvel, (nv,), minval=-start.velocity_noise, maxval=start.velocity_noise)
+    if start.target_radius is None:
+        return qpos0 + jax.random.uniform(key_qpos, qpos0.shape, minval=-noise, maxval=noise), qvel
+    key_qpos, key_target = jax.random.split(key_qpos)
+    target = start.target_radius * jax.random.ball(key_target, 2)
+    qpos = qpos0 + jax.random.uniform(key_qpos, qpos0.shape, minval=-noise, maxval=noise)
+    return qpos.at[-2:].set(target), qvel.at[-2:].set(0.0)
+
+
+def _from_state(
+    split: Factorization, nq: int, nv: int, state: Float[Array, "S"]
+) -> tuple[Float[Array, "nq"], Float[Array, "nv"]]:
+    """Positions and velocities that make a global state; what it does not tell is zero."""
+    at = {feature: position for position, feature in enumerate(split.features[: split.state_dim])}
+
+    def position(k: int) -> Array:
+        if ("qpos", k) in at:
+            return state[at["qpos", k]]
+        if ("cos", k) in at:
+            return jnp.arctan2(state[at["sin", k]], state[at["cos", k]])
+        return jnp.zeros((), state.dtype)
+
+    def velocity(k: int) -> Array:
+        position = at.get(("qvel", k), at.get(("qvel_clipped", k)))
+        return jnp.zeros((), state.dtype) if position is None else state[position]
+
+    return jnp.stack([position(k) for k in range(nq)]), jnp.stack([velocity(k) for k in range(nv)])
+
+
+def _actuator_range(model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray] | None:
+    """Lowest and highest controls; None where they are -1 and 1."""
+    low, high = model.actuator_ctrlrange.astype(np.float32).T
+    return None if (low == -1.0).all() and (high == 1.0).all() else (low, high)
+
+
+def _spans(features: tuple[Feature, ...]) -> list[Span]:
+    """Features as few consecutive spans."""
+    spans = []
+    for (category, _), run in itertools.groupby(enumerate(features), lambda item: (item[1][0], item[1][1] - item[0])):
+        first, *rest = [index for _, (_, index) in run]
+        spans.append((category, first, first + len(rest) + 1))
+    return spans

@@ -1,0 +1,95 @@
+"""What MJX lacks for MaMuJoCo: loading gymnasium's robots, a Runge-Kutta step that compiles fast, and what to read."""
+
+import contextlib
+import importlib.resources
+import io
+import warnings
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import mujoco
+from jaxtyping import Array, Float
+
+from coda_jax.envs.robots import Robot
+
+with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that its optional warp backend is missing
+    from mujoco import mjx
+
+
+def load_model(robot: Robot) -> mujoco.MjModel:
+    """The robot's MuJoCo model, with the solver options that MJX runs it with."""
+    folder = importlib.resources.files("gymnasium.envs.mujoco") / "assets"
+    with importlib.resources.as_file(folder / robot.xml) as path, warnings.catch_warnings():
+        # By way of `MjSpec` it is a Python warning; `MjModel.from_xml_path` would write it to stderr and a log file.
+        warnings.filterwarnings("ignore", "compiler attribute 'settotalmass' is deprecated", UserWarning)
+        spec = mujoco.MjSpec.from_file(str(path))
+        if robot.max_contacts is not None:
+            for numeric in list(spec.numerics):  # mjx finds its limit only if it is the first of the numbers
+                spec.delete(numeric)
+            spec.add_numeric(name="max_contact_points", data=[robot.max_contacts], size=1)
+        model = spec.compile()
+    model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON  # mjx has no PGS, which the humanoids ask for
+    model.opt.iterations = robot.solver_iterations
+    model.opt.ls_iterations = robot.line_search_iterations
+    return model
+
+
+READINGS: dict[str, Callable[[mjx.Data], Array]] = {
+    "qpos": lambda physics: physics.qpos,
+    "qvel": lambda physics: physics.qvel,
+    "qvel_clipped": lambda physics: jnp.clip(physics.qvel, -10.0, 10.0),
+    "cos": lambda physics: jnp.cos(physics.qpos),
+    "sin": lambda physics: jnp.sin(physics.qpos),
+    "cinert": lambda physics: physics._impl.cinert.reshape(-1),
+    "cvel": lambda physics: physics.cvel.reshape(-1),
+    "qfrc_actuator": lambda physics: physics.qfrc_actuator,
+    "cfrc_ext": lambda physics: physics._impl.cfrc_ext.reshape(-1),
+    "cfrc_ext_clipped": lambda physics: jnp.clip(physics._impl.cfrc_ext, -1.0, 1.0).reshape(-1),
+}
+"""Categories of features, each a flat array: positions, velocities, their clipped or circular forms; of each body the
+inertia and velocity about the centre of mass and the external force; generalised forces of the actuators."""
+
+
+def advance(model: mujoco.MjModel, mjx_model: mjx.Model, physics: mjx.Data) -> mjx.Data:
+    """One physics step, as `mjx.step`."""
+    if model.opt.integrator != mujoco.mjtIntegrator.mjINT_RK4:
+        return mjx.step(mjx_model, physics)
+    return _runge_kutta(model, mjx_model, physics)
+
+
+def _runge_kutta(model: mujoco.MjModel, mjx_model: mjx.Model, start: mjx.Data) -> mjx.Data:
+    """A Runge-Kutta step of fourth order in one loop; `mjx.step` compiles the dynamics four times."""
+    h = model.opt.timestep
+    zero = jnp.zeros_like(start.qvel)
+
+    def stage(carry: tuple[mjx.Data, Array, Array], weights: Array) -> tuple[tuple[mjx.Data, Array, Array], None]:
+        physics, sum_qvel, sum_qacc = carry
+        reach, share = weights
+        qpos = _move(model, start.qpos, jnp.where(reach > 0, reach * physics.qvel, 0.0), h)
+        qvel = start.qvel + h * jnp.where(reach > 0, reach * physics.qacc, 0.0)
+        physics = mjx.forward(mjx_model, physics.replace(qpos=qpos, qvel=qvel))
+        return (physics, sum_qvel + share * qvel, sum_qacc + share * physics.qacc), None
+
+    weights = jnp.array([[0.0, 1 / 6], [0.5, 1 / 3], [0.5, 1 / 3], [1.0, 1 / 6]], start.qpos.dtype)
+    (last, qvel, qacc), _ = jax.lax.scan(stage, (start, zero, zero), weights)
+    return last.replace(
+        qpos=_move(model, start.qpos, qvel, h),
+        qvel=start.qvel + h * qacc,
+        qacc_warmstart=last.qacc,
+        time=start.time + h,
+    )
+
+
+def _move(model: mujoco.MjModel, qpos: Float[Array, "Q"], qvel: Float[Array, "V"], h: float) -> Float[Array, "Q"]:
+    """Positions after moving with a constant velocity for a time h; a free joint, if there is one, comes first."""
+    if model.nq == model.nv:
+        return qpos + h * qvel
+    turn = qvel[3:6]
+    rate = jnp.sqrt(jnp.sum(jnp.square(turn)))
+    half = 0.5 * h * rate
+    c, s = jnp.cos(half), turn * jnp.sin(half) / jnp.where(rate > 0, rate, 1.0)
+    w, v = qpos[3], qpos[4:7]
+    quaternion = jnp.concatenate([(w * c - jnp.dot(v, s))[None], w * s + c * v + jnp.cross(v, s)])
+    quaternion = quaternion / jnp.sqrt(jnp.sum(jnp.square(quaternion)))
+    return jnp.concatenate([qpos[:3] + h * qvel[:3], quaternion, qpos[7:] + h * qvel[6:]])

@@ -1,0 +1,373 @@
+"""The robots and tasks of MaMuJoCo, as data: what `mamujoco` simulates.
+
+A robot is gymnasium's MuJoCo task (its XML, rewards, resets, ends); a task splits it among agents as `mamujoco_v1` of
+gymnasium-robotics does. A task's name is the number of agents and the robot: `2halfcheetah`, `4ant`, `3hopper`. Where
+gymnasium's versions differ, the plain name is that of the published datasets: `4ant` is v4, and `4ant-v5` observes and
+pays for contact forces. A robot or a split of your own is built by `mamujoco.build`.
+"""
+
+import dataclasses
+import math
+
+from coda_jax.envs.factorization import Categories, JointGraph
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How a reset departs from the model's initial position at rest."""
+
+    position_noise: float
+    """Half width of uniform noise on positions."""
+    velocity_noise: float
+    """Standard deviation of the noise on velocities where it is normal, else its half width."""
+    is_normal: bool = True
+    """Whether the noise on velocities is normal, or uniform."""
+    target_radius: float | None = None
+    """The last two positions are a target at rest, drawn from a disc of this radius around the origin."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Locomotion:
+    """Reward for running: speed + alive - costs."""
+
+    control_cost: float
+    """Weight of the squared controls."""
+    point: str = "root"
+    """What has to move: the first coordinate of the `root`, the `torso`'s frame or the centre of `mass`. The latter two
+    are as old as MuJoCo's last evaluation of the forces."""
+    speed_weight: float = 1.0
+    alive: float = 0.0
+    """For being healthy."""
+    always_alive: bool = False
+    """Whether even the step that ends an episode is paid for being healthy."""
+    contact_cost: float = 0.0
+    """Weight of the squared external forces on all bodies."""
+    contact_category: str = "cfrc_ext"
+    contact_cost_limit: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class StandUp:
+    """Reward for height, over the physics time step, plus 1, less the costs; see `Locomotion`."""
+
+    control_cost: float
+    contact_cost: float
+    contact_cost_limit: float
+    contact_category: str = "cfrc_ext"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """Reward for nearness: the negative distance of two bodies, less the squared controls."""
+
+    body: str
+    target: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Health:
+    """What a robot must be in for an episode to go on."""
+
+    ranges: tuple[tuple[int, float, float], ...]
+    """(index into qpos, lowest, highest)."""
+    limit: float = math.inf
+    """Largest size of any velocity, and of any position after the first two."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Robot:
+    """A MuJoCo robot and its task, before it is split among agents."""
+
+    xml: str
+    """File name among gymnasium's MuJoCo assets."""
+    frame_skip: int
+    """Physics steps a control step."""
+    place_dims: int
+    """Leading entries of qpos that say where the robot is; the physics does not depend on them."""
+    categories: Categories
+    start: Start
+    reward: Locomotion | StandUp | Reach
+    health: Health | None
+    """None for a robot whose episodes end by the time limit only."""
+    solver_iterations: int
+    """Largest number of Newton iterations a physics step. The solver stops by itself, so they cost only where a hard
+    landing needs them. Chosen with the two below by `experiments.conformance`."""
+    line_search_iterations: int
+    """Line search iterations a Newton iteration, of which all are always made."""
+    max_contacts: int | None = None
+    """Contacts kept for each kind of friction, the deepest; None for all that geoms could have. More than ever touch at
+    once cost time and change nothing."""
+    episode_length: int = 1000
+    """Time limit, in control steps."""
+
+
+def _state(num_hidden_qpos: int, velocity: str = "qvel") -> Categories:
+    """Positions without the leading ones, then velocities."""
+    return Categories(state=(("qpos", num_hidden_qpos, None), (velocity, 0, None)))
+
+
+HALF_CHEETAH = Robot(
+    xml="half_cheetah.xml",
+    frame_skip=5,
+    place_dims=1,
+    categories=_state(1),
+    start=Start(position_noise=0.1, velocity_noise=0.1),
+    reward=Locomotion(control_cost=0.1),
+    health=None,
+    solver_iterations=20,
+    line_search_iterations=4,
+)
+
+# OG-MARL's `mamujoco/2halfcheetah` was recorded with the first MaMuJoCo: absolute x, other order.
+HALF_CHEETAH_OGMARL = dataclasses.replace(
+    HALF_CHEETAH, categories=HALF_CHEETAH.categories._replace(shared=("qvel", "qpos"), shown=(("qpos", 0),))
+)
+
+ANT = Robot(
+    xml="ant.xml",
+    frame_skip=5,
+    place_dims=2,
+    categories=_state(2),
+    start=Start(position_noise=0.1, velocity_noise=0.1),
+    reward=Locomotion(point="torso", control_cost=0.5, alive=1.0, always_alive=True),
+    health=Health(ranges=((2, 0.2, 1.0),)),
+    solver_iterations=20,
+    line_search_iterations=4,
+    max_contacts=10,
+)
+
+ANT_V5 = dataclasses.replace(
+    ANT,
+    categories=Categories(
+        state=(("qpos", 2, None), ("qvel", 0, None), ("cfrc_ext_clipped", 6, None)),
+        local=(("qpos", "qvel", "cfrc_ext_clipped"), ("qpos",)),
+    ),
+    reward=Locomotion(
+        point="torso", control_cost=0.5, alive=1.0, contact_cost=5e-4, contact_category="cfrc_ext_clipped"
+    ),
+)
+
+HOPPER = Robot(
+    xml="hopper.xml",
+    frame_skip=4,
+    place_dims=1,
+    categories=Categories(
+        state=(("qpos", 1, None), ("qvel_clipped", 0, None)),
+        local=(("qpos", "qvel_clipped"), ("qpos",)),
+        shared=("qpos", "qvel_clipped"),
+    ),
+    start=Start(position_noise=5e-3, velocity_noise=5e-3, is_normal=False),
+    reward=Locomotion(control_cost=1e-3, alive=1.0),
+    health=Health(ranges=((1, 0.7, math.inf), (2, -0.2, 0.2)), limit=100.0),
+    solver_iterations=20,
+    line_search_iterations=4,
+)
+
+WALKER = Robot(
+    xml="walker2d_v5.xml",
+    frame_skip=4,
+    place_dims=1,
+    categories=_state(1, velocity="qvel_clipped"),  # but agents observe velocities as they are
+    start=Start(position_noise=5e-3, velocity_noise=5e-3, is_normal=False),
+    reward=Locomotion(control_cost=1e-3, alive=1.0),
+    health=Health(ranges=((1, 0.8, 2.0), (2, -1.0, 1.0))),
+    solver_iterations=20,
+    line_search_iterations=4,
+)
+
+SWIMMER = Robot(
+    xml="swimmer.xml",
+    frame_skip=4,
+    place_dims=2,
+    categories=_state(2),
+    start=Start(position_noise=0.1, velocity_noise=0.1, is_normal=False),
+    reward=Locomotion(control_cost=1e-4),
+    health=None,
+    solver_iterations=20,
+    line_search_iterations=4,
+)
+
+REACHER = Robot(
+    xml="reacher.xml",
+    frame_skip=2,
+    place_dims=0,
+    categories=Categories(
+        state=(("cos", 0, 2), ("sin", 0, 2), ("qpos", 2, 4), ("qvel", 0, 2), ("to_target", 0, 2)),
+        local=(("qpos", "qvel", "to_target"), ("qpos",)),
+    ),
+    start=Start(position_noise=0.1, velocity_noise=5e-3, is_normal=False, target_radius=0.2),
+    reward=Reach(body="fingertip", target="target"),
+    health=None,
+    solver_iterations=20,
+    line_search_iterations=4,
+    episode_length=50,
+)
+
+_HUMANOID_LOCAL = ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext")
+
+HUMANOID = Robot(
+    xml="humanoid.xml",
+    frame_skip=5,
+    place_dims=2,
+    categories=Categories(
+        state=(
+            ("qpos", 2, None),
+            ("qvel", 0, None),
+            ("cinert", 10, None),
+            ("cvel", 6, None),
+            ("qfrc_actuator", 6, None),
+            ("cfrc_ext", 6, None),
+        ),
+        local=(_HUMANOID_LOCAL, ("qpos",)),
+    ),
+    start=Start(position_noise=1e-2, velocity_noise=1e-2, is_normal=False),
+    reward=Locomotion(
+        point="mass", speed_weight=1.25, control_cost=0.1, alive=5.0, contact_cost=5e-7, contact_cost_limit=10.0
+    ),
+    health=Health(ranges=((2, 1.0, 2.0),)),
+    solver_iterations=20,
+    line_search_iterations=4,
+    max_contacts=16,
+)
+
+HUMANOID_STANDUP = dataclasses.replace(
+    HUMANOID,
+    xml="humanoidstandup.xml",
+    reward=StandUp(control_cost=0.1, contact_cost=5e-7, contact_cost_limit=10.0),
+    health=None,
+)
+
+_HALF_CHEETAH = JointGraph(
+    edges=(("bfoot", "bshin"), ("bshin", "bthigh"), ("bthigh", "fthigh"), ("fthigh", "fshin"), ("fshin", "ffoot")),
+    partition=(("bthigh", "bshin", "bfoot"), ("fthigh", "fshin", "ffoot")),
+    root=("rootx", "rootz", "rooty"),
+)
+
+_LEGS = tuple((f"hip_{k}", f"ankle_{k}") for k in (1, 2, 3, 4))
+
+_ANT = JointGraph(
+    edges=(*_LEGS, tuple(hip for hip, _ in _LEGS)),
+    partition=_LEGS,
+    root=("root",),
+    bodies={  # 1 is the torso; a leg is three bodies in a row
+        **{f"hip_{k}": (1, 3 * k - 1) for k in (1, 2, 3, 4)},
+        **{f"ankle_{k}": (3 * k - 1, 3 * k, 3 * k + 1) for k in (1, 2, 3, 4)},
+    },
+)
+_ANT_2X4 = _ANT._replace(partition=(_LEGS[0] + _LEGS[1], _LEGS[2] + _LEGS[3]))
+_ANT_2X4D = _ANT._replace(partition=(_LEGS[0] + _LEGS[3], _LEGS[1] + _LEGS[2]))
+
+_HOPPER = JointGraph(
+    edges=(("foot_joint", "leg_joint"), ("leg_joint", "thigh_joint")),
+    partition=(("thigh_joint",), ("leg_joint",), ("foot_joint",)),
+    root=("rootx", "rootz", "rooty"),
+)
+
+_WALKER = JointGraph(
+    edges=(
+        ("foot_joint", "leg_joint"),
+        ("leg_joint", "thigh_joint"),
+        ("foot_left_joint", "leg_left_joint"),
+        ("leg_left_joint", "thigh_left_joint"),
+        ("thigh_joint", "thigh_left_joint"),
+    ),
+    partition=(
+        ("foot_joint", "leg_joint", "thigh_joint"),
+        ("foot_left_joint", "leg_left_joint", "thigh_left_joint"),
+    ),
+    root=("rootx", "rootz", "rooty"),
+)
+
+_SWIMMER = JointGraph(
+    edges=(("motor1_rot", "motor2_rot"),),
+    partition=(("motor1_rot",), ("motor2_rot",)),
+    root=("free_body_rot",),
+    views={  # the velocity of the tip is shared out
+        ("motor1_rot", "qvel"): (("qvel", 0), ("qvel", 3)),
+        ("motor2_rot", "qvel"): (("qvel", 1), ("qvel", 4)),
+    },
+)
+
+_REACHER = JointGraph(
+    edges=(("joint0", "joint1"),),
+    partition=(("joint0",), ("joint1",)),
+    root=("target_x", "target_y"),
+    views={
+        ("joint0", "qpos"): (("sin", 0), ("cos", 0)),
+        ("joint1", "qpos"): (("sin", 1), ("cos", 1)),
+        ("joint0", "to_target"): (),
+        ("joint1", "to_target"): (("to_target", 0), ("to_target", 1), ("to_target", 2)),
+        ("target_x", "qvel"): (),
+        ("target_y", "qvel"): (),
+    },
+)
+
+_ABDOMEN = ("abdomen_x", "abdomen_y", "abdomen_z")
+_LEFT_HIP, _RIGHT_HIP = (tuple(f"{side}_hip_{axis}" for axis in "xyz") for side in ("left", "right"))
+_LEFT_SHOULDER, _RIGHT_SHOULDER = (tuple(f"{side}_shoulder{k}" for k in (1, 2)) for side in ("left", "right"))
+
+_HUMANOID = JointGraph(
+    edges=(
+        _ABDOMEN,
+        _RIGHT_HIP,
+        _LEFT_HIP,
+        ("left_elbow", *_LEFT_SHOULDER),
+        ("right_elbow", *_RIGHT_SHOULDER),
+        ("left_knee", *_LEFT_HIP),
+        ("right_knee", *_RIGHT_HIP),
+        _LEFT_SHOULDER + _ABDOMEN,
+        _RIGHT_SHOULDER + _ABDOMEN,
+        _ABDOMEN + _LEFT_HIP,
+        _ABDOMEN + _RIGHT_HIP,
+    ),
+    partition=(  # the upper and the lower body
+        (*_ABDOMEN, *_RIGHT_SHOULDER, "right_elbow", *_LEFT_SHOULDER, "left_elbow"),
+        (*_RIGHT_HIP, "right_knee", *_LEFT_HIP, "left_knee"),
+    ),
+    root=("root",),
+    bodies={  # 1 torso, 2 waist, 3 pelvis; right leg 4 to 6, left leg 7 to 9; right arm 10, 11, left arm 12, 13
+        "abdomen_y": (1, 2, 3),
+        "abdomen_z": (1, 2, 3),
+        "abdomen_x": (3, 4, 7),
+        **dict.fromkeys(_RIGHT_HIP, (4, 5)),
+        "right_knee": (5, 6),
+        **dict.fromkeys(_LEFT_HIP, (7, 8)),
+        "left_knee": (8, 9),
+        **dict.fromkeys(_RIGHT_SHOULDER, (1, 10, 11)),
+        "right_elbow": (11,),
+        **dict.fromkeys(_LEFT_SHOULDER, (1, 12, 13)),
+        "left_elbow": (13,),
+    },
+    views={  # gymnasium-robotics observes the two abdominal joints under each other's names
+        ("abdomen_y", "qpos"): (("qpos", 7),),
+        ("abdomen_z", "qpos"): (("qpos", 8),),
+        **{("abdomen_y", velocity): ((velocity, 6),) for velocity in ("qvel", "qfrc_actuator")},
+        **{("abdomen_z", velocity): ((velocity, 7),) for velocity in ("qvel", "qfrc_actuator")},
+    },
+)
+
+TASKS: dict[str, tuple[Robot, JointGraph]] = {
+    "2halfcheetah": (HALF_CHEETAH, _HALF_CHEETAH),
+    "6halfcheetah": (
+        HALF_CHEETAH,
+        _HALF_CHEETAH._replace(partition=tuple((joint,) for agent in _HALF_CHEETAH.partition for joint in agent)),
+    ),
+    "2halfcheetah-ogmarl": (
+        HALF_CHEETAH_OGMARL,
+        _HALF_CHEETAH._replace(
+            partition=(("bfoot", "bshin", "bthigh"), ("ffoot", "fshin", "fthigh")), root=("rootx", "rooty", "rootz")
+        ),
+    ),
+    "4ant": (ANT, _ANT),
+    "2ant": (ANT, _ANT_2X4),
+    "2antd": (ANT, _ANT_2X4D),
+    "4ant-v5": (ANT_V5, _ANT),
+    "2ant-v5": (ANT_V5, _ANT_2X4),
+    "2antd-v5": (ANT_V5, _ANT_2X4D),
+    "3hopper": (HOPPER, _HOPPER),
+    "2walker": (WALKER, _WALKER),
+    "2swimmer": (SWIMMER, _SWIMMER),
+    "2reacher": (REACHER, _REACHER),
+    "2humanoid": (HUMANOID, _HUMANOID),
+    "2humanoidstandup": (HUMANOID_STANDUP, _HUMANOID),
+}
