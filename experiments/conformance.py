@@ -1,43 +1,58 @@
-"""MJX beside MuJoCo in C, by solver options: how exact it is, and how fast on this machine.
+"""MJX beside MuJoCo in C, task by task: how exact it is, and how fast on this machine.
 
-    python -m experiments.conformance
+    python -m experiments.conformance                        # all tasks
+    python -m experiments.conformance 4ant 3hopper --write   # some, into results/CONFORMANCE.md
+    python -m experiments.conformance 4ant --options 100,50,0 20,4,10   # other solver options
 
-An error is the largest absolute difference of the global state, after one control step and after a free run of five.
+C runs with the options of gymnasium's XML, in double precision; MJX with those of `envs.robots`, in single precision.
 The starts lie all along trajectories of C that cover what an episode meets: resets, gaits, flipped and falling poses,
-fast runs far from the origin. One or two steps in a thousand are off by more than 1e-3 whatever the options, where a
-hard landing amplifies the rounding of single precision; in double precision `tests/envs/test_mamujoco.py` finds 1e-10.
-
-Measured on two x86 cores (errors from 9,600 starts; steps a second of processor time):
-
-| iterations / line search | 1 step: 99 %, largest, above 0.01 | 5 steps: 99 % | MJX   | MJX / C |
-| ------------------------ | --------------------------------- | ------------- | ----- | ------- |
-| 100 / 50                 | 2e-4, 2e-2, 2                     | 4e-3          | 1,552 | 0.06    |
-| 100 / 8                  | 2e-4, 2e-2, 2                     | 4e-3          | 4,333 | 0.18    |
-| 20 / 4 (the choice)      | 2e-4, 2e-2, 2                     | 4e-3          | 4,235 | 0.15    |
-| 4 / 8                    | 2e-4, 3, 11                       | 1e-2          | 3,588 | 0.14    |
-| 1 / 4                    | 10, 2e4, 3,635                    | diverges      | 8,052 | 0.30    |
+fast runs far from the origin. MJX is put back where C is before every step; an error is the largest absolute
+difference after one control step. Inertia and forces that some robots have in their state are compared apart, relative
+to their size where that is more than 1. In a few steps in a thousand a hard landing amplifies the rounding of single
+precision beyond 1e-3, whatever the options; so the table has the 99 % quantile beside the largest error.
 """
 
 import dataclasses
+import os
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import gymnasium
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jaxtyping import Array, Float
+import tyro
+from jaxtyping import Bool, Float
 
 from coda_jax.envs.factorization import factorize
 from coda_jax.envs.mamujoco import TASKS, Environment, EnvState, build, load_model
+from coda_jax.envs.robots import HALF_CHEETAH, Robot
+from experiments.cache import enable_compilation_cache
+from experiments.config import check_choice
 from experiments.console import print_table
+from experiments.errors import one_line_errors, parse_command
 
-TASK, C_TASK = "2halfcheetah", "HalfCheetah-v5"
-SOLVER_OPTIONS = ((100, 50), (100, 8), (20, 4), (4, 8), (1, 4))
-"""Newton iterations and line search iterations; MuJoCo's defaults first."""
-NUM_STARTS, BATCH, NUM_STEPS, FREE_STEPS = 480, 16, 20, 5
+GYMNASIUM = {
+    "halfcheetah": "HalfCheetah-v5",
+    "ant": "Ant-v4",
+    "antd": "Ant-v4",
+    "ant-v5": "Ant-v5",
+    "antd-v5": "Ant-v5",
+    "hopper": "Hopper-v5",
+    "walker": "Walker2d-v5",
+    "swimmer": "Swimmer-v5",
+    "reacher": "Reacher-v5",
+    "humanoid": "Humanoid-v5",
+    "humanoidstandup": "HumanoidStandup-v5",
+}
+"""The single robot in C of a task, by the task's name without the number of agents."""
+
+NUM_STARTS, NUM_STEPS = 20, 20
+TABLE = Path("results/CONFORMANCE.md")
+_MOTION = ("qpos", "qvel", "qvel_clipped", "cos", "sin", "to_target")
 
 
 class Reference(NamedTuple):
@@ -47,21 +62,31 @@ class Reference(NamedTuple):
     qvel: Float[np.ndarray, "T+1 N V"]
     qacc_warmstart: Float[np.ndarray, "T+1 N V"]
     """The solver's first guess of the accelerations: those of the physics step before."""
+    xpos: Float[np.ndarray, "T+1 N B 3"]
+    """Frames of the bodies, as old as the last evaluation of the forces."""
+    xipos: Float[np.ndarray, "T+1 N B 3"]
+    """Their centres of mass."""
     control: Float[np.ndarray, "T N U"]
+    observed: Float[np.ndarray, "T N S"]
+    """What gymnasium observes after each step."""
     reward: Float[np.ndarray, "T N"]
+    terminated: Bool[np.ndarray, "T N"]
 
     def state(self, num_hidden_qpos: int) -> Float[np.ndarray, "T+1 N S"]:
-        """The global state, as in `EnvState`."""
+        """Positions without the leading ones, and velocities."""
         return np.concatenate([self.qpos[..., num_hidden_qpos:], self.qvel], axis=-1)
 
 
-def open_simulator() -> Any:
-    """HalfCheetah in C, as gymnasium steps it, without the time limit."""
-    return gymnasium.make(C_TASK).unwrapped
+def open_simulator(task: str) -> Any:
+    """The robot of a task in C, as gymnasium steps it, without the time limit."""
+    name = task.lstrip("0123456789").removesuffix("-ogmarl")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+        return gymnasium.make(GYMNASIUM[name]).unwrapped
 
 
 def sinusoids(rng: np.random.Generator, num_steps: int, num_starts: int, size: int) -> Float[np.ndarray, "T N U"]:
-    """Joint torques that swing between -1 and 1 at 0.5 to 4 Hz and saturate, with some noise."""
+    """Controls that swing between -1 and 1 at 0.5 to 4 Hz and saturate, with some noise."""
     frequency = rng.uniform(0.5, 4.0, (num_starts, 1))
     phase = rng.uniform(0.0, 2 * np.pi, (num_starts, size))
     clock = 0.05 * np.arange(num_steps)[:, None, None]
@@ -70,112 +95,217 @@ def sinusoids(rng: np.random.Generator, num_steps: int, num_starts: int, size: i
 
 
 def run(simulator: Any, qpos: np.ndarray, qvel: np.ndarray, control: Float[np.ndarray, "T N U"]) -> Reference:
-    """Runs C from each start, the solver cold, under the given joint torques."""
-    data = simulator.data
+    """Runs C from each start, the solver cold, under the given controls."""
+    data, size = simulator.data, simulator.observation_space.shape[0]
     num_steps, num_starts = control.shape[:2]
     seen = Reference(
         qpos=np.zeros((num_steps + 1, *qpos.shape)),
         qvel=np.zeros((num_steps + 1, *qvel.shape)),
         qacc_warmstart=np.zeros((num_steps + 1, *qvel.shape)),
+        xpos=np.zeros((num_steps + 1, num_starts, *data.xpos.shape)),
+        xipos=np.zeros((num_steps + 1, num_starts, *data.xpos.shape)),
         control=control,
+        observed=np.zeros((num_steps, num_starts, size)),
         reward=np.zeros((num_steps, num_starts)),
+        terminated=np.zeros((num_steps, num_starts), bool),
     )
     for n in range(num_starts):
         mujoco.mj_resetData(simulator.model, data)
         data.qpos[:], data.qvel[:] = qpos[n], qvel[n]
+        mujoco.mj_kinematics(simulator.model, data)
         for t in range(num_steps + 1):
             seen.qpos[t, n], seen.qvel[t, n], seen.qacc_warmstart[t, n] = data.qpos, data.qvel, data.qacc_warmstart
+            seen.xpos[t, n], seen.xipos[t, n] = data.xpos, data.xipos
             if t < num_steps:
-                seen.reward[t, n] = simulator.step(control[t, n])[1]
+                seen.observed[t, n], seen.reward[t, n], seen.terminated[t, n], *_ = simulator.step(control[t, n])
     return seen
 
 
-def trajectories(simulator: Any, rng: np.random.Generator, num_steps: int, num_starts: int) -> Reference:
-    """Runs C from, in turn, a reset, a gait, a flipped pose and a fast run 400 m from the origin."""
+def trajectories(
+    simulator: Any, rng: np.random.Generator, num_steps: int, num_starts: int, robot: Robot = HALF_CHEETAH
+) -> Reference:
+    """Runs C from, in turn, a reset, a gait, a toss (any side up, if it can turn over), and a fast run 400 m away."""
     nq, nv, nu = simulator.model.nq, simulator.model.nv, simulator.model.nu
-    qpos = rng.uniform(-0.1, 0.1, (num_starts, nq))
-    qvel = 0.1 * rng.normal(size=(num_starts, nv))
-    gait, flipped, fast = (slice(k, None, 4) for k in (1, 2, 3))
-    warm_up = run(simulator, qpos[gait], qvel[gait], sinusoids(rng, 60, len(qpos[gait]), nu))
+    strength = simulator.model.actuator_ctrlrange[0, 1]
+    noise = robot.start.position_noise
+    qpos = rng.uniform(-noise, noise, (num_starts, nq)) + simulator.init_qpos
+    qvel = robot.start.velocity_noise * rng.normal(size=(num_starts, nv))
+    gait, tossed, fast = (slice(k, None, 4) for k in (1, 2, 3))
+    warm_up = run(simulator, qpos[gait], qvel[gait], strength * sinusoids(rng, 60, len(qpos[gait]), nu))
     qpos[gait], qvel[gait] = warm_up.qpos[-1], warm_up.qvel[-1]
-    qpos[flipped, 1:3] += rng.uniform((-0.3, np.pi - 1.0), (0.2, np.pi + 1.0), (len(qpos[flipped]), 2))
-    qvel[flipped] *= 20.0
-    qpos[fast, 0] += 400.0
+    if nq > nv:  # a free joint
+        qpos[tossed, 2] += 0.5
+        qpos[tossed, 3:7] = rng.normal(size=(len(qpos[tossed]), 4))
+    elif robot.place_dims == 1:
+        qpos[tossed, 1:3] += rng.uniform((-0.3, np.pi - 1.0), (0.2, np.pi + 1.0), (len(qpos[tossed]), 2))
+    qvel[tossed] *= 20.0
     qvel[fast] *= 50.0
-    qvel[fast, 0] = rng.uniform(4.0, 12.0, len(qvel[fast]))
-    return run(simulator, qpos, qvel, sinusoids(rng, num_steps, num_starts, nu))
+    if robot.place_dims:
+        qpos[fast, 0] += 400.0
+        qvel[fast, 0] = rng.uniform(4.0, 12.0, len(qvel[fast]))
+    if nq > nv:
+        qpos[:, 3:7] /= np.linalg.norm(qpos[:, 3:7], axis=1, keepdims=True)
+    return run(simulator, qpos, qvel, (strength * sinusoids(rng, num_steps, num_starts, nu)).astype(np.float32))
 
 
-def at(now: EnvState, reference: Reference, t: int, starts: slice = slice(None)) -> EnvState:
+def at(now: EnvState, reference: Reference, t: int, place_dims: int = 1) -> EnvState:
     """A batch of environments, put where C was after t steps."""
-    names = ("qpos", "qvel", "qacc_warmstart")
-    there = {name: jnp.asarray(getattr(reference, name)[t, starts], now.physics.qpos.dtype) for name in names}
+    names = ("qpos", "qvel", "qacc_warmstart", "xpos", "xipos")
+    there = {name: getattr(reference, name)[t] for name in names}
+    place = np.zeros((len(there["qpos"]), 1, 3))
+    place[:, 0, :place_dims] = there["qpos"][:, :place_dims]
+    there |= {name: there[name] - place for name in ("xpos", "xipos")}
+    there = {name: jnp.asarray(value, now.physics.qpos.dtype) for name, value in there.items()}
     return dataclasses.replace(now, physics=now.physics.replace(**there))
 
 
-def free_run(env: Environment) -> Callable[[EnvState, Float[Array, "T N A U"]], Float[Array, "T N S"]]:
-    """The global states that N environments pass through."""
+class Comparison(NamedTuple):
+    """MJX's errors over all steps of a reference, and its speed."""
 
-    def body(now: EnvState, action: Array) -> tuple[EnvState, Array]:
-        now = jax.vmap(env.step)(now, action)
-        return now, now.state
+    motion: Float[np.ndarray, "T N"]
+    """Largest absolute difference of positions and velocities in the global state."""
+    forces: Float[np.ndarray, "T N"]
+    """Largest difference of inertia and forces in it, relative where they exceed 1; 0 where there are none."""
+    reward: Float[np.ndarray, "T N"]
+    terminal: Bool[np.ndarray, "T N"]
+    """Whether MJX ends where C does not, or the other way round."""
+    rate: float
+    """Control steps a second of processor time."""
 
-    return jax.jit(lambda start, actions: jax.lax.scan(body, start, actions)[1])
+
+def compare(env: Environment, robot: Robot, reference: Reference) -> Comparison:
+    """Steps MJX from every state of a reference."""
+    model = load_model(robot)
+    split = factorize(model, TASKS[env.spec.name][1], 1, robot.categories)
+    is_motion = np.array([category in _MOTION for category, _ in split.features[: split.state_dim]])
+    num_steps, num_starts = reference.control.shape[:2]
+    step = jax.jit(jax.vmap(env.step))
+    now = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), num_starts))
+    actions = jnp.asarray(as_actions(model, split.action_index, reference.control))
+    starts = [at(now, reference, t, robot.place_dims) for t in range(num_steps)]
+    jax.block_until_ready(step(starts[0], actions[0]))  # compiles
+    begin = time.process_time()
+    ends = jax.block_until_ready([step(*pair) for pair in zip(starts, actions, strict=True)])
+    rate = num_steps * num_starts / (time.process_time() - begin)
+    state, reward, terminal = (
+        np.stack([np.asarray(getattr(end, name), np.float64) for end in ends])
+        for name in ("state", "reward", "terminal")
+    )
+    miss = np.abs(state - reference.observed)
+    relative = (miss / np.maximum(1.0, np.abs(reference.observed)))[..., ~is_motion]
+    return Comparison(
+        motion=miss[..., is_motion].max(axis=-1),
+        forces=relative.max(axis=-1, initial=0.0),
+        reward=np.abs(reward - reference.reward),
+        terminal=terminal.astype(bool) != reference.terminated,
+        rate=rate,
+    )
+
+
+def as_actions(model: mujoco.MjModel, action_index: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """Controls `[..., nu]` as joint actions `[..., A, U]` in [-1, 1]; idle actions are 1, which must not matter."""
+    action = control / model.actuator_ctrlrange[:, 1].astype(np.float32)
+    return np.concatenate([action, np.ones_like(action[..., :1])], axis=-1)[..., action_index]
+
+
+def rate_of_c(simulator: Any, robot: Robot, reference: Reference) -> float:
+    """Control steps a second of processor time in C."""
+    controls = reference.control.reshape(-1, simulator.model.nu)
+    mujoco.mj_resetData(simulator.model, simulator.data)
+    begin = time.process_time()
+    for control in controls:
+        simulator.data.ctrl[:] = control
+        mujoco.mj_step(simulator.model, simulator.data, nstep=robot.frame_skip)
+    return len(controls) / (time.process_time() - begin)
+
+
+def measure(task: str, robot: Robot) -> dict[str, str]:
+    """One row of the table."""
+    simulator = open_simulator(task)
+    busy = os.getloadavg()[0]
+    reference = trajectories(simulator, np.random.default_rng(0), NUM_STEPS, NUM_STARTS, robot)
+    result = compare(build(task, robot, TASKS[task][1]), robot, reference)
+    c_rate = rate_of_c(simulator, robot, reference)
+
+    def errors(error: np.ndarray) -> str:
+        return f"{np.quantile(error, 0.99):.0e}, {error.max():.0e}" if error.any() else "-"
+
+    return {
+        "task": task,
+        "options": f"{robot.solver_iterations} / {robot.line_search_iterations} / {robot.max_contacts or 'all'}",
+        "state": errors(result.motion),
+        "forces": errors(result.forces),
+        "reward": errors(result.reward),
+        "ends": f"{result.terminal.sum()}",
+        "MJX": f"{result.rate:,.0f}",
+        "C": f"{c_rate:,.0f}",
+        "load": f"{busy:.1f}",
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class ConformanceConfig:
+    """MJX beside MuJoCo in C."""
+
+    tasks: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Tasks to compare; all of them by default."""
+    options: tuple[str, ...] = ()
+    """Solver options instead of each robot's own: Newton iterations, line search iterations, contacts (0: all), as in
+    100,50,0."""
+    write: bool = False
+    """Replace the rows of these tasks in results/CONFORMANCE.md."""
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    """Replaces or adds the rows of a Markdown table, in the order of `TASKS`."""
+    kept: dict[str, str] = {}
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
+        kept = {line.split("|")[1].strip(): line for line in lines[1:]}
+    kept |= {row["task"]: f"| {' | '.join(row.values())} |" for row in rows}
+    head = [f"| {' | '.join(rows[0])} |", f"|{' --- |' * len(rows[0])}"]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([_EXPLANATION, *head, *(kept[task] for task in TASKS if task in kept), ""]))
+
+
+_EXPLANATION = f"""# MJX beside MuJoCo in C
+
+`python -m experiments.conformance --write`; with names of tasks it replaces their rows only.
+
+One control step from each of {NUM_STARTS * NUM_STEPS} states along trajectories of C (resets, gaits, tosses, fast runs
+400 m away): MJX in single precision with its own solver options, C in double precision with those of the XML. Errors
+are the 99 % quantile and the largest, `state` of positions and velocities, `forces` of inertia and forces in the state,
+relative where they exceed 1. `ends`: steps after which only one of the two ends the episode. `options`: Newton
+iterations / line search iterations / contacts kept. Speeds are control steps a second of one core, MJX in batches of
+{NUM_STARTS}. `load` is the machine's by other programs, a mean over the minute before: speeds count where it is near 0.
+"""
 
 
 def main() -> None:
     """Prints the table."""
+    config = parse_command(ConformanceConfig)
+    enable_compilation_cache()
     mujoco.set_mju_user_warning(lambda _: None)  # half_cheetah.xml has a deprecated attribute
-    robot, graph = TASKS[TASK]
-    split = factorize(load_model(robot), graph, 1, robot.num_hidden_qpos)
-    simulator = open_simulator()
-    reference = trajectories(simulator, np.random.default_rng(0), NUM_STEPS + FREE_STEPS, NUM_STARTS)
-    truth = reference.state(robot.num_hidden_qpos)
-    starts = [(t, slice(n, n + BATCH)) for t in range(NUM_STEPS) for n in range(0, NUM_STARTS, BATCH)]
-
-    def rate_of_c() -> float:
-        torques = reference.control.reshape(-1, simulator.model.nu)
-        begin = time.process_time()
-        for torque in torques:
-            simulator.data.ctrl[:] = torque
-            mujoco.mj_step(simulator.model, simulator.data, nstep=robot.frame_skip)
-        return len(torques) / (time.process_time() - begin)
-
-    def measure(env: Environment) -> tuple[Float[np.ndarray, "K F N"], float]:
-        """Errors of K free runs of F steps, and control steps a second."""
-        simulate = free_run(env)
-        now = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), BATCH))
-        runs = [
-            (at(now, reference, t, n), jnp.asarray(reference.control[t : t + FREE_STEPS, n][..., split.action_index]))
-            for t, n in starts
-        ]
-        jax.block_until_ready(simulate(*runs[0]))  # compiles
-        begin = time.process_time()
-        ends = jax.block_until_ready([simulate(*run) for run in runs])
-        rate = len(runs) * FREE_STEPS * BATCH / (time.process_time() - begin)
-        goals = [truth[t + 1 : t + 1 + FREE_STEPS, n] for t, n in starts]
-        return np.abs(np.stack(ends) - np.stack(goals)).max(axis=-1), rate
-
+    for task in config.tasks:
+        check_choice("task", task, tuple(TASKS))
     rows = []
-    for iterations, line_search in SOLVER_OPTIONS:
-        options = dataclasses.replace(robot, solver_iterations=iterations, line_search_iterations=line_search)
-        error, rate = measure(build(TASK, options, graph))
-        c_rate = rate_of_c()
-        one, five = error[:, 0], error[:, -1]
-        rows.append(
-            {
-                "options": f"{iterations} / {line_search}",
-                "1 step: 99 %": f"{np.quantile(one, 0.99):.0e}",
-                "largest": f"{one.max():.0e}",
-                "> 0.01": f"{np.sum(one > 0.01)}",
-                "5 steps: 99 %": f"{np.quantile(five, 0.99):.0e}",
-                "MJX": f"{rate:,.0f}",
-                "C": f"{c_rate:,.0f}",
-                "MJX / C": f"{rate / c_rate:.2f}",
-            }
-        )
-    print_table(f"{TASK}: errors from {one.size} starts; steps a CPU second in batches of {BATCH}", rows)
+    for task in config.tasks or TASKS:
+        robot = TASKS[task][0]
+        choices = [tuple(int(number) for number in option.split(",")) for option in config.options]
+        candidates = [
+            dataclasses.replace(
+                robot, solver_iterations=newton, line_search_iterations=line_search, max_contacts=contacts or None
+            )
+            for newton, line_search, contacts in choices
+        ] or [robot]
+        for candidate in candidates:
+            rows.append(measure(task, candidate))
+            print(rows[-1], flush=True)
+            if config.write:
+                write_table(TABLE, rows)
+    print_table(f"errors: 99 % and largest; steps a CPU second, MJX in batches of {NUM_STARTS}", rows)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -1,6 +1,7 @@
-"""How a robot is split, against gymnasium-robotics, where the graphs and indices are typed in."""
+"""How robots are split, against gymnasium-robotics, where the graphs and indices are typed in."""
 
 import itertools
+import warnings
 from typing import Any
 
 import gymnasium
@@ -8,65 +9,141 @@ import numpy as np
 import pytest
 from gymnasium_robotics import mamujoco_v1
 
-from coda_jax.envs.factorization import Factorization, JointGraph, factorize, joints_by_distance
-from coda_jax.envs.mamujoco import HALF_CHEETAH, TASKS, load_model
+from coda_jax.envs.factorization import Feature, JointGraph, factorize, joints_by_distance
+from coda_jax.envs.physics import load_model
+from coda_jax.envs.robots import HALF_CHEETAH, TASKS
 
 CHEETAH = TASKS["2halfcheetah"][1]
-CHEETAH_6X1 = CHEETAH._replace(partition=tuple((joint,) for agent in CHEETAH.partition for joint in agent))
-LEGS = tuple((f"hip_{k}", f"ankle_{k}") for k in (1, 2, 3, 4))
-ANT_4X2 = JointGraph(edges=(*LEGS, tuple(hip for hip, _ in LEGS)), partition=LEGS, root=("root",))
+
+MAMUJOCO = {
+    "2halfcheetah": ("HalfCheetah", "2x3"),
+    "6halfcheetah": ("HalfCheetah", "6x1"),
+    "4ant": ("Ant", "4x2"),
+    "2ant": ("Ant", "2x4"),
+    "2antd": ("Ant", "2x4d"),
+    "4ant-v5": ("Ant", "4x2"),
+    "2ant-v5": ("Ant", "2x4"),
+    "2antd-v5": ("Ant", "2x4d"),
+    "3hopper": ("Hopper", "3x1"),
+    "2walker": ("Walker2d", "2x3"),
+    "2swimmer": ("Swimmer", "2x1"),
+    "2reacher": ("Reacher", "2x1"),
+    "2humanoid": ("Humanoid", "9|8"),
+    "2humanoidstandup": ("HumanoidStandup", "9|8"),
+}
+"""The scenario and partition of `mamujoco_v1` that a task is."""
 
 
-def check(split: Factorization, reference: Any) -> None:
-    """Compares observations of a random state, whose entries all differ, and the owners of the actuators."""
-    seen, _ = reference.reset(seed=0)
-    state = reference.state()
-    assert len(np.unique(state)) == len(state)
-    for agent, index in zip(reference.possible_agents, split.obs_index, strict=True):
-        padded = np.append(state, 0.0)[index]
-        np.testing.assert_array_equal(padded[: len(seen[agent])], seen[agent])
-        assert not padded[len(seen[agent]) :].any()
-    assert split.obs_index.shape[1] == max(map(len, seen.values()))
-    owned = [[node.act_ids for node in agent] for agent in reference.agent_action_partitions]
-    assert split.action_index.tolist() == owned
-
-
-@pytest.mark.parametrize("obsk", [0, 1, 2, 5])
-@pytest.mark.parametrize("name, graph", [("2x3", CHEETAH), ("6x1", CHEETAH_6X1)])
-def test_half_cheetah_is_split_as_in_gymnasium_robotics(name: str, graph: JointGraph, obsk: int):
-    reference = mamujoco_v1.parallel_env("HalfCheetah", name, agent_obsk=obsk)
-    check(factorize(load_model(HALF_CHEETAH), graph, obsk, num_hidden_qpos=1), reference)
-
-
-@pytest.mark.filterwarnings("ignore:.*Ant-v4 is out of date:DeprecationWarning")  # the public datasets are of v4
-@pytest.mark.parametrize("obsk", [0, 1, 2])
-def test_a_free_joint_and_a_hyperedge(obsk: int):
-    single = gymnasium.make("Ant-v4")
-    reference = mamujoco_v1.parallel_env(
-        "Ant",
-        "4x2",
+def mamujoco(task: str, obsk: int | None) -> Any:
+    """The task in gymnasium-robotics; its Ant is v5 unless told otherwise."""
+    scenario, partition = MAMUJOCO[task]
+    if scenario != "Ant" or task.endswith("-v5"):
+        return mamujoco_v1.parallel_env(scenario, partition, agent_obsk=obsk)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*Ant-v4 is out of date", DeprecationWarning)
+        single = gymnasium.make("Ant-v4")
+    return mamujoco_v1.parallel_env(
+        scenario,
+        partition,
         agent_obsk=obsk,
         gym_env=single,
-        local_categories=[["qpos", "qvel"], ["qpos"], ["qpos"]],
+        local_categories=[["qpos", "qvel"], *[["qpos"]] * (obsk or 0)],
         global_categories=("qpos", "qvel"),
     )
-    check(factorize(single.unwrapped.model, ANT_4X2, obsk, num_hidden_qpos=2), reference)
+
+
+def read(data: Any, feature: Feature) -> float:
+    """A feature of C's simulation."""
+    category, index = feature
+    if category in ("cos", "sin"):
+        return getattr(np, category)(data.qpos)[index]
+    if category == "to_target":
+        return (data.body("fingertip").xpos - data.body("target").xpos)[index]
+    value = getattr(data, category.removesuffix("_clipped")).reshape(-1)[index]
+    limit = {"qvel_clipped": 10.0, "cfrc_ext_clipped": 1.0}.get(category, np.inf)
+    return np.clip(value, -limit, limit)
+
+
+@pytest.mark.parametrize("obsk", [0, 1, 2, 5, None])
+@pytest.mark.parametrize("task", MAMUJOCO)
+def test_tasks_are_split_as_in_gymnasium_robotics(task: str, obsk: int | None):
+    """States, observations of every agent after some fast steps, and the owners of the actuators."""
+    reference = mamujoco(task, obsk)
+    reference.reset(seed=0)
+    single = reference.single_agent_env.unwrapped
+    single.set_state(single.data.qpos, 30.0 * single.data.qvel)  # some are clipped
+    act = np.random.default_rng(0)
+    for _ in range(3):
+        spaces = {agent: reference.action_space(agent) for agent in reference.possible_agents}
+        seen, *_ = reference.step(
+            {agent: space.high * act.uniform(-1, 1, space.shape) for agent, space in spaces.items()}
+        )
+    robot, graph = TASKS[task]
+    model = load_model(robot)
+    split = factorize(model, graph, obsk, robot.categories)
+    features = np.array([read(single.data, feature) for feature in split.features])
+    np.testing.assert_array_equal(features[: split.state_dim], reference.state())
+    for agent, index in zip(reference.possible_agents, split.obs_index, strict=True):
+        padded = np.append(features, 0.0)[index]
+        np.testing.assert_array_equal(padded[: len(seen[agent])], seen[agent])
+        assert (index[len(seen[agent]) :] == len(features)).all()
+    assert split.obs_index.shape[1] == max(map(len, seen.values()))
+    owned = [[node.act_ids for node in agent] for agent in reference.agent_action_partitions]
+    assert [[k for k in agent if k < model.nu] for agent in split.action_index.tolist()] == owned
+    assert split.action_index.max() == model.nu if len({*map(len, owned)}) > 1 else model.nu - 1
 
 
 def test_two_half_cheetahs_by_hand():
-    split = factorize(load_model(HALF_CHEETAH), CHEETAH, obsk=1, num_hidden_qpos=1)
+    split = factorize(load_model(HALF_CHEETAH), CHEETAH, 1, HALF_CHEETAH.categories)
     assert split.action_index.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert split.state_dim == len(split.features) == 17
     assert split.obs_index.tolist() == [
         [4, 13, 3, 12, 2, 11, 5, 0, 1, 8, 9, 10],
         [7, 16, 6, 15, 5, 14, 2, 0, 1, 8, 9, 10],
     ]
 
 
+def test_four_ants_by_hand():
+    robot, graph = TASKS["4ant"]
+    split = factorize(load_model(robot), graph, 1, robot.categories)
+    root = [0, 1, 2, 3, 4, 13, 14, 15, 16, 17, 18]
+    assert split.state_dim == len(split.features) == 27
+    assert split.action_index.tolist() == [[2, 3], [4, 5], [6, 7], [0, 1]]
+    assert split.obs_index.tolist() == [
+        [6, 20, 5, 19, 7, 9, 11, *root],
+        [8, 22, 7, 21, 5, 9, 11, *root],
+        [10, 24, 9, 23, 5, 7, 11, *root],
+        [12, 26, 11, 25, 5, 7, 9, *root],
+    ]
+
+
+def test_two_half_cheetahs_of_ogmarl_by_hand():
+    """As OG-MARL's first MaMuJoCo: feet first, globals as velocities and positions of x, angle, z; 17 is x itself."""
+    robot, graph = TASKS["2halfcheetah-ogmarl"]
+    split = factorize(load_model(robot), graph, 1, robot.categories)
+    assert split.state_dim == 17
+    assert split.features[17:] == (("qpos", 0),)
+    assert split.action_index.tolist() == [[2, 1, 0], [5, 4, 3]]
+    assert split.obs_index.tolist() == [
+        [4, 13, 3, 12, 2, 11, 5, 8, 10, 9, 17, 1, 0],
+        [7, 16, 6, 15, 5, 14, 2, 8, 10, 9, 17, 1, 0],
+    ]
+
+
 def test_feet_see_one_neighbour_and_are_padded():
-    split = factorize(load_model(HALF_CHEETAH), CHEETAH_6X1, obsk=1, num_hidden_qpos=1)
+    split = factorize(load_model(HALF_CHEETAH), TASKS["6halfcheetah"][1], 1, HALF_CHEETAH.categories)
     # Own position and velocity, two neighbours' positions, five globals; an index of 17 stands for zero.
     assert split.obs_index.shape == (6, 9)
     assert np.sum(split.obs_index == 17, axis=1).tolist() == [0, 0, 1, 0, 0, 1]
+
+
+def test_a_split_of_ones_own():
+    robot, hopper = TASKS["3hopper"]
+    legs = hopper._replace(partition=(("foot_joint", "leg_joint"), ("thigh_joint",)))
+    split = factorize(load_model(robot), legs, 0, robot.categories)
+    assert split.action_index.tolist() == [[2, 1], [0, 3]]  # there are three actuators: the last action is idle
+    # Own positions and velocities by joint name, then z, angle, and three velocities.
+    assert split.obs_index.tolist() == [[4, 10, 3, 9, 0, 1, 5, 6, 7], [2, 8, 0, 1, 5, 6, 7, 11, 11]]
 
 
 def test_distance_in_a_joint_graph():

@@ -15,7 +15,9 @@ import pytest
 import scipy.stats
 from gymnasium_robotics import mamujoco_v1
 
-from coda_jax.envs.mamujoco import HALF_CHEETAH, Environment, EnvState, load_model, make
+from coda_jax.envs.mamujoco import Environment, EnvState, make
+from coda_jax.envs.physics import load_model
+from coda_jax.envs.robots import HALF_CHEETAH
 from experiments.conformance import Reference, at, run, trajectories
 
 NUM_STARTS, NUM_STEPS = 20, 20

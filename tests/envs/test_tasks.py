@@ -1,0 +1,180 @@
+"""Every task in MJX against gymnasium in C: a step's state, reward and end, and the distribution of resets.
+
+As in `test_mamujoco`, MJX is put where C is before every step. Observations are held to gymnasium-robotics by
+`test_factorization`, as index tables; here some are compared as numbers. All tests of a task share one compiled step.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from coda_jax.envs.factorization import factorize
+from coda_jax.envs.mamujoco import build, make
+from coda_jax.envs.physics import advance, load_model, mjx
+from coda_jax.envs.robots import TASKS
+from experiments.conformance import NUM_STARTS, NUM_STEPS, as_actions, at, compare, open_simulator, trajectories
+from tests.envs.test_factorization import MAMUJOCO, mamujoco
+
+SLOW = ("2ant", "2antd", "2ant-v5", "2antd-v5", "4ant-v5", "2walker", "2swimmer", "2humanoid", "2humanoidstandup")
+"""Those that take long to compile, or share their robot with one that is tested at once."""
+
+TASKS_TO_STEP = [
+    pytest.param(task, marks=pytest.mark.slow if task in SLOW else ()) for task in MAMUJOCO if "halfcheetah" not in task
+]
+
+
+@functools.cache
+def reference(task: str):
+    return trajectories(open_simulator(task), np.random.default_rng(1), NUM_STEPS, NUM_STARTS, TASKS[task][0])
+
+
+@pytest.mark.parametrize("task", TASKS_TO_STEP)
+def test_every_step_agrees_with_c(task: str):
+    result = compare(make(task), TASKS[task][0], reference(task))
+    print(
+        f"{task}: motion {np.quantile(result.motion, 0.99):.1e}, {result.motion.max():.1e}; "
+        f"forces {np.quantile(result.forces, 0.99):.1e}, {result.forces.max():.1e}; "
+        f"reward {np.quantile(result.reward, 0.99):.1e}, {result.reward.max():.1e}; {result.terminal.sum()} ends differ"
+    )
+    assert np.quantile(result.motion, 0.99) < 1e-3
+    assert np.quantile(result.reward, 0.99) < 1e-3
+    assert not result.terminal.any()
+
+
+@pytest.mark.parametrize("task", MAMUJOCO)
+def test_sizes(task: str):
+    spec, theirs = make(task).spec, mamujoco(task, 1)
+    spaces = [(theirs.observation_space(agent), theirs.action_space(agent)) for agent in theirs.possible_agents]
+    assert (spec.name, spec.num_agents, spec.state_dim) == (task, len(spaces), len(theirs.state()))
+    assert spec.obs_dim == max(seen.shape[0] for seen, _ in spaces)
+    assert spec.action_dim == max(act.shape[0] for _, act in spaces)
+    assert spec.episode_length == theirs.single_agent_env.spec.max_episode_steps
+
+
+def draws(task: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """States after resets in MJX and in C."""
+    env, simulator = make(task), open_simulator(task)
+    ours = jax.jit(jax.vmap(lambda key: env.reset(key).state))(jax.random.split(jax.random.key(3), count))
+    return np.asarray(ours, np.float64), np.stack([simulator.reset(seed=seed)[0] for seed in range(count)])
+
+
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(task, marks=pytest.mark.slow if "humanoid" in task else ()) for task in MAMUJOCO if task[0] != "6"],
+)
+def test_resets_are_distributed_as_in_gymnasium(task: str):
+    ours, theirs = draws(task, 1000)
+    np.testing.assert_array_equal(np.ptp(ours, axis=0) > 1e-6, np.ptp(theirs, axis=0) > 1e-6)
+    for mine, other in zip(ours.T, theirs.T, strict=True):
+        if np.ptp(other) > 1e-6:
+            assert scipy.stats.ks_2samp(mine, other).pvalue > 1e-4
+        else:
+            np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["4ant", "3hopper", pytest.param("2walker", marks=pytest.mark.slow)])
+def test_the_trajectories_end_in_some_starts_and_not_in_others(task: str):
+    assert 20 < reference(task).terminated.sum() < NUM_STARTS * NUM_STEPS - 20
+
+
+@pytest.mark.parametrize("task", ["4ant", "3hopper"])
+def test_a_robot_placed_in_a_state_steps_as_c_did_from_there(task: str):
+    robot, graph = TASKS[task]
+    model, env, c = load_model(robot), make(task), reference(task)
+    split = factorize(model, graph, 1, robot.categories)
+    actions = jnp.asarray(as_actions(model, split.action_index, c.control))
+    place, step = jax.jit(jax.vmap(env.place)), jax.jit(jax.vmap(env.step))
+    errors = []
+    for t in range(1, NUM_STEPS):
+        state = jnp.asarray(c.observed[t - 1], jnp.float32)
+        placed = place(state)
+        np.testing.assert_array_equal(placed.state, state)
+        np.testing.assert_array_equal(placed.obs, jnp.take(state, split.obs_index, axis=1))
+        errors.append(np.abs(np.asarray(step(placed, actions[t]).state) - c.observed[t]).max(axis=1))
+    # A clipped velocity cannot be known.
+    known = (np.abs(c.observed[:-1]) < 10.0).all(axis=-1) | (task == "4ant")
+    assert known.sum() > 200
+    assert np.quantile(np.stack(errors)[known], 0.99) < 1e-3
+
+
+@pytest.mark.slow
+def test_forces_are_shown_where_a_robot_is_placed():
+    env = make("4ant-v5")
+    state = jax.random.normal(jax.random.key(0), (105,)).at[1:5].set(jnp.array([1.0, 0.0, 0.0, 0.0]))
+    placed = env.place(state)
+    np.testing.assert_array_equal(placed.state, state)
+    np.testing.assert_array_equal(placed.physics.qpos, jnp.concatenate([jnp.zeros(2), state[:13]]))
+    np.testing.assert_array_equal(placed.physics.qvel, state[13:27])
+
+
+def test_a_reacher_is_placed_by_sines_and_cosines():
+    env = make("2reacher")
+    start = env.reset(jax.random.key(0))
+    placed = env.place(start.state)
+    np.testing.assert_allclose(placed.physics.qpos, start.physics.qpos, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(placed.obs, start.obs, rtol=0, atol=1e-6)
+
+
+def test_one_agent_sees_all_and_moves_all():
+    env = make("3hopper", obsk=None)
+    spec = env.spec
+    assert (spec.num_agents, spec.obs_dim, spec.action_dim, spec.state_dim) == (1, 11, 3, 11)
+    start = env.reset(jax.random.key(0))
+    np.testing.assert_array_equal(start.obs[0], start.state)
+
+
+@pytest.mark.slow
+def test_idle_actions_do_nothing_and_cost_nothing():
+    robot, hopper = TASKS["3hopper"]
+    env = build("hopper", robot, hopper._replace(partition=(("foot_joint", "leg_joint"), ("thigh_joint",))))
+    start = env.reset(jax.random.key(0))
+    step = jax.jit(env.step)
+    acted, other = (step(start, jnp.array([[0.3, -0.2], [0.5, idle]])) for idle in (0.0, 0.9))
+    np.testing.assert_array_equal(acted.state, other.state)
+    assert acted.reward == other.reward
+    still = step(start, jnp.array([[0.3, -0.2], [0.4, 0.0]]))
+    assert not np.array_equal(acted.state, still.state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["3hopper", "4ant"])
+def test_the_runge_kutta_step_is_mjxs(task: str):
+    robot = TASKS[task][0]
+    model = load_model(robot)
+    c = reference(task)
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        mjx_model, data = mjx.put_model(model), mjx.make_data(model)
+        there = data.replace(qpos=jnp.asarray(c.qpos[5]), qvel=jnp.asarray(c.qvel[5])).replace(
+            ctrl=jnp.asarray(c.control[5], jnp.float64)
+        )
+        put = jax.vmap(lambda qpos, qvel, ctrl: data.replace(qpos=qpos, qvel=qvel, ctrl=ctrl), in_axes=(0, 0, 0))(
+            there.qpos, there.qvel, there.ctrl
+        )
+        ours = jax.jit(jax.vmap(lambda physics: advance(model, mjx_model, physics)))(put)
+        theirs = jax.jit(jax.vmap(lambda physics: mjx.step(mjx_model, physics)))(put)
+    for name in ("qpos", "qvel", "qacc_warmstart", "xpos", "cvel", "time"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("task", ["4ant"])
+def test_an_ants_reward_is_as_old_as_its_frame(task: str):
+    """The torso's frame, of which the reward speaks, lags behind the position; both stay near the origin far away."""
+    robot = TASKS[task][0]
+    c, env = reference(task), make(task)
+    now = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), NUM_STARTS))
+    model = load_model(robot)
+    split = factorize(model, TASKS[task][1], 1, robot.categories)
+    step = jax.jit(jax.vmap(env.step))
+    after = at(now, c, 0, robot.place_dims)
+    for t in range(3):  # free: the frame is carried along
+        after = step(after, jnp.asarray(as_actions(model, split.action_index, c.control[t])))
+        near = np.abs(np.asarray(after.state) - c.observed[t]).max(axis=1) < 1e-3
+        assert near.sum() > 10
+        np.testing.assert_allclose(after.reward[near], c.reward[t][near], rtol=0, atol=1e-3)
+    lag = c.qpos[1:, :, 0] - c.xpos[1:, :, 1, 0]
+    assert np.abs(lag).max() > 1e-3  # the position itself would give another reward
+    assert np.abs(np.asarray(after.physics.xpos)[:, 1, 0]).max() < 1.0 < np.abs(c.qpos[3, :, 0]).max()
