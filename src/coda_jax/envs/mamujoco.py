@@ -10,6 +10,8 @@ the humanoids alone, whose actuators take [-0.4, 0.4]: their action of 1 is its 
 of joints, as the humanoids' have, the last actions of the smaller ones are idle, and shorter observations end in zeros.
 """
 
+import contextlib
+import io
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,9 +24,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from coda_jax.envs.factorization import Factorization, Feature, JointGraph, Span, factorize
-from coda_jax.envs.physics import READINGS, advance, load_model, mjx
+from coda_jax.envs.physics import READINGS, advance, load_model
 from coda_jax.envs.robots import TASKS, Health, Locomotion, Reach, Robot, StandUp
 from coda_jax.types import PRNGKey, TaskSpec
+
+with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that its optional warp backend is missing
+    from mujoco import mjx
 
 
 @chex.dataclass(frozen=True)
@@ -115,9 +120,11 @@ def _simulation(
     has_forces |= not isinstance(robot.reward, Reach) and robot.reward.contact_cost > 0
 
     def read(physics: mjx.Data, spans: list[Span]) -> Float[Array, "_"]:
-        sources = dict(READINGS)
-        if isinstance(robot.reward, Reach):
-            sources["to_target"] = lambda physics: _to_target(robot.reward, model, physics)
+        match robot.reward:
+            case Reach() as terms:
+                sources = READINGS | {"to_target": lambda physics: _to_target(terms, model, physics)}
+            case _:
+                sources = READINGS
         if not spans:
             return jnp.zeros((0,), physics.qpos.dtype)
         return jnp.concatenate([sources[category](physics)[first:end] for category, first, end in spans])

@@ -5,9 +5,11 @@ Needs OpenGL without a window: set MUJOCO_GL to `egl` (a driver or Mesa) or `osm
 
 from pathlib import Path
 
+import jax
 import mujoco
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from coda_jax.envs.physics import load_model
 from coda_jax.envs.robots import Robot
@@ -18,7 +20,11 @@ class RenderingError(Exception):
 
 
 def render(
-    robot: Robot, qpos: Float[np.ndarray, "T Q"], height: int = 240, width: int = 320, camera: str | int = "track"
+    robot: Robot,
+    qpos: Float[np.ndarray, "T Q"] | Float[jax.Array, "T Q"],
+    height: int = 240,
+    width: int = 320,
+    camera: str | int = "track",
 ) -> UInt8[np.ndarray, "T height width 3"]:
     """Draws a robot in a sequence of positions.
 
@@ -55,9 +61,9 @@ def render(
     return np.stack(frames)
 
 
-def save_video(path: Path, frames: UInt8[np.ndarray, "T height width 3"], seconds_per_frame: float = 0.05) -> None:
+def save_video(
+    path: Path | str, frames: UInt8[np.ndarray, "T height width 3"], seconds_per_frame: float = 0.05
+) -> None:
     """Writes frames as an animation that every browser shows: `.gif`, `.webp` or `.png`, by the file's ending."""
-    from PIL import Image  # matplotlib's; not needed to train
-
     first, *rest = [Image.fromarray(frame) for frame in frames]
     first.save(path, save_all=True, append_images=rest, duration=round(1000 * seconds_per_frame), loop=0)
