@@ -34,6 +34,7 @@ from experiments.cache import enable_compilation_cache
 from experiments.config import check_choice
 from experiments.console import print_table
 from experiments.errors import one_line_errors, parse_command
+from experiments.files import write_atomically
 
 GYMNASIUM = {
     "halfcheetah": "HalfCheetah-v5",
@@ -135,7 +136,8 @@ def trajectories(
     qpos[gait], qvel[gait] = warm_up.qpos[-1], warm_up.qvel[-1]
     if nq > nv:  # a free joint
         qpos[tossed, 2] += 0.5
-        qpos[tossed, 3:7] = rng.normal(size=(len(qpos[tossed]), 4))
+        turn = rng.normal(size=(len(qpos[tossed]), 4))
+        qpos[tossed, 3:7] = turn / np.linalg.norm(turn, axis=1, keepdims=True)
     elif robot.place_dims == 1:
         qpos[tossed, 1:3] += rng.uniform((-0.3, np.pi - 1.0), (0.2, np.pi + 1.0), (len(qpos[tossed]), 2))
     qvel[tossed] *= 20.0
@@ -143,8 +145,6 @@ def trajectories(
     if robot.place_dims:
         qpos[fast, 0] += 400.0
         qvel[fast, 0] = rng.uniform(4.0, 12.0, len(qvel[fast]))
-    if nq > nv:
-        qpos[:, 3:7] /= np.linalg.norm(qpos[:, 3:7], axis=1, keepdims=True)
     return run(simulator, qpos, qvel, (strength * sinusoids(rng, num_steps, num_starts, nu)).astype(np.float32))
 
 
@@ -265,7 +265,7 @@ def write_table(path: Path, rows: list[dict[str, str]]) -> None:
     kept |= {row["task"]: f"| {' | '.join(row.values())} |" for row in rows}
     head = [f"| {' | '.join(rows[0])} |", f"|{' --- |' * len(rows[0])}"]
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join([_EXPLANATION, *head, *(kept[task] for task in TASKS if task in kept), ""]))
+    write_atomically(path, "\n".join([_EXPLANATION, *head, *(kept[task] for task in TASKS if task in kept), ""]))
 
 
 _EXPLANATION = f"""# MJX beside MuJoCo in C
