@@ -67,8 +67,9 @@ def episodes_from_arrays(
 ) -> Episodes:
     """Turns one recorded stream of steps into episodes, in float32.
 
-    The arguments are the fields of `Episodes`, of any numeric or boolean type, and are copied. A last episode that
-    neither ended nor was cut off is kept, as one that was cut off by the end of the stream.
+    The arguments are the fields of `Episodes`, of any numeric or boolean type; what is float32 already is not copied,
+    apart from `truncation`. A last episode that neither ended nor was cut off is kept, as one that was cut off by the
+    end of the stream.
 
     Raises:
         ValueError: the arrays are empty, of different lengths, or of the wrong rank.
@@ -82,7 +83,8 @@ def episodes_from_arrays(
         "truncation": truncation,
     }
     ranks = {"state": 2, "obs": 3, "action": 3, "reward": 1, "terminal": 1, "truncation": 1}
-    fields = {name: np.array(value, np.float32) for name, value in fields.items()}
+    fields = {name: np.asarray(value, np.float32) for name, value in fields.items()}
+    fields["truncation"] = np.array(fields["truncation"])
     shapes = {name: value.shape for name, value in fields.items()}
     if any(len(shapes[name]) != rank for name, rank in ranks.items()):
         raise ValueError(f"episodes need state [T, S], obs [T, A, O], action [T, A, U] and the rest [T]; got {shapes}")

@@ -1,54 +1,53 @@
 """Episodes on disk, as flashbax Vaults in the layout of OG-MARL; our own and downloaded ones pass the same checks.
 
-A vault is a folder `{env}/{scenario}.vlt/{uid}`, holding one zarr array a leaf with the axes [1, T, ...]. Vaults
-written here also hold a `card.json`: the dataset's statistics, and a checksum of every leaf.
+Vaults written here also hold a `card.json`: the dataset's statistics, and a checksum of every leaf. Reading goes slice
+by slice into the arrays that are kept, so memory holds these and little else, however large the vault.
 """
 
 import contextlib
 import hashlib
 import io
-import itertools
 import json
+import math
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import tensorstore
 from flashbax.buffers.trajectory_buffer import TrajectoryBufferState
 from flashbax.vault import Vault
+from jaxtyping import Bool, Int
 
 from coda_jax.data.dataset import Episodes, episodes_from_arrays, statistics
+from coda_jax.data.vault_files import (
+    METADATA,
+    REPAIR,
+    OpenVault,
+    VaultError,
+    check_shapes,
+    first_line,
+    one_clear_line,
+    open_vault,
+)
 from coda_jax.types import TaskSpec
 
-_LAYOUT = {
-    "observations": "AO",
-    "actions": "AU",
-    "rewards": "A",
-    "terminals": "A",
-    "truncations": "A",
-    "infos.state": "S",
-}
-"""The leaves of OG-MARL, and the dimensions of each after [1, T], in the letters of `coda_jax.types`."""
-
-_FLAGS = {"terminals", "truncations"}
-_METADATA = "metadata.json"
 _CARD = "card.json"
-_VERSION = 1
-"""The major version of the vaults that can be read."""
-_ACTION_TOLERANCE = 1e-4
+ACTION_TOLERANCE = 1e-4
 """By how much an action may exceed [-1, 1], from rounding; it is clipped."""
-_REPAIR = "delete it, then build or download it again"
 
 
-class VaultError(ValueError):
-    """A vault that cannot be used; the message is one line: what is wrong, where, and what to do."""
+class StateSource(NamedTuple):
+    """Where a vault keeps the global state: columns of a leaf whose axes behind the time are laid out flat."""
+
+    leaf: str
+    """`infos.state`, or `observations` for vaults whose state leaf is not the environment's state."""
+    columns: Int[np.ndarray, "S"]
 
 
 def write_vault(path: str | os.PathLike[str], episodes: Episodes, provenance: Mapping[str, Any] | None = None) -> bool:
@@ -71,11 +70,12 @@ def write_vault(path: str | os.PathLike[str], episodes: Episodes, provenance: Ma
     """
     path = Path(path).absolute()
     leaves = _leaves_from_episodes(episodes)
-    _check_values(path, leaves)
+    for name, leaf in leaves.items():
+        _check_values(path, name, 0, leaf[0])
     card = {
         "statistics": statistics(episodes),
         "provenance": dict(provenance or {}),
-        "leaves": {name: _fingerprint(leaf) for name, leaf in leaves.items()},
+        "leaves": {name: _fingerprint_of(leaf) for name, leaf in leaves.items()},
     }
     if any(mark in str(path) for mark in "%?#"):  # flashbax makes a URL of it, without quoting
         raise OSError(f"cannot write the vault {path} with '%', '?' or '#' in its path; choose another folder")
@@ -87,7 +87,7 @@ def write_vault(path: str | os.PathLike[str], episodes: Episodes, provenance: Ma
         return _rename_unless_exists(unfinished, path)
     except (OSError, ValueError) as fault:  # tensorstore raises a ValueError for a full disk
         advice = "make its folder writable, free some space, or choose another folder"
-        raise OSError(f"cannot write the vault {path} ({_first_line(fault)}); {advice}") from fault
+        raise OSError(f"cannot write the vault {path} ({first_line(fault)}); {advice}") from fault
     finally:
         _remove(unfinished)
 
@@ -101,7 +101,9 @@ def _remove(folder: Path) -> None:
             return
 
 
-def read_vault(path: str | os.PathLike[str], task: TaskSpec | None = None) -> Episodes:
+def read_vault(
+    path: str | os.PathLike[str], task: TaskSpec | None = None, max_transitions: int | None = None
+) -> Episodes:
     """Reads a vault and checks all of it: its files, checksums where it has them, shapes and values.
 
     An episode ends after a step that is terminal or truncated for any agent; an unfinished last one counts as
@@ -110,27 +112,93 @@ def read_vault(path: str | os.PathLike[str], task: TaskSpec | None = None) -> Ep
     Args:
         path: the vault's own folder, or the `.vlt` folder around it if that holds a single vault.
         task: what the shapes must fit, if given.
+        max_transitions: see `read_episodes`.
 
     Raises:
         VaultError: there is no vault, or several; it is incomplete or corrupt, is empty, lacks a leaf, has shapes that
             contradict each other or the task; holds NaNs, infinities, actions outside [-1, 1], or agents whose rewards
             differ.
     """
-    path = Path(path)
-    with _one_clear_line(path):
-        path = _find_vault(path)
-        _check_metadata(path, json.loads((path / _METADATA).read_text()))
-        length = int(_open_array(path, "vault_index").read().result()[0])
-        if length <= 0:
-            raise VaultError(f"vault {path} holds no steps; {_REPAIR}")
-        arrays = {name: _open_array(path, f"{name}.") for name in _LAYOUT}
-        _check_shapes(path, {name: array.shape for name, array in arrays.items()}, task)
-        _check_chunks(path, arrays, length)
-        leaves = {name: array[:, :length].read().result() for name, array in arrays.items()}
-        if (path / _CARD).exists():
-            _check_fingerprints(path, leaves, json.loads((path / _CARD).read_text())["leaves"])
-    _check_values(path, leaves)
-    return _episodes_from_leaves(leaves)
+    opened = open_vault(Path(path))
+    check_shapes(opened, task)
+    return read_episodes(opened, max_transitions)
+
+
+def read_episodes(opened: OpenVault, max_transitions: int | None = None, state: StateSource | None = None) -> Episodes:
+    """Reads an open vault as `read_vault` does, or a part of it; all of it is checked either way.
+
+    Args:
+        opened: the vault.
+        max_transitions: at most so many steps, in whole episodes spread evenly over the vault; all of them by default.
+        state: where the global state stands; `infos.state` as it is by default.
+
+    Raises:
+        VaultError: see `read_vault`; or `max_transitions` is less than an episode.
+    """
+    terminal, truncation = opened.ends()
+    kept = np.ones(opened.length, bool)
+    if max_transitions is not None and max_transitions < opened.length:
+        kept = _spread_evenly(opened.path, terminal | truncation, max_transitions)
+    sizes, num_kept = opened.sizes, int(kept.sum())
+    source = state or StateSource("infos.state", np.arange(sizes["S"]))
+    fields = {
+        "observations": np.empty((num_kept, sizes["A"], sizes["O"]), np.float32),
+        "actions": np.empty((num_kept, sizes["A"], sizes["U"]), np.float32),
+        "rewards": np.empty(num_kept, np.float32),
+    }
+    states = np.empty((num_kept, len(source.columns)), np.float32)
+    written = _fingerprints_written(opened)
+    for name in opened.leaves:
+        fingerprint = _Fingerprint((1, opened.length, *opened.leaves[name].shape[2:]))
+        filled = 0
+        for start, values in opened.slices(name):
+            if written is not None:
+                fingerprint.add(values)
+            _check_values(opened.path, name, start, values)
+            chosen = values[kept[start : start + len(values)]]
+            place = slice(filled, filled + len(chosen))
+            filled += len(chosen)
+            if name == source.leaf:
+                states[place] = chosen.reshape(len(chosen), math.prod(chosen.shape[1:]))[:, source.columns]
+            if name == "actions":
+                np.clip(chosen, -1, 1, out=fields[name][place], casting="same_kind")
+            elif name == "rewards":
+                fields[name][place] = chosen[:, 0]
+            elif name in fields:
+                fields[name][place] = chosen
+        if written is not None and fingerprint.digest() != written[name]:
+            raise VaultError(f"vault {opened.path} is corrupt: {name} is not what {_CARD} says was written; {REPAIR}")
+    return episodes_from_arrays(
+        state=states,
+        obs=fields["observations"],
+        action=fields["actions"],
+        reward=fields["rewards"],
+        terminal=terminal[kept],
+        truncation=truncation[kept],
+    )
+
+
+def _spread_evenly(path: Path, is_end: Bool[np.ndarray, "T"], max_transitions: int) -> Bool[np.ndarray, "T"]:
+    """Marks the steps of whole episodes, evenly spread, that together have at most `max_transitions` steps."""
+    ends = np.flatnonzero(is_end) + 1
+    ends = ends if len(ends) and ends[-1] == len(is_end) else np.append(ends, len(is_end))
+    lengths = np.diff(ends, prepend=0)
+
+    def spread(number: int) -> np.ndarray:
+        return ((np.arange(number) + 0.5) * len(lengths) / number).astype(int)
+
+    fits, too_many = 0, len(lengths)  # so many episodes fit, so many do not
+    while too_many - fits > 1:
+        number = (fits + too_many) // 2
+        fits, too_many = (number, too_many) if lengths[spread(number)].sum() <= max_transitions else (fits, number)
+    if fits == 0:
+        raise VaultError(
+            f"vault {path}: no {max_transitions} steps hold an episode, which has {int(np.median(lengths))} here; "
+            "raise the number of transitions"
+        )
+    is_chosen = np.zeros(len(lengths), bool)
+    is_chosen[spread(fits)] = True
+    return np.repeat(is_chosen, lengths)
 
 
 def _leaves_from_episodes(episodes: Episodes) -> dict[str, np.ndarray]:
@@ -147,17 +215,6 @@ def _leaves_from_episodes(episodes: Episodes) -> dict[str, np.ndarray]:
         "truncations": for_every_agent(episodes.truncation != 0),
         "infos.state": episodes.state[None],
     }
-
-
-def _episodes_from_leaves(leaves: Mapping[str, np.ndarray]) -> Episodes:
-    return episodes_from_arrays(
-        state=leaves["infos.state"][0],
-        obs=leaves["observations"][0],
-        action=np.clip(leaves["actions"][0], -1, 1),
-        reward=leaves["rewards"][0, :, 0],
-        terminal=(leaves["terminals"][0] != 0).any(axis=-1),
-        truncation=(leaves["truncations"][0] != 0).any(axis=-1),
-    )
 
 
 def _write_leaves(folder: Path, leaves: Mapping[str, np.ndarray]) -> None:
@@ -179,128 +236,58 @@ def _rename_unless_exists(source: Path, target: Path) -> bool:
     try:
         os.rename(source, target)
     except OSError:
-        if (target / _METADATA).exists():
+        if (target / METADATA).exists():
             return False
         raise
     return True
 
 
-def _find_vault(path: Path) -> Path:
-    """The folder with the vault's files: `path`, or the only one inside; hidden ones are still being written."""
-    if not path.exists():
-        raise VaultError(f"vault {path} does not exist; give the path of a .vlt folder or of a vault inside one")
-    if (path / _METADATA).exists():
-        return path
-    inside = sorted(metadata.parent for metadata in path.glob(f"[!.]*/{_METADATA}"))
-    if len(inside) > 1:
-        raise VaultError(f"{path} holds several vaults; give the path of one: {', '.join(map(str, inside))}")
-    if not inside:
-        raise VaultError(f"{path} is not a vault: no {_METADATA} in it or one folder below; give a .vlt folder")
-    return inside[0]
+def _check_values(path: Path, name: str, start: int, values: np.ndarray) -> None:
+    """Raises for the first value that is not finite, action out of bounds, or reward that differs between agents.
 
-
-def _check_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Raises unless the vault is of a version that can be read, and lists the leaves of the layout."""
-    if int(metadata["version"]) != _VERSION:
-        version = metadata["version"]
-        raise VaultError(f"vault {path} has format version {version}; convert it to version {_VERSION} with flashbax")
-    found = set(_leaf_names(metadata["structure_shape"]))
-    if missing := set(_LAYOUT) - found:
-        lacks, expected, found = (", ".join(sorted(names)) for names in (missing, set(_LAYOUT), found))
-        raise VaultError(f"vault {path} lacks {lacks}: expected {expected}, found {found}; give a vault of OG-MARL")
-
-
-def _leaf_names(structure: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The names of all leaves in a vault's description of its structure, such as `infos.state`."""
-    for key, value in structure.items():
-        if isinstance(value, Mapping):
-            yield from _leaf_names(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
-def _key_value_store(path: Path, prefix: str = "") -> dict[str, Any]:
-    return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path.absolute()}/"}, "path": prefix}
-
-
-def _open_array(path: Path, name: str) -> tensorstore.TensorStore:
-    return tensorstore.open({"driver": "zarr", "kvstore": _key_value_store(path, f"{name}/")}, open=True).result()
-
-
-def _check_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], task: TaskSpec | None) -> None:
-    """Raises unless each leaf has the axes of the layout, with sizes that agree with the other leaves and the task."""
-    sizes, whose = {}, "the leaves before it"
-    if task is not None:
-        sizes = {"A": task.num_agents, "O": task.obs_dim, "U": task.action_dim, "S": task.state_dim}
-        whose = f"the sizes of task {task.name}"
-    for name, letters in _LAYOUT.items():
-        batch, _, *features = shapes[name]
-        fits = batch == 1 and len(features) == len(letters)
-        if not fits or any(sizes.setdefault(*dim) != dim[1] for dim in zip(letters, features, strict=True)):
-            expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters)
-            found = ", ".join(map(str, features))
-            raise VaultError(
-                f"vault {path}: {name} has the shape [{batch}, T, {found}], but {whose} make it "
-                f"[1, T, {expected}]; choose another vault or task"
-            )
-
-
-def _check_chunks(path: Path, arrays: Mapping[str, tensorstore.TensorStore], length: int) -> None:
-    """Raises if a stored chunk is missing: it would silently read as zeros.
-
-    Only chunks of flags may be missing, as long stretches in which no episode ends.
+    Args:
+        path: the vault, for the message.
+        name: the leaf.
+        start: the step that `values` begin with.
+        values: `[n, ...]`.
     """
-    stored = {key.decode() for key in tensorstore.KvStore.open(_key_value_store(path)).result().list().result()}
-    for name in set(_LAYOUT) - _FLAGS:
-        chunk = arrays[name].spec().to_json()["metadata"]["chunks"]
-        counts = [-(-size // step) for size, step in zip((1, length, *arrays[name].shape[2:]), chunk, strict=True)]
-        for index in itertools.product(*map(range, counts)):
-            if f"{name}./{'.'.join(map(str, index))}" not in stored:
-                start = index[1] * chunk[1]
-                raise VaultError(f"vault {path} is incomplete: {name} lacks steps from {start} on; {_REPAIR}")
-
-
-def _check_values(path: Path, leaves: Mapping[str, np.ndarray]) -> None:
-    """Raises for the first value that is not finite, action out of bounds, or reward that differs between agents."""
 
     def first(bad: np.ndarray) -> str:
-        return str(np.argwhere(bad)[0].tolist())
+        step, *rest = np.argwhere(bad)[0].tolist()
+        return str([0, start + step, *rest])
 
-    for name, leaf in leaves.items():
-        if not (finite := np.isfinite(leaf)).all():
-            raise VaultError(f"vault {path}: {name}{first(~finite)} is NaN or infinite; remove that episode")
-    beyond = np.abs(leaves["actions"]) > 1 + _ACTION_TOLERANCE
-    if beyond.any():
+    if not (finite := np.isfinite(values)).all():
+        raise VaultError(f"vault {path}: {name}{first(~finite)} is NaN or infinite; remove that episode")
+    if name == "actions" and (beyond := np.abs(values) > 1 + ACTION_TOLERANCE).any():
         raise VaultError(f"vault {path}: actions{first(beyond)} is outside [-1, 1]; rescale the actions")
-    differs = leaves["rewards"] != leaves["rewards"][..., :1]
-    if differs.any():
+    if name == "rewards" and (differs := values != values[:, :1]).any():
         raise VaultError(f"vault {path}: rewards{first(differs)} is not agent 0's; agents must share one reward")
 
 
-def _fingerprint(leaf: np.ndarray) -> dict[str, Any]:
-    data = np.ascontiguousarray(leaf).reshape(-1).data
-    return {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sha256": hashlib.sha256(data).hexdigest()}
+class _Fingerprint:
+    """A leaf's shape, type and checksum, of slices that are added in order."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape, self._dtype, self._hash = shape, "", hashlib.sha256()
+
+    def add(self, values: np.ndarray) -> None:
+        self._dtype = values.dtype.name
+        self._hash.update(np.ascontiguousarray(values).reshape(-1).data)
+
+    def digest(self) -> dict[str, Any]:
+        return {"shape": list(self._shape), "dtype": self._dtype, "sha256": self._hash.hexdigest()}
 
 
-def _check_fingerprints(path: Path, leaves: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> None:
-    for name, leaf in leaves.items():
-        if _fingerprint(leaf) != expected[name]:
-            raise VaultError(f"vault {path} is corrupt: {name} is not what {_CARD} says was written; {_REPAIR}")
+def _fingerprint_of(leaf: np.ndarray) -> dict[str, Any]:
+    fingerprint = _Fingerprint(leaf.shape)
+    fingerprint.add(leaf)
+    return fingerprint.digest()
 
 
-@contextlib.contextmanager
-def _one_clear_line(path: Path) -> Iterator[None]:
-    """Turns the many ways in which reading damaged files fails into a VaultError of one line."""
-    try:
-        yield
-    except VaultError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-        reason = _first_line(fault)
-        raise VaultError(f"vault {path} is unreadable, incomplete or corrupt ({reason}); {_REPAIR}") from fault
-
-
-def _first_line(fault: Exception) -> str:
-    """What went wrong, without the description of the whole store that tensorstore appends."""
-    lines = str(fault).split(" [tensorstore_spec")[0].splitlines()
-    return f"{type(fault).__name__}: {lines[0][:200]}" if lines else type(fault).__name__
+def _fingerprints_written(opened: OpenVault) -> dict[str, Any] | None:
+    """What the card says of each leaf; None for vaults that others wrote."""
+    if not (opened.path / _CARD).exists():
+        return None
+    with one_clear_line(opened.path):
+        leaves = json.loads((opened.path / _CARD).read_text())["leaves"]
+        return {name: leaves[name] for name in opened.leaves}

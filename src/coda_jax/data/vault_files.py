@@ -1,0 +1,243 @@
+"""The files of a flashbax Vault in the layout of OG-MARL: opened, checked, and read slice by slice.
+
+A vault is a folder `{env}/{scenario}.vlt/{uid}`, holding one zarr array a leaf with the axes [1, T, ...]. Recordings
+of older OG-MARL hold one array a leaf and agent, such as `observations.agent_0`; they read like the others.
+"""
+
+import contextlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore
+
+from coda_jax.types import TaskSpec
+
+LAYOUT = {
+    "observations": "AO",
+    "actions": "AU",
+    "rewards": "A",
+    "terminals": "A",
+    "truncations": "A",
+    "infos.state": "S",
+}
+"""The leaves of OG-MARL, and the dimensions of each after [1, T], in the letters of `coda_jax.types`."""
+
+FLAGS = {"terminals", "truncations"}
+METADATA = "metadata.json"
+REPAIR = "delete it, then build or download it again"
+_VERSION = 1
+"""The major version of the vaults that can be read."""
+_ELEMENTS = 2**20
+"""Numbers read at a time, or one stored chunk if that is more: few enough not to matter beside what is kept."""
+
+
+class VaultError(ValueError):
+    """A vault that cannot be used; the message is one line: what is wrong, where, and what to do."""
+
+
+class StoredLeaf(NamedTuple):
+    """One leaf on disk."""
+
+    arrays: tuple[tensorstore.TensorStore, ...]
+    """The array, or those of the agents in order."""
+    is_per_agent: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[1, T, ...], with T the room for steps, not their number; agents stand on the axis behind."""
+        batch, room, *features = self.arrays[0].shape
+        return (batch, room, len(self.arrays), *features) if self.is_per_agent else (batch, room, *features)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The steps `start` to `stop - 1`, as `[stop - start, ...]` in the type they are stored in."""
+        reading = [array[0, start:stop].read() for array in self.arrays]
+        parts = [part.result() for part in reading]
+        return np.stack(parts, axis=1) if self.is_per_agent else parts[0]
+
+
+class OpenVault(NamedTuple):
+    """A vault whose files have been checked, apart from their values."""
+
+    path: Path
+    length: int
+    """T, its steps."""
+    leaves: dict[str, StoredLeaf]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """A, O, U and S."""
+        num_agents, obs_dim = self.leaves["observations"].shape[2:]
+        return {
+            "A": num_agents,
+            "O": obs_dim,
+            "U": self.leaves["actions"].shape[3],
+            "S": self.leaves["infos.state"].shape[2],
+        }
+
+    def slices(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """All steps of a leaf in order, as (first step, values `[n, ...]`), a few stored chunks at a time.
+
+        Raises:
+            VaultError: the files are damaged.
+        """
+        leaf = self.leaves[name]
+        chunk = _chunk_shape(leaf.arrays[0])[1]
+        step = chunk * max(1, _ELEMENTS // (chunk * int(np.prod(leaf.shape[2:]))))
+        for start in range(0, self.length, step):
+            with one_clear_line(self.path):
+                values = leaf.read(start, min(start + step, self.length))
+            yield start, values
+
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where an episode ends: `[T]` whether any agent is terminal, `[T]` whether any is truncated."""
+        flags = {name: np.zeros(self.length, bool) for name in ("terminals", "truncations")}
+        for name, flag in flags.items():
+            for start, values in self.slices(name):
+                flag[start : start + len(values)] = (values != 0).any(axis=1)
+        return flags["terminals"], flags["truncations"]
+
+
+def open_vault(path: Path) -> OpenVault:
+    """Opens a vault: its own folder, or the `.vlt` folder around it if that holds a single vault.
+
+    Raises:
+        VaultError: there is no vault, or several; it is incomplete or corrupt, is empty, lacks a leaf, or has shapes
+            that contradict each other.
+    """
+    with one_clear_line(path):
+        path = _find_vault(path)
+        leaves = _open_leaves(path, json.loads((path / METADATA).read_text()))
+        length = int(_open_array(path, "vault_index").read().result()[0])
+        if length <= 0:
+            raise VaultError(f"vault {path} holds no steps; {REPAIR}")
+        opened = OpenVault(path, length, leaves)
+        check_shapes(opened, None)
+        _check_chunks(opened)
+    return opened
+
+
+def _find_vault(path: Path) -> Path:
+    """The folder with the vault's files: `path`, or the only one inside; hidden ones are still being written."""
+    if not path.exists():
+        raise VaultError(f"vault {path} does not exist; give the path of a .vlt folder or of a vault inside one")
+    if (path / METADATA).exists():
+        return path
+    inside = sorted(metadata.parent for metadata in path.glob(f"[!.]*/{METADATA}"))
+    if len(inside) > 1:
+        raise VaultError(f"{path} holds several vaults; give the path of one: {', '.join(map(str, inside))}")
+    if not inside:
+        raise VaultError(f"{path} is not a vault: no {METADATA} in it or one folder below; give a .vlt folder")
+    return inside[0]
+
+
+def _open_leaves(path: Path, metadata: Mapping[str, Any]) -> dict[str, StoredLeaf]:
+    """Opens the leaves of the layout, stored whole or agent by agent."""
+    if int(metadata["version"]) != _VERSION:
+        version = metadata["version"]
+        raise VaultError(f"vault {path} has format version {version}; convert it to version {_VERSION} with flashbax")
+    found = set(_leaf_names(metadata["structure_shape"]))
+    of_agents = {name: _agents_leaves(name, found) for name in LAYOUT if "A" in LAYOUT[name]}
+    if missing := {name for name in LAYOUT if name not in found and not of_agents.get(name)}:
+        lacks, expected, has = (", ".join(sorted(names)) for names in (missing, set(LAYOUT), found))
+        raise VaultError(f"vault {path} lacks {lacks}: expected {expected}, found {has}; give a vault of OG-MARL")
+    leaves = {}
+    for name in LAYOUT:
+        parts = [name] if name in found else of_agents[name]
+        leaves[name] = StoredLeaf(tuple(_open_array(path, f"{part}.") for part in parts), name not in found)
+        if len({array.shape for array in leaves[name].arrays}) != 1:
+            shapes = ", ".join(
+                f"{part} {list(array.shape)}" for part, array in zip(parts, leaves[name].arrays, strict=True)
+            )
+            raise VaultError(f"vault {path}: agents differ in their shapes, {shapes}; pad them to one width")
+    return leaves
+
+
+def _leaf_names(structure: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The names of all leaves in a vault's description of its structure, such as `infos.state`."""
+    for key, value in structure.items():
+        if isinstance(value, Mapping):
+            yield from _leaf_names(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _agents_leaves(name: str, found: set[str]) -> list[str]:
+    """The leaves `{name}.{agent}`, ordered by the number in the agents' names."""
+
+    def number(leaf: str) -> tuple[int, str]:
+        digits = re.findall(r"\d+", leaf)
+        return int(digits[-1]) if digits else 0, leaf
+
+    return sorted((leaf for leaf in found if re.fullmatch(rf"{re.escape(name)}\.[^.]+", leaf)), key=number)
+
+
+def _key_value_store(path: Path, prefix: str = "") -> dict[str, Any]:
+    return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path.absolute()}/"}, "path": prefix}
+
+
+def _open_array(path: Path, name: str) -> tensorstore.TensorStore:
+    return tensorstore.open({"driver": "zarr", "kvstore": _key_value_store(path, f"{name}/")}, open=True).result()
+
+
+def _chunk_shape(array: tensorstore.TensorStore) -> list[int]:
+    return array.spec().to_json()["metadata"]["chunks"]
+
+
+def check_shapes(opened: OpenVault, task: TaskSpec | None) -> None:
+    """Raises a VaultError unless each leaf has the layout's axes, in sizes that agree with the others and the task."""
+    sizes, whose = {}, "the leaves before it"
+    if task is not None:
+        sizes = {"A": task.num_agents, "O": task.obs_dim, "U": task.action_dim, "S": task.state_dim}
+        whose = f"the sizes of task {task.name}"
+    for name, letters in LAYOUT.items():
+        batch, _, *features = opened.leaves[name].shape
+        fits = batch == 1 and len(features) == len(letters)
+        if not fits or any(sizes.setdefault(*dim) != dim[1] for dim in zip(letters, features, strict=True)):
+            expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters)
+            found = ", ".join(map(str, features))
+            raise VaultError(
+                f"vault {opened.path}: {name} has the shape [{batch}, T, {found}], but {whose} make it "
+                f"[1, T, {expected}]; choose another vault or task"
+            )
+
+
+def _check_chunks(opened: OpenVault) -> None:
+    """Raises if a stored chunk is missing: it would silently read as zeros.
+
+    Only chunks of flags may be missing, as long stretches in which no episode ends.
+    """
+    store = tensorstore.KvStore.open(_key_value_store(opened.path)).result()
+    stored = {key.decode() for key in store.list().result()}
+    for name in set(LAYOUT) - FLAGS:
+        for array in opened.leaves[name].arrays:
+            chunk = _chunk_shape(array)
+            counts = [-(-n // step) for n, step in zip((1, opened.length, *array.shape[2:]), chunk, strict=True)]
+            prefix = array.kvstore.path
+            for index in itertools.product(*map(range, counts)):
+                if f"{prefix}{'.'.join(map(str, index))}" not in stored:
+                    start = index[1] * chunk[1]
+                    leaf = prefix.rstrip("./")
+                    raise VaultError(f"vault {opened.path} is incomplete: {leaf} lacks steps from {start} on; {REPAIR}")
+
+
+@contextlib.contextmanager
+def one_clear_line(path: Path) -> Iterator[None]:
+    """Turns the many ways in which reading damaged files fails into a VaultError of one line."""
+    try:
+        yield
+    except VaultError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        reason = first_line(fault)
+        raise VaultError(f"vault {path} is unreadable, incomplete or corrupt ({reason}); {REPAIR}") from fault
+
+
+def first_line(fault: Exception) -> str:
+    """What went wrong, without the description of the whole store that tensorstore appends."""
+    lines = str(fault).split(" [tensorstore_spec")[0].splitlines()
+    return f"{type(fault).__name__}: {lines[0][:200]}" if lines else type(fault).__name__
