@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from coda_jax.coda import CodaConfig
+from coda_jax.data.teams import named_datasets
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
@@ -13,7 +14,6 @@ from coda_jax.envs.mamujoco import TASKS
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from experiments.errors import UserError
 
-DATASETS = ("replay",)
 AUGMENTATIONS = ("coda", "unconditional", "none")
 
 
@@ -22,7 +22,9 @@ class DataConfig:
     """Where trajectories come from."""
 
     num_episodes: int = 400
-    """Episodes of a named dataset, rolled out from the behaviour teams on first use; a vault is used whole."""
+    """Episodes of a named dataset, rolled out from the behaviour teams on first use."""
+    max_transitions: int | None = None
+    """At most so many steps of a vault, in whole episodes spread evenly over it; by default it is used whole."""
     held_out_fraction: float = 0.1
     """Share of the episodes that neither transform, denoiser nor learner sees; they measure the fit."""
     uniform_unbounded: bool = False
@@ -36,7 +38,7 @@ class ExperimentConfig:
     task: str = "2halfcheetah"
     """Task: `2halfcheetah`."""
     dataset: str = "replay"
-    """Dataset: `replay`."""
+    """Dataset: `replay`, `good`, `medium` or `poor`."""
     vault: Path | None = None
     """An OG-MARL vault to use instead of a named dataset: its folder, such as `.../Replay.vlt`, or the one inside."""
     augmentation: str = "coda"
@@ -115,7 +117,9 @@ def check(config: ExperimentConfig) -> None:
     """
     check_choice("--task", config.task, tuple(TASKS))
     if config.vault is None:
-        check_choice("--dataset", config.dataset, DATASETS)
+        check_dataset(config.task, config.dataset)
+        if config.data.max_transitions is not None:
+            raise UserError("--data.max-transitions is for --vault; --data.num-episodes sizes a named dataset")
     check_choice("--augmentation", config.augmentation, AUGMENTATIONS)
     if not (math.isfinite(config.guidance) and config.guidance >= 0):
         raise UserError(f"--guidance is {config.guidance}; it must be a finite number, zero or larger")
@@ -133,6 +137,8 @@ def check(config: ExperimentConfig) -> None:
         "--training.chunk-size": config.training.chunk_size,
         "--training.evaluation-episodes": config.training.evaluation_episodes,
     }
+    if config.data.max_transitions is not None:
+        positive["--data.max-transitions"] = config.data.max_transitions
     check_positive(positive)
     if config.training.horizon < 2:
         raise UserError(
@@ -144,6 +150,13 @@ def check(config: ExperimentConfig) -> None:
         raise UserError(f"--training.mix-ratio is {config.training.mix_ratio}; it must lie between 0 and 1")
     if not 0.0 < config.data.held_out_fraction < 1.0:
         raise UserError(f"--data.held-out-fraction is {config.data.held_out_fraction}; it must lie inside (0, 1)")
+
+
+def check_dataset(task: str, dataset: str) -> None:
+    """Refuses a dataset that cannot be rolled out for a task, by a `UserError`."""
+    if not named_datasets(task):
+        raise UserError(f"--task {task} has no behaviour teams, so no named datasets; give a --vault")
+    check_choice("--dataset", dataset, named_datasets(task))
 
 
 def check_positive(values: Mapping[str, int]) -> None:

@@ -1,83 +1,128 @@
-"""The named datasets: rolled out from the behaviour teams in MJX on first use, kept in the cache as vaults."""
+"""Where episodes come from: OG-MARL's vaults, and the named datasets.
+
+These are rolled out from the behaviour teams in MJX on first use, and kept in the cache as vaults.
+"""
 
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
+from coda_jax.data.conventions import OLD_WRAPPER, Convention, origin, read_in_convention, recognise
 from coda_jax.data.dataset import Episodes, concatenate
 from coda_jax.data.teams import (
-    REPLAY_NOISE,
+    NOISE,
+    Teams,
     assets,
     load_teams,
     recorder,
-    replay_schedule,
+    schedule_of,
     snapshots_at,
     to_episodes,
 )
 from coda_jax.data.vault import read_vault, write_vault
+from coda_jax.data.vault_files import open_vault
+from coda_jax.envs import mamujoco
 from coda_jax.envs.mamujoco import TASKS, Environment
 from coda_jax.marl.matd3 import Matd3Config
 from experiments.cache import cache_folder, key_of, lock, plain
 from experiments.console import phase
+from experiments.errors import UserError
 
 ENVS_PER_DEVICE = 16
 """Episodes rolled out together on a device; fixed, so that the data do not depend on the number of devices."""
+
+_STREAMS = ("replay", "good", "medium", "poor")
+"""Each named dataset has random numbers of its own."""
+
+
+def load_vault(task: str, path: Path, max_transitions: int | None = None) -> tuple[Convention, Episodes]:
+    """Reads a vault of a task, or a part of it, in the convention in which it was recorded.
+
+    Args:
+        task: a task, whose vaults may be of either convention; or one that ends with `-ogmarl`, of the old only.
+        path: the vault.
+        max_transitions: see `read_episodes`.
+
+    Raises:
+        VaultError: the vault cannot be used, or fits neither convention.
+        UserError: it fits the other one.
+    """
+    opened = open_vault(path)
+    robot = task.removesuffix(OLD_WRAPPER)
+    names = [name for name in TASKS if name == robot or name.startswith(f"{robot}-")]
+    convention = recognise(opened, {name: mamujoco.make(name) for name in names})
+    if task != robot and convention.task != task:
+        raise UserError(
+            f"vault {opened.path} is of {convention.description}, not of {origin(task)}; give --task {robot}"
+        )
+    return convention, read_in_convention(opened, convention, max_transitions)
 
 
 def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> Episodes:
     """Returns the episodes of a named dataset, building its vault first where the cache lacks it."""
     task = env.spec.name
-    recipe = {
+    recipe: dict[str, Any] = {
         "task": task,
         "dataset": name,
         "num_episodes": num_episodes,
-        "noise": REPLAY_NOISE,
+        "noise": NOISE,
         "robot": plain(TASKS[task][0]),
         "teams": hashlib.sha256(assets(task).read_bytes()).hexdigest(),
     }
+    teams = load_teams(assets(task))
+    schedule = schedule_of(teams, task, name, num_episodes)
+    if name != "replay":
+        recipe["snapshots"] = np.unique(schedule, axis=0).tolist()
     path = cache_folder() / "datasets" / task / f"{name.capitalize()}.vlt" / key_of(recipe)
     if not path.exists():
         with lock(path, f"the dataset {task} {name}"):
             if not path.exists():  # another process may have built it meanwhile
-                write_vault(path, record_replay(env, num_episodes, mesh), recipe)
+                write_vault(path, record(env, teams, schedule, mesh, _STREAMS.index(name)), recipe)
     return read_vault(path, env.spec)
 
 
-def record_replay(env: Environment, num_episodes: int, mesh: Mesh) -> Episodes:
-    """Rolls out snapshots of all teams, evenly over their training, with exploration noise."""
-    teams = load_teams(assets(env.spec.name))
-    schedule = replay_schedule(teams, num_episodes)
-    chunk = ENVS_PER_DEVICE * mesh.size
-    # The last chunk is filled up with episodes that are dropped, so that all have one compiled shape.
-    padded = schedule[np.arange(-(-num_episodes // chunk) * chunk) % num_episodes]
+def record(env: Environment, teams: Teams, schedule: Int[np.ndarray, "N 2"], mesh: Mesh, seed: int) -> Episodes:
+    """Rolls out snapshots with exploration noise, each in an environment of its own for the length of the time limit.
+
+    Where episodes end earlier, others follow in the same environment.
+
+    Args:
+        env: the task.
+        teams: its behaviour teams.
+        schedule: the (team, snapshot) of each environment.
+        mesh: the devices to spread them over; the episodes do not depend on their number.
+        seed: of the random numbers.
+    """
+    num_rollouts, chunk = len(schedule), ENVS_PER_DEVICE * mesh.size
+    # The last chunk is filled up with rollouts that are dropped, so that all have one compiled shape.
+    padded = schedule[np.arange(-(-num_rollouts // chunk) * chunk) % num_rollouts]
 
     shards = PartitionSpec("seed")
-    record = recorder(env, Matd3Config().width, REPLAY_NOISE)
+    roll_out = recorder(env, Matd3Config().width, NOISE)
     record_chunk = jax.jit(
         jax.shard_map(
-            lambda weights, keys: jax.tree.map(lambda leaf: leaf[None], record(weights, keys[0])),
+            lambda weights, keys: jax.tree.map(lambda leaf: leaf[None], roll_out(weights, keys[0])),
             mesh=mesh,
             in_specs=(shards, shards),
             out_specs=shards,
             check_vma=False,
         )
     )
-    keys = jax.random.split(jax.random.key(0), len(padded) // ENVS_PER_DEVICE)
+    keys = list(jax.random.split(jax.random.key(seed), len(padded) // ENVS_PER_DEVICE).reshape(-1, mesh.size))
     parts: list[Episodes] = []
-    with phase(f"rolling out {num_episodes} episodes", total=num_episodes) as progress:
-        for first in range(0, len(padded), chunk):
+    with phase(f"rolling out {num_rollouts} episodes", total=num_rollouts) as progress:
+        for first, chunk_keys in zip(range(0, len(padded), chunk), keys, strict=True):
             weights = snapshots_at(teams, padded[first : first + chunk])
-            chunk_keys = keys[first // ENVS_PER_DEVICE :][: mesh.size]
             arguments = jax.device_put((weights, chunk_keys), NamedSharding(mesh, shards))
             recorded = jax.device_get(record_chunk(*arguments))
-            parts += [to_episodes(jax.tree.map(lambda leaf, d=d: leaf[d], recorded)) for d in range(mesh.size)]
-            progress.advance(min(chunk, num_episodes - first))
-    return first_episodes(concatenate(parts), num_episodes)
-
-
-def first_episodes(episodes: Episodes, num_episodes: int) -> Episodes:
-    """The first so many episodes."""
-    end = episodes.bounds[num_episodes]
-    return jax.tree.map(lambda leaf: leaf[:end], episodes)
+            for device in range(mesh.size):
+                wanted = min(ENVS_PER_DEVICE, num_rollouts - first - device * ENVS_PER_DEVICE)
+                if wanted > 0:
+                    parts.append(to_episodes(jax.tree.map(lambda leaf, d=device, n=wanted: leaf[d][:, :n], recorded)))
+            progress.advance(min(chunk, num_rollouts - first))
+    return concatenate(parts)

@@ -16,7 +16,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from coda_jax.coda import CodaState, Plan, Prior, Report, across_seeds, coda
 from coda_jax.data.dataset import split_episodes, statistics
-from coda_jax.data.vault import read_vault
 from coda_jax.envs import mamujoco
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.maddpg_bc import maddpg_bc
@@ -24,7 +23,7 @@ from experiments.cache import enable_compilation_cache, plain
 from experiments.checkpoints import Checkpoints
 from experiments.config import PRESETS, ExperimentConfig, check
 from experiments.console import phase, print_config, print_table, say
-from experiments.datasets import load_dataset
+from experiments.datasets import load_dataset, load_vault
 from experiments.devices import set_up_devices
 from experiments.errors import UserError, one_line_errors, parse_command
 from experiments.figures import learning_curve
@@ -83,8 +82,10 @@ def run(config: ExperimentConfig) -> None:
     )
     mesh = set_up_devices(config.num_seeds)
     enable_compilation_cache()
-    env = mamujoco.make(config.task)
-    vault = None if config.vault is None else read_vault(config.vault, env.spec)
+    convention = episodes = None
+    if config.vault is not None and not RunFolder(path).finished:
+        convention, episodes = load_vault(config.task, config.vault, config.data.max_transitions)
+    env = mamujoco.make(config.task) if convention is None else convention.env
     with open_run_folder(
         path, identity, num_devices=mesh.size, allow_other_devices=config.allow_other_devices
     ) as folder:
@@ -92,7 +93,10 @@ def run(config: ExperimentConfig) -> None:
         if not folder.finished:
             print_config(identity)
             clock = Clock()
-            episodes = load_dataset(env, config.dataset, config.data.num_episodes, mesh) if vault is None else vault
+            if convention is not None:
+                say(f"vault: {convention.description}; replayed steps miss by {convention.error:.1g} at most")
+            if episodes is None:
+                episodes = load_dataset(env, config.dataset, config.data.num_episodes, mesh)
             card = statistics(episodes)
             say(
                 f"dataset: {card['num_episodes']} episodes, {card['num_transitions']} steps, return "
@@ -103,6 +107,7 @@ def run(config: ExperimentConfig) -> None:
                 train, held_out = split_episodes(episodes, config.data.held_out_fraction)
             except ValueError as error:
                 raise UserError(f"the dataset cannot be split: {error}") from error
+            del episodes  # a large vault is in memory once only
             clock.lap("collect")
             fit = fit_prior(train, held_out, config.data, config.denoiser, env.spec, config.training.horizon, mesh)
             say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
@@ -112,6 +117,7 @@ def run(config: ExperimentConfig) -> None:
             summary = {
                 **{name: identity[name] for name in ("task", "dataset", "vault", "augmentation", "guidance")},
                 **summary,
+                "convention": None if convention is None else convention.description,
                 "dataset_mean_return": card["return_mean"],
                 "dataset_best_return": card["return_max"],
                 "denoiser_held_out_loss": fit.held_out_loss,

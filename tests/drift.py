@@ -54,3 +54,21 @@ def noise_episodes(spec: TaskSpec, num_episodes: int, length: int) -> Episodes:
         terminal=np.zeros(steps),
         truncation=np.arange(steps) % length == length - 1,
     )
+
+
+def drift_episodes(num_episodes: int) -> Episodes:
+    """Episodes of random actions in this world, up to its time limit."""
+    rng, length = np.random.default_rng(0), SPEC.episode_length
+    action = rng.uniform(-1, 1, size=(num_episodes, length, SPEC.num_agents, SPEC.action_dim)).astype(np.float32)
+    start = rng.normal(size=(num_episodes, 1, SPEC.state_dim))
+    moved = np.cumsum(0.1 * action[..., 0], axis=1) - 0.1 * action[..., 0]
+    state = (start + moved).reshape(-1, SPEC.state_dim)
+    flat = action.reshape(-1, *action.shape[2:])
+    return episodes_from_arrays(
+        state=state,
+        obs=state[..., None],
+        action=flat,
+        reward=flat.sum(axis=(1, 2)),
+        terminal=np.zeros(len(flat)),
+        truncation=np.arange(len(flat)) % length == length - 1,
+    )

@@ -13,16 +13,15 @@ import sys
 import tempfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
-from flashbax.buffers.trajectory_buffer import TrajectoryBufferState
 from flashbax.vault import Vault
 
 from coda_jax.data.dataset import episodes_from_arrays, statistics
 from coda_jax.data.vault import VaultError, read_vault, write_vault
 from coda_jax.types import TaskSpec
+from tests.vaults import write_with_flashbax
 
 TASK = TaskSpec(name="toy", num_agents=2, state_dim=5, obs_dim=3, action_dim=1, episode_length=4)
 
@@ -51,16 +50,6 @@ def og_marl_experience(num_steps=10, **leaves):
         "infos": {"state": rng.normal(size=(1, num_steps, 5)).astype(np.float32)},
     }
     return {name: leaf for name, leaf in (experience | leaves).items() if leaf is not None}
-
-
-def write_with_flashbax(folder, experience, length):
-    """Fills a vault by flashbax's own means, in two goes, as a running experiment does."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        vault = Vault(folder.parent.name, experience, rel_dir=str(folder.parent.parent), vault_uid=folder.name)
-    state = TrajectoryBufferState(experience=experience, current_index=jnp.asarray(length), is_full=jnp.asarray(False))
-    for interval in ((0, length // 2), (length // 2, length)):
-        if interval[0] < interval[1]:
-            vault.write(state, interval)
 
 
 def assert_equal(left, right):

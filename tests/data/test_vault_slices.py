@@ -12,7 +12,8 @@ from flashbax.buffers.trajectory_buffer import TrajectoryBufferState
 from flashbax.vault import Vault
 
 from coda_jax.data.vault import VaultError, read_vault, write_vault
-from tests.data.test_vault import assert_equal, fault_of, og_marl_experience, random_episodes, write_with_flashbax
+from tests.data.test_vault import assert_equal, fault_of, og_marl_experience, random_episodes
+from tests.vaults import write_with_flashbax
 
 MEASURE = """if True:
     import sys

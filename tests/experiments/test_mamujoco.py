@@ -13,7 +13,7 @@ import yaml
 from coda_jax.data.vault import write_vault
 from experiments import mamujoco
 from experiments.checkpoints import Checkpoints
-from tests.drift import DRIFT, SPEC, noise_episodes
+from tests.drift import DRIFT, SPEC, drift_episodes
 
 TINY = shlex.split(
     "--preset smoke --diffusion.num-steps 2 --denoiser.num-updates 2 --denoiser.batch-size 4 --denoiser.unet.width 4 "
@@ -27,7 +27,7 @@ TINY = shlex.split(
 def vault(tmp_path_factory):
     """A vault of 20 episodes of the drifting world."""
     path = tmp_path_factory.mktemp("vaults") / "drift" / "Replay.vlt" / "one"
-    write_vault(path, noise_episodes(SPEC, 20, 5))
+    write_vault(path, drift_episodes(20))
     return path
 
 

@@ -17,12 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from coda_jax.data.dataset import Episodes, episodes_from_arrays
+from coda_jax.data.published import PUBLISHED_CARDS
 from coda_jax.envs.mamujoco import Environment
 from coda_jax.envs.rollout import Rollout, rollout
 from coda_jax.marl.matd3 import team_policy
 from coda_jax.types import Params, PRNGKey
 
-REPLAY_NOISE = 0.2
+NOISE = 0.2
 """Standard deviation of the exploration noise in the named datasets, by the published protocol."""
 
 
@@ -77,6 +78,34 @@ def replay_schedule(teams: Teams, num_episodes: int) -> Int[np.ndarray, "num_epi
     of_team = -(-num_episodes // num_teams)
     snapshot = (episode // num_teams + 0.5) * num_snapshots / of_team
     return np.stack([episode % num_teams, snapshot.astype(int)], axis=1)
+
+
+def level_snapshots(teams: Teams, level: float) -> Int[np.ndarray, "teams"]:
+    """The snapshot of each team whose return without noise was nearest a level."""
+    return np.argmin(np.abs(teams.returns - level), axis=1)
+
+
+def level_schedule(teams: Teams, level: float, num_episodes: int) -> Int[np.ndarray, "num_episodes 2"]:
+    """Which (team, snapshot) rolls out each episode of a dataset of one level: all teams alike, a snapshot each."""
+    team = np.arange(num_episodes) % teams.returns.shape[0]
+    return np.stack([team, level_snapshots(teams, level)[team]], axis=1)
+
+
+def named_datasets(task: str) -> tuple[str, ...]:
+    """The datasets that a task's teams can be rolled out for; none without teams."""
+    if not assets(task).exists():
+        return ()
+    return ("replay", *(name for known, name in PUBLISHED_CARDS if known == task and name != "replay"))
+
+
+def schedule_of(teams: Teams, task: str, dataset: str, num_episodes: int) -> Int[np.ndarray, "num_episodes 2"]:
+    """Which (team, snapshot) rolls out each episode of a named dataset.
+
+    The level of `good`, `medium` and `poor` is the mean return of the published dataset.
+    """
+    if dataset == "replay":
+        return replay_schedule(teams, num_episodes)
+    return level_schedule(teams, PUBLISHED_CARDS[task, dataset].mean, num_episodes)
 
 
 def snapshots_at(teams: Teams, schedule: Int[np.ndarray, "N 2"]) -> Params:

@@ -217,7 +217,7 @@ def _check_chunks(opened: OpenVault) -> None:
         for array in opened.leaves[name].arrays:
             chunk = _chunk_shape(array)
             counts = [-(-n // step) for n, step in zip((1, opened.length, *array.shape[2:]), chunk, strict=True)]
-            prefix = array.kvstore.path
+            prefix = array.spec().to_json()["kvstore"]["path"]
             for index in itertools.product(*map(range, counts)):
                 if f"{prefix}{'.'.join(map(str, index))}" not in stored:
                     start = index[1] * chunk[1]

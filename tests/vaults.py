@@ -1,0 +1,69 @@
+"""Vaults of HalfCheetah as OG-MARL writes them, in both of its conventions: steps of MuJoCo in C, files by flashbax."""
+
+import contextlib
+import io
+
+import gymnasium
+import jax.numpy as jnp
+import numpy as np
+from flashbax.buffers.trajectory_buffer import TrajectoryBufferState
+from flashbax.vault import Vault
+
+TODAYS_OBS = np.array([[4, 13, 3, 12, 2, 11, 5, 0, 1, 8, 9, 10], [7, 16, 6, 15, 5, 14, 2, 0, 1, 8, 9, 10]])
+"""Which entry of the state (qpos without x, then qvel) each entry of an observation is, in gymnasium-robotics."""
+
+OLD_OBS = np.array([[4, 13, 3, 12, 2, 11, 5, 8, 10, 9, 17, 1, 0], [7, 16, 6, 15, 5, 14, 2, 8, 10, 9, 17, 1, 0]])
+"""The same of the old wrapper, whose globals are qvel, then qpos, of x, y and z; entry 17 is x."""
+
+
+def write_with_flashbax(folder, experience, length):
+    """Fills a vault by flashbax's own means, in two goes, as a running experiment does."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        vault = Vault(folder.parent.name, experience, rel_dir=str(folder.parent.parent), vault_uid=folder.name)
+    state = TrajectoryBufferState(experience=experience, current_index=jnp.asarray(length), is_full=jnp.asarray(False))
+    for interval in ((0, length // 2), (length // 2, length)):
+        if interval[0] < interval[1]:
+            vault.write(state, interval)
+
+
+def recorded_cheetah(lengths, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random torques in C: `state` [T, 17], `place` [T], `torque` [T, 6] by actuator, `reward` and `is_end` [T]."""
+    env = gymnasium.make("HalfCheetah-v5").unwrapped
+    rng = np.random.default_rng(seed)
+    steps = {name: [] for name in ("state", "place", "torque", "reward", "is_end")}
+    for number, length in enumerate(lengths):
+        env.reset(seed=seed + number)
+        for step in range(length):
+            steps["state"].append(env._get_obs())
+            steps["place"].append(env.data.qpos[0])
+            torque = rng.uniform(-1, 1, 6).astype(np.float32)
+            _, reward, *_ = env.step(torque)
+            steps["torque"].append(torque)
+            steps["reward"].append(reward)
+            steps["is_end"].append(step == length - 1)
+    env.close()
+    return {name: np.array(values, bool if name == "is_end" else np.float32) for name, values in steps.items()}
+
+
+def experience_of(steps, obs_index, is_reversed: bool, ends: str, state=None):
+    """One recording in OG-MARL's layout.
+
+    Args:
+        steps: of `recorded_cheetah`.
+        obs_index: what the agents observe of (state, x).
+        is_reversed: whether an agent's actions stand in the reverse of the actuators' order.
+        ends: the leaf that the ends of episodes are stored in.
+        state: what `infos.state` holds, `[T, S]`; the state by default.
+    """
+    action = steps["torque"].reshape(-1, 2, 3)
+    shown = np.concatenate([steps["state"], steps["place"][:, None]], axis=1)
+    flags = {"terminals": np.zeros((len(action), 2), bool), "truncations": np.zeros((len(action), 2), bool)}
+    flags[ends][:] = steps["is_end"][:, None]
+    leaves = {
+        "observations": shown[:, obs_index],
+        "actions": action[..., ::-1] if is_reversed else action,
+        "rewards": np.repeat(steps["reward"][:, None], 2, axis=1),
+        **flags,
+    }
+    state = steps["state"] if state is None else state
+    return {**{name: leaf[None] for name, leaf in leaves.items()}, "infos": {"state": state[None]}}
