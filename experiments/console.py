@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import rich.console
 import rich.progress
 import rich.table
@@ -43,6 +44,16 @@ def print_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:
     for row in rows:
         table.add_row(*row.values())
     _console.print(table)
+
+
+def print_histogram(values: np.ndarray, bins: int = 12, width: int = 50) -> None:
+    """Prints how often values fall into equal intervals, a line each; what is not finite is left out."""
+    counts, edges = np.histogram(values[np.isfinite(values)], bins)
+    numbers = [f"{edge:,.0f}" for edge in edges]
+    widest = max(map(len, numbers))
+    for low, high, count in zip(numbers, numbers[1:], counts, strict=False):
+        bar = "#" * -(-width * int(count) // max(1, int(counts.max())))
+        say(f"{low:>{widest}} to {high:>{widest}}  {bar} {count}")
 
 
 def duration(seconds: float) -> str:

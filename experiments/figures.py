@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
+from coda_jax.data.published import PublishedCard
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # after the choice of a backend that needs no screen
 
@@ -55,6 +57,21 @@ def team_curves(path: Path, task: str, num_steps: np.ndarray, returns: np.ndarra
             axes.plot(num_steps / 1000, curve, marker="o", markersize=2.5, linewidth=1.2, label=f"team {team}")
         axes.set(title=f"Behaviour teams of {task}", xlabel="thousand environment steps", ylabel="return of an episode")
         axes.legend(loc="lower right", fontsize=8)
+
+
+def returns_histogram(path: Path, title: str, returns: np.ndarray, published: PublishedCard | None) -> None:
+    """Draws how often episodes return how much, with the published mean, deviation and range beside it."""
+    with picture(path) as axes:
+        axes.hist(returns, bins=40, color="C0", alpha=0.7)
+        axes.axvline(returns.mean(), color="C0", linewidth=1.8, label=f"mean, {returns.mean():,.0f}")
+        if published is not None:
+            axes.axvline(published.mean, color="0.3", linestyle="--", label=f"published mean, {published.mean:,.0f}")
+            low, high = published.mean - published.std, published.mean + published.std
+            axes.axvspan(low, high, color="0.5", alpha=0.15, linewidth=0, label="published mean +- sd")
+            for end in (published.min, published.max):
+                axes.axvline(end, color="0.3", linestyle=":", linewidth=1.0)
+        axes.set(title=title, xlabel="return of an episode", ylabel="episodes")
+        axes.legend(loc="best", fontsize=8)
 
 
 def comparison_curves(

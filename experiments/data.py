@@ -1,0 +1,196 @@
+"""Datasets at hand: `python -m experiments.data inspect|download|convert|cards`.
+
+inspect   prints what is in a vault and which convention it was recorded in
+download  fetches OG-MARL's vaults of a scenario from the Hugging Face hub
+convert   writes an old vault anew, in today's layout and convention
+cards     compares the named datasets with the published ones
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import tyro
+
+from coda_jax.data.conventions import OLD_WRAPPER, recognise, to_task
+from coda_jax.data.survey import Survey, survey
+from coda_jax.data.teams import named_datasets
+from coda_jax.data.vault import write_vault
+from coda_jax.data.vault_files import OpenVault, VaultError, open_vault
+from coda_jax.envs import mamujoco
+from experiments.cache import enable_compilation_cache
+from experiments.config import DataConfig, check_choice, check_positive
+from experiments.console import print_histogram, say
+from experiments.dataset_cards import write_cards
+from experiments.datasets import load_vault
+from experiments.devices import set_up_devices
+from experiments.download import download_vaults
+from experiments.errors import UserError, one_line_errors, parse_command
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Prints what is in a vault, and which convention its steps were recorded in."""
+
+    vault: Annotated[Path, tyro.conf.Positional]
+    """The vault: its folder, such as `.../Replay.vlt`, or the one inside."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """Downloads OG-MARL's vaults of a scenario; interrupted, the same command goes on."""
+
+    scenario: Annotated[str, tyro.conf.Positional]
+    """Environment and scenario, such as `gymnasium_mamujoco/2halfcheetah` or `mamujoco/2halfcheetah`."""
+    output: Path = Path("vaults")
+    """Folder to put `ENVIRONMENT/SCENARIO.vlt` into."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Writes a vault anew in today's layout and convention; the old one stays."""
+
+    vault: Annotated[Path, tyro.conf.Positional]
+    """The vault to convert."""
+    output: Path
+    """The new vault's own folder, such as `2halfcheetah.vlt/Good`."""
+    task: str = "2halfcheetah"
+    """Task of the vault, by its name today."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cards:
+    """Rolls out the named datasets of every task that has behaviour teams, and compares them with the published."""
+
+    output: Path = Path("results/DATASETS.md")
+    """File for the table; the histograms are put into `datasets` beside it."""
+    num_episodes: int = DataConfig().num_episodes
+    """Episodes of each dataset."""
+
+
+Command = (
+    Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Download, tyro.conf.subcommand("download")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Cards, tyro.conf.subcommand("cards")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    with one_line_errors():
+        command: Inspect | Download | Convert | Cards = parse_command(cast(Any, Command), args)
+        match command:
+            case Inspect():
+                inspect(command)
+            case Download():
+                download(command)
+            case Convert():
+                convert(command)
+            case Cards():
+                cards(command)
+
+
+def inspect(command: Inspect) -> None:
+    """Prints the card of a vault."""
+    enable_compilation_cache()
+    opened = open_vault(command.vault)
+    found = survey(opened)
+    say(str(opened.path))
+    for name, value in card(opened, found).items():
+        say(f"  {name:<31} {value}")
+    say("returns of the episodes:")
+    print_histogram(found.returns)
+    say(f"convention: {recognised(opened)}")
+
+
+def card(opened: OpenVault, found: Survey) -> dict[str, str]:
+    """What `inspect` says of a vault, by name."""
+    shapes = {
+        name: f"[{', '.join(map(str, (1, opened.length, *leaf.shape[2:])))}] {leaf.arrays[0].dtype.name}"
+        + (", one array an agent" if leaf.is_per_agent else "")
+        for name, leaf in opened.leaves.items()
+    }
+    returns, lengths = found.returns[np.isfinite(found.returns)], found.lengths
+    spread = (
+        f"{returns.mean():,.1f} +- {returns.std():,.1f} [{returns.min():,.1f}, {returns.max():,.1f}]"
+        if len(returns)
+        else "none is finite"
+    )
+    nans = ", ".join(f"{name} {count:,}" for name, count in found.num_nan.items() if count)
+    return {
+        **shapes,
+        "steps": f"{opened.length:,}",
+        "episodes": f"{len(lengths):,}, of {lengths.min():,} to {lengths.max():,} steps",
+        "ends stored": f"{found.num_terminal:,} terminal, {found.num_truncated:,} truncated",
+        "return, mean +- sd [min, max]": spread,
+        "NaN or infinite": nans or "none",
+        "actions at a bound": f"{100 * found.saturation:.1f} %",
+        "actions outside [-1, 1]": f"{found.num_out_of_bounds:,}",
+        "steps of unequal rewards": f"{found.num_unshared:,}",
+    }
+
+
+def recognised(opened: OpenVault) -> str:
+    """The convention of a vault, in words; or why there is none."""
+    sizes = opened.sizes
+    fitting = {}
+    for name in mamujoco.TASKS:
+        env = mamujoco.make(name)
+        spec = env.spec
+        if (spec.num_agents, spec.obs_dim, spec.action_dim) == (sizes["A"], sizes["O"], sizes["U"]):
+            fitting[name] = env
+    if not fitting:
+        return "unknown; no task has " + ", ".join(f"{name}={size}" for name, size in sizes.items() if name != "S")
+    try:
+        convention = recognise(opened, fitting)
+    except VaultError as error:
+        return f"unknown; {error}"
+    return f"{convention.description}; steps replayed in MJX miss by {convention.error:.1g} standard deviations at most"
+
+
+def download(command: Download) -> None:
+    """Downloads vaults."""
+    environment, slash, scenario = command.scenario.partition("/")
+    if not (slash and environment and scenario) or not all(
+        part.replace("_", "").replace("-", "").isalnum() for part in (environment, scenario)
+    ):
+        raise UserError(
+            f"'{command.scenario}' is no ENVIRONMENT/SCENARIO; give one such as gymnasium_mamujoco/2halfcheetah"
+        )
+    say(f"fetching the vaults of {command.scenario}, a few hundred megabytes or more, into {command.output}")
+    path = download_vaults(environment, scenario, command.output)
+    for vault in sorted(path.iterdir()):
+        say(f"vault: {vault}")
+
+
+def convert(command: Convert) -> None:
+    """Writes a vault anew."""
+    names = tuple(name for name in mamujoco.TASKS if not name.endswith(OLD_WRAPPER))
+    check_choice("--task", command.task, names)
+    if command.output.exists():
+        raise UserError(f"--output {command.output} exists; name a folder that does not")
+    enable_compilation_cache()
+    convention, episodes = load_vault(command.task, command.vault)
+    episodes = to_task(episodes, convention, command.task, mamujoco.make(command.task))
+    provenance = {"converted_from": str(command.vault), "convention": convention.description}
+    if not write_vault(command.output, episodes, provenance):
+        raise UserError(f"--output {command.output} exists; name a folder that does not")
+    say(f"{len(episodes.reward):,} steps of {convention.description} written to {command.output}")
+
+
+def cards(command: Cards) -> None:
+    """Compares the named datasets with the published ones."""
+    check_positive({"--num-episodes": command.num_episodes})
+    if command.output.is_dir():
+        raise UserError(f"--output {command.output} is a folder; name a file")
+    mesh = set_up_devices(4)
+    enable_compilation_cache()
+    tasks = [task for task in mamujoco.TASKS if named_datasets(task)]
+    say(write_cards(command.output, tasks, command.num_episodes, mesh).rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The command of datasets: cards of vaults, conversions, and the comparison with what is published."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from coda_jax.data.conventions import origin
+from coda_jax.data.vault import read_vault, write_vault
+from coda_jax.envs import mamujoco
+from experiments import data, dataset_cards
+from experiments.datasets import load_vault
+from experiments.errors import UserError
+from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
+from tests.vaults import write_with_flashbax
+
+
+def recording(episodes, by_agent: bool = False, ends: str = "truncations"):
+    """Episodes as OG-MARL records them, flags as asked."""
+    flags = {name: np.zeros((len(episodes.reward), 2), bool) for name in ("terminals", "truncations")}
+    flags[ends][:] = (episodes.truncation != 0)[:, None]
+    leaves = {
+        "observations": episodes.obs,
+        "actions": episodes.action,
+        "rewards": np.repeat(episodes.reward[:, None], 2, axis=1),
+        **flags,
+    }
+    if by_agent:
+        leaves = {name: {f"agent_{n}": leaf[None, :, n] for n in range(2)} for name, leaf in leaves.items()}
+    else:
+        leaves = {name: leaf[None] for name, leaf in leaves.items()}
+    return {**leaves, "infos": {"state": episodes.state[None]}}
+
+
+@pytest.fixture
+def drifting(monkeypatch):
+    """Every task is the drifting world."""
+    monkeypatch.setattr(mamujoco, "make", lambda task: DRIFT)
+    monkeypatch.setattr(data, "enable_compilation_cache", lambda: None)
+
+
+def said(capsys, *args: str) -> str:
+    data.main(args)
+    return capsys.readouterr().out
+
+
+def row(text: str, name: str) -> str:
+    """What a line says of a name."""
+    return next(line.split("  ")[-1].strip() for line in text.splitlines() if line.strip().startswith(f"{name} "))
+
+
+def test_a_vault_is_described_in_numbers(tmp_path, drifting, capsys):
+    episodes = noise_episodes(SPEC, 4, 5)
+    episodes.reward[:] = np.repeat([1.0, 2.0, 3.0, 6.0], 5)
+    episodes.action[:5, 0] = 1.0
+    episodes.action[0, 0] = -1.5
+    experience = recording(episodes)
+    experience["observations"][0, 7, 1] = np.nan
+    write_with_flashbax(tmp_path / "v", experience, 20)
+    text = said(capsys, "inspect", str(tmp_path / "v"))
+    assert row(text, "steps") == "20"
+    assert row(text, "episodes") == "4, of 5 to 5 steps"
+    assert row(text, "ends stored") == "0 terminal, 4 truncated"
+    # Returns 5, 10, 15, 30: deviations 10, 5, 0, 15.
+    assert f"15.0 +- {np.sqrt(350 / 4):.1f} [5.0, 30.0]" in text
+    assert row(text, "NaN or infinite") == "observations 1"
+    assert row(text, "actions at a bound") == "12.5 %"
+    assert row(text, "actions outside [-1, 1]") == "1"
+    assert row(text, "observations") == "[1, 20, 2, 1] float32"
+    assert re.search(r"5 to +7 +#+ 1\n", text) and re.search(r"28 to 30 +#+ 1\n", text)
+    assert "convention: unknown; vault" in text and "r_{t+1} by" in text
+
+
+def test_the_convention_is_told(tmp_path, drifting, capsys):
+    write_with_flashbax(tmp_path / "v", recording(drift_episodes(8), by_agent=True), 40)
+    text = said(capsys, "inspect", str(tmp_path / "v"))
+    assert "convention: gymnasium_mamujoco (2halfcheetah); steps replayed in MJX miss by" in text
+    assert row(text, "rewards") == "[1, 40, 2] float32, one array an agent"
+
+
+def test_a_vault_of_no_task_is_described_too(tmp_path, drifting, capsys):
+    write_vault(tmp_path / "v", noise_episodes(type(SPEC)("other", 3, 4, 5, 2, 10), 2, 10))
+    assert "convention: unknown; no task has A=3, O=5, U=2" in said(capsys, "inspect", str(tmp_path / "v"))
+
+
+def test_an_old_recording_becomes_a_vault_of_today(tmp_path, drifting, capsys):
+    episodes = drift_episodes(8)
+    write_with_flashbax(tmp_path / "old.vlt" / "Good", recording(episodes, by_agent=True, ends="terminals"), 40)
+    flags = ["--output", str(tmp_path / "new.vlt" / "Good"), "--task", "2halfcheetah"]
+    assert "40 steps of" in said(capsys, "convert", str(tmp_path / "old.vlt"), *flags)
+    jax.tree.map(np.testing.assert_array_equal, read_vault(tmp_path / "new.vlt", SPEC), episodes)
+    assert "exists" in refusal(capsys, "convert", str(tmp_path / "old.vlt"), *flags)
+
+
+def test_a_vault_of_the_other_convention_is_refused_naming_both(tmp_path, drifting):
+    write_with_flashbax(tmp_path / "v", recording(drift_episodes(8)), 40)
+    with pytest.raises(UserError, match=r"give --task 2halfcheetah$") as caught:
+        load_vault("2halfcheetah-ogmarl", tmp_path / "v")
+    assert all(origin(task) in str(caught.value) for task in ("2halfcheetah", "2halfcheetah-ogmarl"))
+
+
+def test_a_part_of_a_vault_is_whole_episodes(tmp_path, drifting):
+    write_with_flashbax(tmp_path / "v", recording(drift_episodes(8)), 40)
+    _, episodes = load_vault("2halfcheetah", tmp_path / "v", max_transitions=17)
+    assert np.diff(episodes.bounds).tolist() == [5, 5, 5]
+
+
+def refusal(capsys, *args: str) -> str:
+    """The one line a command ends with, on stderr, with exit status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        data.main(args)
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], ["inspect", "download"]),
+        (["describe"], ["describe"]),
+        (["inspect", "nowhere/at/all.vlt"], ["nowhere/at/all.vlt", "does not exist"]),
+        (["download", "2halfcheetah"], ["2halfcheetah", "ENVIRONMENT/SCENARIO"]),
+        (["download", "mamujoco/../2halfcheetah"], ["ENVIRONMENT/SCENARIO"]),
+        (["convert", "nowhere.vlt", "--output", "new", "--task", "3cheetah"], ["--task", "3cheetah", "2halfcheetah"]),
+        (["convert", "nowhere.vlt", "--output", "new"], ["nowhere.vlt"]),
+        (["cards", "--num-episodes", "0"], ["--num-episodes", "0"]),
+        (["cards", "--output", "."], ["--output", "folder"]),
+    ],
+)
+def test_bad_commands_are_one_clear_line(capsys, tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CODA_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "enable_compilation_cache", lambda: None)
+    line = refusal(capsys, *args)
+    assert all(word in line for word in words), line
+
+
+def test_the_comparison_with_the_published_datasets_repeats_byte_for_byte(tmp_path, monkeypatch):
+    asked = []
+
+    def load_dataset(env, dataset, num_episodes, mesh):
+        asked.append((dataset, num_episodes))
+        episodes = noise_episodes(SPEC, num_episodes, 5)
+        episodes.reward[:] = {"replay": 0.0, "good": 1400.0, "medium": 300.0, "poor": 20.0}[dataset]
+        return episodes
+
+    monkeypatch.setattr(dataset_cards, "load_dataset", load_dataset)
+    for name in ("first", "second"):
+        output = tmp_path / name / "DATASETS.md"
+        table = dataset_cards.write_cards(output, ["2halfcheetah"], 8, mesh=None)
+        assert output.read_text() == table
+    assert sorted(set(asked)) == [(name, 8) for name in ("good", "medium", "poor", "replay")]
+    rows = {line.split()[2]: line for line in table.splitlines() if line.startswith("| 2halfcheetah")}
+    assert "| 8 | 40 | 7,000 +- 0 [7,000, 7,000] | 6,924 +- 1,270 [803, 9,132] | +1 %, close |" in rows["good"]
+    assert "+1 %, close" in rows["medium"] and "-75 %, below" in rows["poor"]
+    assert "6987 (333k)" in rows["good"]  # the third team's snapshot that is nearest to 6,924
+    files = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file())
+    assert len(files) == 5
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+        assert file.suffix != ".png" or f"]({file})" in table
