@@ -13,7 +13,7 @@ import yaml
 from coda_jax.data.vault import write_vault
 from experiments import mamujoco
 from experiments.checkpoints import Checkpoints
-from tests.drift import DRIFT, SPEC, drift_episodes
+from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
 
 TINY = shlex.split(
     "--preset smoke --diffusion.num-steps 2 --denoiser.num-updates 2 --denoiser.batch-size 4 --denoiser.unet.width 4 "
@@ -63,6 +63,7 @@ def table(path):
 def test_a_run_folder_holds_what_it_promises(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["task"] == "2halfcheetah" and summary["augmentation"] == "coda" and summary["guidance"] == 0.6
+    assert summary["convention"] == "gymnasium_mamujoco (2halfcheetah)"
     assert summary["num_seeds"] == 2 and summary["updates"] == 3 * 4 * 2
     phases = {"collect", "fit", "compile", "generate", "train", "evaluate", "quality", "total"}
     assert set(summary["wall_seconds"]) == phases
@@ -137,7 +138,13 @@ def refusal(capsys, *flags: str) -> str:
     ("flags", "words"),
     [
         (["--task", "3halfcheetah"], ["--task", "3halfcheetah", "2halfcheetah"]),
-        (["--dataset", "expert"], ["--dataset", "expert", "replay"]),
+        (["--dataset", "expert"], ["--dataset", "expert", "replay, good, medium, poor"]),
+        (
+            ["--task", "2halfcheetah-ogmarl", "--dataset", "good"],
+            ["2halfcheetah-ogmarl", "no behaviour teams", "--vault"],
+        ),
+        (["--data.max-transitions", "100"], ["--data.max-transitions", "--vault"]),
+        (["--vault", "a.vlt", "--data.max-transitions", "0"], ["--data.max-transitions", "0"]),
         (["--augmentation", "codas"], ["--augmentation", "codas", "unconditional"]),
         (["--guidance", "-0.1"], ["--guidance", "-0.1"]),
         (["--guidance", "nan"], ["--guidance", "nan"]),
@@ -164,6 +171,19 @@ def test_a_vault_of_another_task_is_refused(capsys, tmp_path, vault, monkeypatch
     monkeypatch.setattr(mamujoco.mamujoco, "make", lambda task: other)
     assert str(vault) in refusal(capsys, "--vault", str(vault), "--run-dir", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_vault_of_other_dynamics_is_refused_naming_both_conventions(capsys, tmp_path):
+    write_vault(tmp_path / "noise", noise_episodes(SPEC, 20, 5))
+    line = refusal(capsys, "--vault", str(tmp_path / "noise"), "--run-dir", str(tmp_path / "run"))
+    assert "gymnasium_mamujoco (2halfcheetah)" in line and "OG-MARL's mamujoco (2halfcheetah-ogmarl)" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_part_of_a_vault_is_trained_on_if_asked(capsys, tmp_path, vault):
+    few = ["--vault", str(vault), "--run-dir", str(tmp_path / "run"), "--data.max-transitions", "9"]
+    # One episode: it cannot be split into those to train on and those held out.
+    assert "at least 2 of them, got 1" in refusal(capsys, *few)
 
 
 def test_a_truncated_vault_is_refused(capsys, tmp_path, vault):
