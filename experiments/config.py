@@ -4,6 +4,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from coda_jax.coda import CodaConfig
 from coda_jax.data.teams import named_datasets
@@ -49,6 +52,8 @@ class ExperimentConfig:
     """Policy seeds, trained together: `seed`, `seed + 1`, ..."""
     seed: int = 0
     """First seed."""
+    fit_seed: int = 0
+    """Seed of the denoiser's fit, which all policy seeds share: they do not sample its variance, this does."""
     preset: str = "laptop"
     """Sizes of everything: `smoke` (a look), `laptop` (20 minutes on two cores) or `paper` (for an accelerator)."""
     run_dir: Path | None = None
@@ -109,6 +114,36 @@ PRESETS: dict[str, ExperimentConfig] = {
 """Complete settings to start from; flags override them one by one. `paper` is Tables 3 and 5 with 300,000 updates."""
 
 
+def read_config(path: Path) -> ExperimentConfig:
+    """Reads the `config.yaml` of a run; settings that were added since are those of its preset.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or has settings that are unknown here.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return replace_nested(PRESETS[values["preset"]], values)
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no configuration of a run: {' '.join(str(error).split())}") from error
+
+
+def replace_nested(config: Any, values: Mapping[str, Any]) -> Any:
+    """The dataclass with the values of a nested mapping, as `experiments.cache.plain` writes them."""
+
+    def convert(current: Any, value: Any, name: str) -> Any:
+        if dataclasses.is_dataclass(current):
+            return replace_nested(current, value)
+        if name in ("vault", "run_dir") and value is not None:
+            return Path(value)
+        return tuple(value) if isinstance(current, tuple) else value
+
+    return dataclasses.replace(
+        config, **{name: convert(getattr(config, name, None), value, name) for name, value in values.items()}
+    )
+
+
 def check(config: ExperimentConfig) -> None:
     """Refuses settings that cannot run.
 
@@ -144,8 +179,9 @@ def check(config: ExperimentConfig) -> None:
         raise UserError(
             f"--training.horizon is {config.training.horizon}; it must be at least 2, a step and where it leads"
         )
-    if config.seed < 0:
-        raise UserError(f"--seed is {config.seed}; it must be zero or larger")
+    for flag, seed in {"--seed": config.seed, "--fit-seed": config.fit_seed}.items():
+        if seed < 0:
+            raise UserError(f"{flag} is {seed}; it must be zero or larger")
     if not 0.0 <= config.training.mix_ratio <= 1.0:
         raise UserError(f"--training.mix-ratio is {config.training.mix_ratio}; it must lie between 0 and 1")
     if not 0.0 < config.data.held_out_fraction < 1.0:

@@ -48,11 +48,13 @@ def fit_prior(
     spec: TaskSpec,
     horizon: int,
     mesh: Mesh,
+    seed: int = 0,
 ) -> Fit:
     """Fits the CDF transform and the denoiser to the training episodes, or takes the fit from the cache.
 
     The mini-batches are spread over the mesh's devices. A fit that was interrupted goes on from its last checkpoint,
-    and a second process that wants the same fit waits for it.
+    and a second process that wants the same fit waits for it. Another `seed` is another fit to the same episodes: other
+    first weights, mini-batches and noise. The held-out loss is measured with the same randomness for all.
 
     Raises:
         UserError: the fit ran into NaNs, there are no windows of that horizon, or the devices do not divide a batch.
@@ -72,26 +74,31 @@ def fit_prior(
     shared = NamedSharding(mesh, PartitionSpec())
     prior = Prior(dataset=windows, transform=transform, denoiser=None)
     content = hashlib.sha256(tokens.tobytes() + train.bounds.tobytes()).hexdigest()
-    entry = (
-        cache_folder()
-        / "denoisers"
-        / key_of({"data": content, "uniform": data.uniform_unbounded, "config": config, "horizon": horizon})
-    )
+    identity = {"data": content, "uniform": data.uniform_unbounded, "config": config, "horizon": horizon}
+    if seed:  # the first fit keeps the name it had before there were others
+        identity["seed"] = seed
+    entry = cache_folder() / "denoisers" / key_of(identity)
+    key_init, key_encode, key_updates = (_fit_key(part, seed) for part in (0, 1, 4))
 
     encode = jax.jit(transforms.forward)
     with lock(entry, f"the denoiser of {spec.name}"):
         checkpoints = Checkpoints(entry)
-        state = jax.device_put(jax.jit(generator.init)(jax.random.key(0)), shared)
+        state = jax.device_put(jax.jit(generator.init)(key_init), shared)
         restored = checkpoints.restore(state)
         if restored is not None:
             state = restored.tree
         if int(state.step) < config.num_updates:
-            z = encode(transform, jnp.asarray(tokens), jax.random.key(1))
-            state = _fit(generator, config, state, windows, z, mesh, checkpoints)
+            z = encode(transform, jnp.asarray(tokens), key_encode)
+            state = _fit(generator, config, state, windows, z, key_updates, mesh, checkpoints)
         checkpoints.close()
     held_out_z = encode(transform, transforms.pack(held_out_windows.steps), jax.random.key(2))
     loss = jax.jit(functools.partial(_held_out_loss, generator))(state.ema, held_out_windows, held_out_z)
     return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), held_out_windows, float(loss))
+
+
+def _fit_key(part: int, seed: int) -> PRNGKey:
+    key = jax.random.key(part)
+    return jax.random.fold_in(key, seed) if seed else key
 
 
 def _held_out_loss(generator: Generator, params: Params, windows: Dataset, z: Float[Array, "T C"]) -> Array:
@@ -106,6 +113,7 @@ def _fit(
     state: GeneratorState,
     windows: Dataset,
     z: Float[Array, "T C"],
+    key: PRNGKey,
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> GeneratorState:
@@ -124,7 +132,7 @@ def _fit(
 
     with phase("fitting the denoiser", total=config.num_updates, done=int(state.step)) as progress:
         while int(state.step) < config.num_updates:
-            state, metrics = chunk(state, windows, z, jax.random.key(4))
+            state, metrics = chunk(state, windows, z, key)
             loss = float(metrics["loss"])
             if not np.isfinite(loss):
                 raise UserError(

@@ -123,6 +123,17 @@ def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentatio
     assert (quality is None) if augmentation == "none" else ("guided" not in quality and "unguided" in quality)
 
 
+def test_another_fit_is_asked_for_by_its_seed(vault, tmp_path, finished):
+    path = tmp_path / "fit"
+    command("--vault", str(vault), "--run-dir", str(path), "--fit-seed", "1")
+    first, other = (json.loads((p / "summary.json").read_text()) for p in (finished, path))
+    assert first["denoiser_held_out_loss"] != other["denoiser_held_out_loss"]
+    rows, first_rows = table(path), table(finished)
+    assert [row["return"] for row in rows[:2]] == [row["return"] for row in first_rows[:2]]  # the same policies
+    likelihood = "synthetic_log_likelihood"
+    assert [row[likelihood] for row in rows[2:]] != [row[likelihood] for row in first_rows[2:]]
+
+
 def refusal(capsys, *flags: str) -> str:
     """The one line a command ends with, on stderr, with exit status 2."""
     capsys.readouterr()
@@ -152,6 +163,7 @@ def refusal(capsys, *flags: str) -> str:
         (["--num-seeds", "0"], ["--num-seeds", "0"]),
         (["--num-seeds", "two"], ["num-seeds", "two"]),
         (["--seed", "-1"], ["--seed", "-1"]),
+        (["--fit-seed", "-1"], ["--fit-seed", "-1"]),
         (["--preset", "huge"], ["--preset", "huge", "laptop"]),
         (["--training.mix-ratio", "1.5"], ["--training.mix-ratio", "1.5"]),
         (["--training.horizon", "1"], ["--training.horizon", "1", "2"]),
