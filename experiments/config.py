@@ -135,9 +135,9 @@ def replace_nested(config: Any, values: Mapping[str, Any]) -> Any:
     def convert(current: Any, value: Any, name: str) -> Any:
         if dataclasses.is_dataclass(current):
             return replace_nested(current, value)
-        if name in ("vault", "run_dir") and value is not None:
-            return Path(value)
-        return tuple(value) if isinstance(current, tuple) else value
+        if isinstance(current, tuple):
+            return tuple(value)
+        return Path(value) if name in ("vault", "run_dir") and value is not None else value
 
     return dataclasses.replace(
         config, **{name: convert(getattr(config, name, None), value, name) for name, value in values.items()}

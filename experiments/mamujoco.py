@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from coda_jax.coda import CodaState, Plan, Prior, Report, across_seeds, coda
+from coda_jax.coda import Coda, CodaConfig, CodaState, Plan, Prior, Report, across_seeds, coda
 from coda_jax.data.dataset import split_episodes, statistics
 from coda_jax.envs import mamujoco
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
+from coda_jax.marl.learner import Learner
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from experiments.cache import enable_compilation_cache, plain
 from experiments.checkpoints import Checkpoints
@@ -134,6 +135,19 @@ def run(config: ExperimentConfig) -> None:
         show(folder.read_summary())
 
 
+def algorithm(
+    config: ExperimentConfig, env: mamujoco.Environment, fit: Fit, mesh: Mesh
+) -> tuple[Learner, CodaConfig, Coda]:
+    """The learner of a run, the settings of Algorithm 2 for its augmentation, and Algorithm 2 for all its seeds."""
+    training = config.training
+    if config.augmentation == "unconditional":
+        training = dataclasses.replace(training, num_trajectories=training.static_trajectories)
+    inputs = standardised_inputs(fit.prior.dataset.steps) if config.standardise else raw_inputs(env.spec)
+    learner = maddpg_bc(env.spec, config.learner, inputs)
+    single = coda(env, learner, fit.generator, training, config.diffusion, config.num_seeds // mesh.size)
+    return learner, training, across_seeds(single, mesh)
+
+
 def train_policies(
     config: ExperimentConfig,
     env: mamujoco.Environment,
@@ -148,13 +162,7 @@ def train_policies(
     Raises:
         UserError: NaNs in a round; its checkpoint is not written.
     """
-    training = config.training
-    if config.augmentation == "unconditional":
-        training = dataclasses.replace(training, num_trajectories=training.static_trajectories)
-    inputs = standardised_inputs(fit.prior.dataset.steps) if config.standardise else raw_inputs(env.spec)
-    learner = maddpg_bc(env.spec, config.learner, inputs)
-    single = coda(env, learner, fit.generator, training, config.diffusion, config.num_seeds // mesh.size)
-    program = across_seeds(single, mesh)
+    _, training, program = algorithm(config, env, fit, mesh)
     by_seed, shared = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
     seeds = np.arange(config.seed, config.seed + config.num_seeds)
     prior = jax.device_put(fit.prior, shared)

@@ -1,0 +1,341 @@
+"""Whether guidance steers, and what it costs (Sec. 6.2.1, Figure 3): `python -m experiments.steering`.
+
+For each guidance scale lambda, trajectories are sampled toward a policy at initialisation and toward one trained on the
+data, and measured by their mean action log-likelihood under that policy, their dynamics error through MJX and their
+distance to the data. All scales, schedules and policies start from the same noise (common random numbers), so that
+curves differ by what is asked, not by chance. The run folder holds `steering.csv`; finished points are kept.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from coda_jax.coda import Prior, all_finite, policy_guide, sample_trajectories
+from coda_jax.data.dataset import Dataset, sample_windows, split_episodes
+from coda_jax.data.vault import read_vault
+from coda_jax.diffusion.samplers import SamplerConfig
+from coda_jax.envs import mamujoco
+from coda_jax.evaluation import action_log_likelihood, sample_quality
+from coda_jax.marl.learner import Learner, LearnerState
+from coda_jax.types import PRNGKey, Trajectory
+from experiments import mamujoco as main_job
+from experiments.cache import enable_compilation_cache, key_of, plain
+from experiments.checkpoints import Checkpoints
+from experiments.config import ExperimentConfig
+from experiments.console import phase, print_config, print_table, say
+from experiments.datasets import load_dataset
+from experiments.devices import set_up_devices
+from experiments.errors import UserError, one_line_errors, parse_command
+from experiments.files import write_atomically
+from experiments.fitting import Fit, fit_prior
+from experiments.quality import WINDOWS, measure_quality
+from experiments.run_folder import RunFolder, open_run_folder
+from experiments.steering_config import SteeringConfig, base_of, seeds_of
+from experiments.steering_curves import (
+    POLICIES,
+    Errors,
+    Part,
+    Points,
+    curve,
+    draw_likelihood,
+    draw_quality,
+    missing,
+    read_points,
+    sampled,
+    write_points,
+)
+
+Sampled = tuple[Float[Array, "S L"], Trajectory, Bool[Array, "S L"]]
+"""Mean log-likelihood, the trajectories `[S, L, W, H, ...]` to measure, and whether all numbers are finite."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    with one_line_errors():
+        config = parse_command(SteeringConfig, args)
+        run(config, base_of(config))
+
+
+def run(config: SteeringConfig, base: ExperimentConfig) -> None:
+    """Samples and measures what is not there yet, and leaves a finished run folder.
+
+    Raises:
+        UserError: a folder that does not fit, or NaNs on the way.
+        VaultError: a vault that cannot be used.
+    """
+    asked = {name: value for name, value in plain(config).items() if name != "run_dir"}
+    settings = {name: value for name, value in plain(base).items() if name not in main_job.NOT_NUMBERS}
+    identity = {**asked, "steered": settings}
+    path = config.run_dir or Path("runs", f"steering-{base.task}-{base.dataset}-{key_of(identity)}")
+    mesh = set_up_devices(base.num_seeds)
+    enable_compilation_cache()
+    with open_run_folder(path, identity, num_devices=mesh.size) as folder:
+        say(f"run folder: {path}")
+        if not folder.finished:
+            print_config(asked)
+            trained = config.run or path / "training"
+            if config.run is None:
+                main_job.run(dataclasses.replace(base, run_dir=trained))
+            env = mamujoco.make(base.task)
+            if base.vault is None:
+                episodes = load_dataset(env, base.dataset, base.data.num_episodes, mesh)
+            else:
+                episodes = read_vault(base.vault, env.spec)
+            train, held_out = split_episodes(episodes, base.data.held_out_fraction)
+            horizon = base.training.horizon
+            fit = fit_prior(train, held_out, base.data, base.denoiser, env.spec, horizon, mesh, base.fit_seed)
+            learner, policies = load_policies(base, env, fit, mesh, trained)
+            seconds = sample_points(config, base, env, fit, learner, policies, mesh, folder)
+            write_summary(config, base, env, fit, trained, seconds, folder)
+        show(read_points(folder.path / "steering.csv"), folder.read_summary())
+
+
+def load_policies(
+    base: ExperimentConfig, env: mamujoco.Environment, fit: Fit, mesh: Mesh, trained: Path
+) -> tuple[Learner, dict[str, LearnerState]]:
+    """The learner, and its states `[S, ...]` at initialisation and after training."""
+    learner, _, program = main_job.algorithm(base, env, fit, mesh)
+    keys = jax.vmap(jax.random.key)(seeds_of(base))
+    state = jax.jit(program.init)(jax.device_put(keys, NamedSharding(mesh, PartitionSpec("seed"))))
+    with contextlib.closing(Checkpoints(trained / "checkpoints" / "train")) as checkpoints:
+        restored = checkpoints.restore(state)
+    if restored is None:
+        raise UserError(f"{trained} holds no checkpoint; it must be a run folder with its checkpoints")
+    return learner, {"initial": state.learner, "trained": restored.tree.learner}
+
+
+def make_sampler(
+    config: SteeringConfig,
+    base: ExperimentConfig,
+    sampler: SamplerConfig,
+    env: mamujoco.Environment,
+    fit: Fit,
+    learner: Learner,
+    mesh: Mesh,
+) -> Callable[[LearnerState, Prior, PRNGKey, Float[Array, "L"]], Sampled]:
+    """One compiled program for all policies and scales of a schedule: seeds sharded and vmapped, scales vmapped."""
+    windows = min(WINDOWS, config.num_trajectories)
+    at_once = config.scales_per_call * base.num_seeds // mesh.size
+    chunk_size = max(1, base.training.chunk_size // at_once)
+
+    def point(state: LearnerState, prior: Prior, key: PRNGKey, scale: Float[Array, ""]):
+        guide = policy_guide(learner, state, prior.transform, env.spec)
+        num, horizon = config.num_trajectories, base.training.horizon
+        trajectory = sample_trajectories(
+            fit.generator, prior, env.spec, sampler, key, num, horizon, chunk_size, guide, scale
+        )
+        log_likelihood = action_log_likelihood(learner, state, trajectory)
+        measured = jax.tree.map(lambda leaf: leaf[:windows], trajectory)
+        return jnp.mean(log_likelihood), measured, all_finite((log_likelihood, trajectory))
+
+    by_seed, shared = PartitionSpec("seed"), PartitionSpec()
+    return jax.jit(
+        jax.shard_map(
+            jax.vmap(jax.vmap(point, in_axes=(None, None, None, 0)), in_axes=(0, None, 0, None)),
+            mesh=mesh,
+            in_specs=(by_seed, shared, by_seed, shared),
+            out_specs=by_seed,
+            check_vma=False,
+        )
+    )
+
+
+def make_measure(
+    env: mamujoco.Environment, mesh: Mesh
+) -> Callable[[Trajectory, Trajectory], tuple[Float[Array, "S L"], Float[Array, "S L"]]]:
+    """Dynamics error and mean distance of the features of trajectories `[S, L, W, H, ...]`, one set after the other."""
+
+    def measure(windows: Trajectory, reference: Trajectory):
+        quality = sample_quality(env, windows, reference)
+        return quality.dynamics_error, quality.feature_distance.mean()
+
+    def each(windows: Trajectory, reference: Trajectory):
+        return jax.lax.map(lambda of_seed: jax.lax.map(lambda w: measure(w, reference), of_seed), windows)
+
+    by_seed, shared = PartitionSpec("seed"), PartitionSpec()
+    return jax.jit(jax.shard_map(each, mesh=mesh, in_specs=(by_seed, shared), out_specs=by_seed, check_vma=False))
+
+
+def sample_points(
+    config: SteeringConfig,
+    base: ExperimentConfig,
+    env: mamujoco.Environment,
+    fit: Fit,
+    learner: Learner,
+    policies: dict[str, LearnerState],
+    mesh: Mesh,
+    folder: RunFolder,
+) -> dict[str, float]:
+    """Samples and measures the points that `steering.csv` lacks; returns the seconds of all processes together.
+
+    Raises:
+        UserError: numbers that are not finite; the points before are kept.
+    """
+    table, cost = folder.path / "steering.csv", folder.path / "cost.json"
+    points = read_points(table)
+    seconds = {"compile": 0.0, "sample": 0.0, "measure": 0.0}
+    if cost.exists():
+        seconds = json.loads(cost.read_text(encoding="utf-8"))
+    seeds = seeds_of(base)
+    by_seed, shared = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
+    prior = jax.device_put(fit.prior, shared)
+    # The same keys for all policies, schedules and scales; other keys than those the policies were trained by.
+    keys = jax.device_put(jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(1), seed))(seeds), by_seed)
+    reference = jax.device_put(real_windows(fit.held_out, min(WINDOWS, config.num_trajectories)), shared)
+    measure = make_measure(env, mesh)
+
+    parts = [
+        Part(policy, schedule, num_steps, scale)
+        for num_steps in config.num_steps
+        for schedule in config.schedules
+        for policy in POLICIES
+        for scale in config.guidance
+    ]
+    todo = missing(parts, points, seeds.tolist())
+    work = sum(part.num_steps for part in parts)
+    with phase("steering, in diffusion steps", total=work, done=work - sum(p.num_steps for p in todo)) as progress:
+        while todo:
+            policy, schedule, num_steps, _ = first = todo[0]
+            sampler = dataclasses.replace(base.diffusion, num_steps=num_steps, guidance_schedule=schedule)
+            sample = make_sampler(config, base, sampler, env, fit, learner, mesh)
+            start = time.monotonic()
+            scales = jax.device_put(jnp.zeros(config.scales_per_call), shared)
+            compiled = sample.lower(policies[policy], prior, keys, scales).compile()
+            seconds["compile"] += time.monotonic() - start
+            of_program = [part for part in todo if part[1:3] == first[1:3]]
+            todo = [part for part in todo if part[1:3] != first[1:3]]
+            while of_program:
+                block = [part for part in of_program if part.policy == of_program[0].policy][: config.scales_per_call]
+                of_program = [part for part in of_program if part not in block]
+                padded = [part.guidance for part in block] + [0.0] * (config.scales_per_call - len(block))
+                start = time.monotonic()
+                scales = jax.device_put(jnp.array(padded), shared)
+                log_likelihood, windows, finite = jax.block_until_ready(
+                    compiled(policies[block[0].policy], prior, keys, scales)
+                )
+                sampling = time.monotonic() - start
+                _refuse_nans(block, seeds, np.asarray(finite))
+                errors = jax.device_get(measure(windows, reference))
+                seconds["sample"] += sampling
+                seconds["measure"] += time.monotonic() - start - sampling
+                for number, part in enumerate(block):
+                    columns = (np.asarray(column)[:, number] for column in (log_likelihood, *errors))
+                    points[part] = {
+                        int(seed): Errors(*map(float, row)) for seed, *row in zip(seeds, *columns, strict=True)
+                    }
+                write_points(table, {part: points[part] for part in parts if part in points})
+                write_atomically(cost, json.dumps(seconds) + "\n")
+                speed = config.scales_per_call * config.num_trajectories * len(seeds) / sampling
+                progress.advance(
+                    num_steps * len(block),
+                    f"{block[0].policy}, {schedule}, N = {num_steps}, lambda {block[-1].guidance:g}: log-likelihood "
+                    f"{np.mean(log_likelihood[:, len(block) - 1]):.1f}, {speed:.0f} trajectories a second",
+                )
+    return seconds
+
+
+def real_windows(held_out: Dataset, num: int) -> Trajectory:
+    """Windows of held-out episodes that samples are compared with."""
+    horizon = len(held_out.offsets)
+    return jax.jit(lambda held_out: sample_windows(held_out, jax.random.key(0), num, horizon))(held_out)
+
+
+def _refuse_nans(block: Sequence[Part], seeds: np.ndarray, finite: np.ndarray) -> None:
+    for number, part in enumerate(block):
+        broken = seeds[~finite[:, number]]
+        if broken.size:
+            raise UserError(
+                f"NaN in trajectories toward the {part.policy} policy, schedule {part.schedule}, N {part.num_steps}, "
+                f"lambda {part.guidance:g}, seed {broken[0]}; the run folder keeps the points before"
+            )
+
+
+def write_summary(
+    config: SteeringConfig,
+    base: ExperimentConfig,
+    env: mamujoco.Environment,
+    fit: Fit,
+    trained: Path,
+    seconds: dict[str, float],
+    folder: RunFolder,
+) -> None:
+    """Draws the pictures and writes the summary."""
+    points = read_points(folder.path / "steering.csv")
+    training: dict[str, Any] = json.loads((trained / "summary.json").read_text(encoding="utf-8"))
+    held_out = real_windows(fit.held_out, min(WINDOWS, config.num_trajectories))
+    kinds = measure_quality(env, fit.held_out, {"held-out": jax.tree.map(lambda leaf: leaf[None], held_out)})
+    real = {name: errors for name, errors in kinds.items() if name.startswith("real")}
+    actions = base.training.horizon * env.spec.num_agents * env.spec.action_dim
+    highest = -0.5 * actions * math.log(2 * math.pi)
+    title = f"{base.task} {base.vault or base.dataset}"
+    draw_likelihood(folder.figures / "likelihood.png", title, points, highest)
+    shuffled = {name: errors["dynamics_error"] for name, errors in real.items() if name != "real"}
+    draw_quality(folder.figures / "quality.png", title, points, shuffled)
+    folder.write_summary(
+        {
+            "task": base.task,
+            "dataset": base.dataset,
+            "vault": None if base.vault is None else str(base.vault),
+            "preset": base.preset,
+            "fit_seed": base.fit_seed,
+            "denoiser_held_out_loss": fit.held_out_loss,
+            "num_seeds": base.num_seeds,
+            "seeds": seeds_of(base).tolist(),
+            "num_trajectories": config.num_trajectories,
+            "horizon": base.training.horizon,
+            "highest_log_likelihood": highest,
+            "trained_updates": training["updates"],
+            "trained_returns_per_seed": training["returns_per_seed"],
+            "real": real,
+            "wall_seconds": {**seconds, "total": sum(seconds.values())},
+        }
+    )
+
+
+def show(points: Points, summary: dict[str, Any]) -> None:
+    """Prints where each curve starts, peaks and ends."""
+    numbers, schedules = sampled(points)
+    rows = []
+    for policy in POLICIES:
+        for schedule in schedules:
+            for num_steps in numbers:
+                line = curve(points, policy, schedule, num_steps, "log_likelihood")
+                error = curve(points, policy, schedule, num_steps, "dynamics_error")
+                if line is None or error is None:
+                    continue
+                mean, peak = line.values.mean(axis=1), int(line.values.mean(axis=1).argmax())
+                rows.append(
+                    {
+                        "policy": policy,
+                        "schedule": schedule,
+                        "N": str(num_steps),
+                        "unguided": f"{mean[0]:.1f}",
+                        f"lambda {line.guidance[1]:g}": f"{mean[1]:.1f}",
+                        "peak": f"{mean[peak]:.1f}",
+                        "at lambda": f"{line.guidance[peak]:g}",
+                        f"lambda {line.guidance[-1]:g}": f"{mean[-1]:.1f}",
+                        "dynamics error": f"{error.values[0].mean():.2f}",
+                        "at peak": f"{error.values[peak].mean():.2f}",
+                    }
+                )
+    print_table(f"mean action log-likelihood; at most {summary['highest_log_likelihood']:.1f}", rows)
+    seconds = summary["wall_seconds"]
+    say(
+        f"{seconds['sample']:.0f} s to sample, {seconds['measure']:.0f} s to measure, {seconds['compile']:.0f} s to "
+        f"compile; the policies were trained for {summary['trained_updates']:,} updates"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The curves of `experiments.steering`: their file, and the pictures drawn from it."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from experiments.errors import UserError
+from experiments.figures import panels
+from experiments.files import write_atomically
+
+COLUMNS = (
+    "policy",
+    "schedule",
+    "num_steps",
+    "lambda",
+    "seed",
+    "log_likelihood",
+    "dynamics_error",
+    "feature_distance",
+)
+POLICIES = {"initial": "policy at initialisation", "trained": "policy trained on the data"}
+"""The policies that trajectories are steered toward, in words."""
+
+
+class Part(NamedTuple):
+    """One point of a curve: a row a seed."""
+
+    policy: str
+    schedule: str
+    num_steps: int
+    guidance: float
+
+
+class Errors(NamedTuple):
+    """What is measured of a seed's trajectories at a point; see `SampleQuality` for the last two."""
+
+    log_likelihood: float
+    dynamics_error: float
+    feature_distance: float
+
+
+Points = dict[Part, dict[int, Errors]]
+"""For each point, what each seed gave."""
+
+
+class Curve(NamedTuple):
+    """One policy's curve. guidance: `[L]`, rising; values: `[L, S]` by seed."""
+
+    guidance: np.ndarray
+    seeds: tuple[int, ...]
+    values: np.ndarray
+
+    def at(self, guidance: float) -> np.ndarray:
+        """The values `[S]` at a guidance scale of the grid."""
+        return self.values[int(np.flatnonzero(self.guidance == guidance)[0])]
+
+
+def write_points(path: Path, points: Points) -> None:
+    """Writes the long form, one row a point and seed; the old file or the new one is there whole."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for part, by_seed in points.items():
+        for seed, errors in by_seed.items():
+            place = (part.policy, part.schedule, part.num_steps, f"{part.guidance:g}", seed)
+            writer.writerow([*place, *(f"{value:.6g}" for value in errors)])
+    write_atomically(path, text.getvalue())
+
+
+def read_points(path: Path) -> Points:
+    """Reads what `write_points` wrote; nothing where there is no file yet.
+
+    Raises:
+        UserError: the file is something else.
+    """
+    points: Points = {}
+    if not path.exists():
+        return points
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    if tuple(header) != COLUMNS:
+        raise UserError(f"{path} has the columns {', '.join(header)}; expected {', '.join(COLUMNS)}")
+    for policy, schedule, num_steps, guidance, seed, *values in rows:
+        part = Part(policy, schedule, int(num_steps), float(guidance))
+        points.setdefault(part, {})[int(seed)] = Errors(*map(float, values))
+    return points
+
+
+def curve(points: Points, policy: str, schedule: str, num_steps: int, measure: str) -> Curve | None:
+    """The curve of one measure (a field of `Errors`); None where there is none."""
+    of = sorted(part for part in points if part[:3] == (policy, schedule, num_steps))
+    if not of:
+        return None
+    seeds = tuple(sorted(points[of[0]]))
+    values = [[getattr(points[part][seed], measure) for seed in seeds] for part in of]
+    return Curve(np.array([part.guidance for part in of]), seeds, np.array(values))
+
+
+def sampled(points: Points) -> tuple[list[int], list[str]]:
+    """The numbers of diffusion steps and the schedules that were sampled with."""
+    return sorted({part.num_steps for part in points}), sorted({part.schedule for part in points})
+
+
+def draw_likelihood(path: Path, title: str, points: Points, highest: float) -> None:
+    """Draws Figure 3: mean action log-likelihood against lambda; a panel for each schedule and number of steps.
+
+    Args:
+        path: the PNG to write.
+        title: what was sampled.
+        points: all points.
+        highest: the log-likelihood of the policy's own actions.
+    """
+    _draw(path, title, points, {"log_likelihood": "log-likelihood of the actions"}, {"the policy's own": highest})
+
+
+def draw_quality(path: Path, title: str, points: Points, real: Mapping[str, float]) -> None:
+    """Draws what steering costs: dynamics error and distance to the data against lambda.
+
+    Args:
+        path: the PNG to write.
+        title: what was sampled.
+        points: all points.
+        real: dynamics error of shuffled data, by name.
+    """
+    measures = {"dynamics_error": "dynamics error", "feature_distance": "distance to the data"}
+    _draw(path, title, points, measures, real)
+
+
+def _draw(path: Path, title: str, points: Points, measures: Mapping[str, str], levels: Mapping[str, float]) -> None:
+    numbers, schedules = sampled(points)
+    columns = [(schedule, num_steps) for schedule in schedules for num_steps in numbers]
+    smallest = min(part.guidance for part in points if part.guidance > 0)
+    with panels(path, len(measures), len(columns), (3.2 * len(columns), 3.0 * len(measures))) as grid:
+        for row, (measure, label) in enumerate(measures.items()):
+            for axes, (schedule, num_steps) in zip(grid[row], columns, strict=True):
+                for number, policy in enumerate(POLICIES):
+                    line = curve(points, policy, schedule, num_steps, measure)
+                    if line is not None:
+                        _draw_curve(axes, line, POLICIES[policy], f"C{number}")
+                for name, level in levels.items() if row == 0 else ():
+                    axes.axhline(level, color="0.4", linestyle=":", linewidth=1.0, label=name)
+                axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+                axes.set(xlabel="guidance scale λ (left: 0)", ylabel=label)
+                axes.set_title(f"{title}\n{schedule}, N = {num_steps}", fontsize=9)
+        grid[0, 0].legend(loc="best", fontsize=7)
+
+
+def _draw_curve(axes: Axes, line: Curve, label: str, colour: str) -> None:
+    """Mean and standard error over seeds; what is not finite leaves a gap."""
+    values = np.where(np.isfinite(line.values), line.values, np.nan)
+    mean = values.mean(axis=1)
+    axes.plot(line.guidance, mean, color=colour, marker="o", markersize=2.5, linewidth=1.5, label=label)
+    if len(line.seeds) > 1:
+        error = values.std(axis=1, ddof=1) / math.sqrt(len(line.seeds))
+        axes.fill_between(line.guidance, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+
+
+def missing(parts: Iterable[Part], points: Points, seeds: Sequence[int]) -> list[Part]:
+    """The points that not all seeds have yet."""
+    return [part for part in parts if not set(seeds) <= set(points.get(part, {}))]

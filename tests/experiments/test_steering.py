@@ -1,0 +1,195 @@
+"""Steering in a world without physics: what does not depend on the guidance, what must rise with it, and resuming."""
+
+import csv
+import json
+import math
+import shlex
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from coda_jax.coda import CodaConfig
+from coda_jax.data.vault import write_vault
+from coda_jax.diffusion.generator import GeneratorConfig
+from coda_jax.diffusion.samplers import SamplerConfig
+from coda_jax.diffusion.unet import UNetConfig
+from coda_jax.marl.maddpg_bc import MaddpgBcConfig
+from experiments import fitting, steering
+from experiments.config import PRESETS, ExperimentConfig
+from experiments.steering_curves import Errors, Part, curve, missing, read_points, write_points
+from tests.drift import DRIFT, SPEC, noise_episodes
+
+FLAGS = shlex.split(
+    "--preset tiny --num-updates 4 --num-seeds 2 --num-trajectories 6 --num-steps 4 --guidance 0 1e-6 3e-3 "
+    "--scales-per-call 2"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world(tmp_path_factory):
+    """A preset of tiny sizes on data of noise, in a world without physics, with the ideal denoiser of Gaussian data.
+
+    It sees every channel alone, so that guidance moves the actions and nothing else.
+    """
+    vault = tmp_path_factory.mktemp("vaults") / "drift" / "Replay.vlt" / "one"
+    write_vault(vault, noise_episodes(SPEC, 20, 5))
+    tiny = ExperimentConfig(
+        preset="tiny",
+        vault=vault,
+        diffusion=SamplerConfig(num_steps=2),
+        denoiser=GeneratorConfig(unet=UNetConfig(width=4), num_updates=2, batch_size=4),
+        learner=MaddpgBcConfig(critic_widths=(8,), policy_linear_width=4, policy_hidden_width=4),
+        training=CodaConfig(
+            horizon=3, batch_size=4, epochs_per_round=1, updates_per_epoch=2, num_trajectories=4, evaluation_episodes=2
+        ),
+    )
+    fit_prior = steering.fit_prior
+
+    def ideal(*args):
+        fit = fit_prior(*args)
+        return fit._replace(generator=fit.generator._replace(denoise=lambda params, tau, sigma: tau / (1 + sigma**2)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steering, "fit_prior", ideal)
+        patch.setitem(PRESETS, "tiny", tiny)
+        patch.setattr(steering.mamujoco, "make", lambda task: DRIFT)
+        patch.setattr(fitting, "UPDATES_PER_CHUNK", 2)
+        for module in (steering, steering.main_job):
+            patch.setattr(module, "enable_compilation_cache", lambda: None)
+        patch.setenv("CODA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def command(*flags: object) -> None:
+    with jax.debug_key_reuse(False):  # in one process the checks of key reuse remember earlier commands
+        steering.main([*FLAGS, *map(str, flags)])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run folder that was never interrupted."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    command("--run-dir", path)
+    return path
+
+
+def test_one_row_for_each_point_and_seed(finished):
+    with (finished / "steering.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == (
+        ["policy", "schedule", "num_steps", "lambda", "seed", "log_likelihood", "dynamics_error", "feature_distance"]
+    )
+    assert len(rows) == 2 * 2 * 3 * 2
+    assert {row["policy"] for row in rows} == {"initial", "trained"}
+    assert {row["lambda"] for row in rows} == {"0", "1e-06", "0.003"}
+
+
+def test_without_guidance_the_schedule_does_not_matter(finished):
+    points = read_points(finished / "steering.csv")
+    for policy in ("initial", "trained"):
+        assert points[Part(policy, "annealed", 4, 0.0)] == points[Part(policy, "constant", 4, 0.0)]
+
+
+def test_samples_without_guidance_are_the_same_for_both_policies(finished):
+    """Only the likelihood depends on who is asked."""
+    points = read_points(finished / "steering.csv")
+    initial, trained = (points[Part(policy, "annealed", 4, 0.0)] for policy in ("initial", "trained"))
+    for seed in (0, 1):
+        assert initial[seed][1:] == trained[seed][1:]
+        assert initial[seed].log_likelihood != trained[seed].log_likelihood
+
+
+def test_likelihood_rises_with_guidance_and_does_not_jump(finished):
+    points = read_points(finished / "steering.csv")
+    highest = json.loads((finished / "summary.json").read_text())["highest_log_likelihood"]
+    assert highest == -0.5 * 3 * 2 * math.log(2 * math.pi)  # H = 3, two agents of one action
+    for policy in ("initial", "trained"):
+        for schedule in ("annealed", "constant"):
+            line = curve(points, policy, schedule, 4, "log_likelihood")
+            assert np.all(np.abs(line.at(1e-6) - line.at(0.0)) < 1e-3)
+            assert np.all(line.at(3e-3) > line.at(0.0) + 1e-4)
+            assert np.all(line.values <= highest)
+
+
+def test_the_summary_tells_the_trained_policies_and_the_cost(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["trained_updates"] == 4 and len(summary["trained_returns_per_seed"]) == 2
+    assert set(summary["real"]) == {"real", "real, actions shuffled", "real, steps shuffled"}
+    assert summary["wall_seconds"]["sample"] > 0
+    assert all((finished / "figures" / name).stat().st_size > 5000 for name in ("likelihood.png", "quality.png"))
+
+
+def test_an_interrupted_command_goes_on_with_the_same_numbers(finished, tmp_path, monkeypatch):
+    """Policies of a run folder, two points a call; the process dies before a third call is kept."""
+    flags = ["--run", finished / "training", "--run-dir", tmp_path / "resumed"]
+
+    def die(path, points):
+        if len(points) > 3:
+            raise RuntimeError("killed")
+        write_points(path, points)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(steering, "write_points", die)
+        command(*flags)
+    kept = read_points(tmp_path / "resumed" / "steering.csv")
+    assert len(kept) == 3
+    sampled = []
+    advance = steering.write_points
+
+    def watch(path, points):
+        sampled.append(len(points))
+        advance(path, points)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steering, "write_points", watch)
+        command(*flags)
+    assert sampled[0] > len(kept)  # what was kept was not sampled again
+    assert (tmp_path / "resumed" / "steering.csv").read_bytes() == (finished / "steering.csv").read_bytes()
+
+
+def test_nans_stop_the_command_and_say_where(finished, tmp_path, capsys, monkeypatch):
+    load = steering.load_policies
+
+    def broken(*args):
+        learner, policies = load(*args)
+        nans = jax.tree.map(lambda leaf: leaf * jnp.nan if leaf.dtype == jnp.float32 else leaf, policies["trained"])
+        return learner, {**policies, "trained": nans}
+
+    monkeypatch.setattr(steering, "load_policies", broken)
+    line = refusal(capsys, "--run", finished / "training", "--run-dir", tmp_path / "run")
+    assert "NaN" in line and "trained policy, schedule annealed, N 4, lambda 0, seed 0" in line
+    assert all(part.policy == "initial" for part in read_points(tmp_path / "run" / "steering.csv"))
+
+
+def refusal(capsys, *flags: object) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command(*flags)
+    assert ended.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--guidance", "0.1", "1"], ["--guidance", "must be 0"]),
+        (["--guidance", "0", "nan"], ["--guidance", "nan"]),
+        (["--schedules", "cosine"], ["--schedules", "cosine", "annealed"]),
+        (["--num-steps", "1"], ["--num-steps", "at least 2"]),
+        (["--num-trajectories", "0"], ["--num-trajectories", "0"]),
+        (["--preset", "huge"], ["--preset", "huge"]),
+        (["--run", "nowhere"], ["nowhere", "no finished run"]),
+    ],
+)
+def test_bad_flags_are_one_clear_line(capsys, tmp_path, flags, words):
+    line = refusal(capsys, "--run-dir", tmp_path / "run", *flags)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_point_is_missing_until_all_seeds_are_there():
+    one, other = Part("initial", "annealed", 2, 0.0), Part("initial", "annealed", 2, 1.0)
+    points = {one: {0: Errors(-1.0, 0.5, 0.1), 1: Errors(-2.0, 0.5, 0.1)}, other: {0: Errors(-3.0, 0.5, 0.1)}}
+    assert missing([one, other], points, [0, 1]) == [other]
