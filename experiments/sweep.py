@@ -1,0 +1,296 @@
+"""Many runs of the main job from one file of settings: `python -m experiments.sweep experiments/sweeps/laptop.yaml`.
+
+Runs go one after the other, each in a process of its own with a log beside its run folder. What is finished is left,
+what was interrupted goes on; a run that fails is told at the end and stops no other. `--shard i/n` takes every
+n-th run, for several machines; sweeps that share a disk may also share the work, because each run has a lock.
+
+    for run in runs:                    # the shard's
+        if finished or locked: later
+        experiments.mamujoco(run)       # resumes by itself
+"""
+
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+
+from experiments.cache import plain
+from experiments.config import PRESETS, ExperimentConfig, check
+from experiments.console import Phase, duration, phase, print_table, say
+from experiments.errors import UserError, one_line_errors, parse_command
+from experiments.mamujoco import NOT_NUMBERS
+from experiments.run_folder import default_run_dir
+
+JOB = (sys.executable, "-m", "experiments.mamujoco")
+"""The command of a run; its flags follow."""
+
+POLL_SECONDS = 2.0
+"""How often a run is looked at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """Runs the main job for every combination of settings in a file."""
+
+    settings: Annotated[Path, tyro.conf.Positional]
+    """A YAML file; see `experiments/sweeps/laptop.yaml`."""
+    shard: str = "1/1"
+    """`i/n` takes every n-th run, beginning with the i-th: `1/4` ... `4/4` on four machines."""
+    output: Path | None = None
+    """Folder of the run folders, in place of the file's."""
+    list: bool = False
+    """Only show the runs and how far they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep."""
+
+    name: str
+    """Name of its run folder, by its settings."""
+    flags: tuple[str, ...]
+    """Flags of the main job."""
+    config: ExperimentConfig
+    path: Path
+    """Its run folder."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def work(self) -> int:
+        """Learner updates of all its seeds."""
+        training = self.config.training
+        return self.config.num_seeds * training.num_rounds * training.epochs_per_round * training.updates_per_epoch
+
+    def done(self) -> int:
+        """Learner updates of all its seeds that are done, by its `metrics.csv`."""
+        if self.finished:
+            return self.work
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            with (self.path / "metrics.csv").open(encoding="utf-8", newline="") as file:
+                last = list(csv.DictReader(file))[-1]
+            return min(self.work, self.config.num_seeds * int(float(last["updates"])))
+        return 0
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command; exit status 1 if a run failed."""
+    with one_line_errors():
+        config = parse_command(SweepConfig, args)
+        runs = shard(read_sweep(config.settings, config.output), config.shard)
+        if config.list:
+            show(runs, {})
+            return
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run does not outlive its sweep
+        failures = sweep(runs)
+        show(runs, failures)
+        if failures:
+            print(f"{len(failures)} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
+            sys.exit(1)
+
+
+def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
+    """Reads a file of settings and checks every run in it, before the first one starts.
+
+    The file has `output` (a folder), `settings` (flags of the main job for all runs) and `groups`, a list of mappings
+    with a `grid` (flag -> list of values, of which all combinations are run) and `settings` of their own. A setting
+    that a run does not use takes its default, and what is then the same run is run once.
+
+    Raises:
+        UserError: a file that cannot be read, or a setting that the main job refuses.
+    """
+    try:
+        sweep = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(sweep, dict) or not isinstance(sweep.get("groups"), list) or "output" not in sweep:
+        raise UserError(f"{file} is no sweep: it needs `output`, a folder, and `groups`, a list")
+    unknown = set(sweep) - {"output", "settings", "groups"}
+    if unknown:
+        raise UserError(f"{file} has {min(unknown)}, which no sweep has; it may have output, settings and groups")
+    folder = output or Path(sweep["output"])
+    runs: dict[str, Run] = {}
+    for number, group in enumerate(sweep["groups"]):
+        where = f"{file}, group {number + 1}"
+        if not isinstance(group, dict) or not set(group) <= {"grid", "settings"}:
+            raise UserError(f"{where}: a group has a `grid` and `settings`")
+        grid = group.get("grid", {})
+        if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+            raise UserError(f"{where}: the grid needs a list of values for each flag")
+        for values in itertools.product(*grid.values()):
+            settings = {
+                **sweep.get("settings", {}),
+                **group.get("settings", {}),
+                **dict(zip(grid, values, strict=True)),
+            }
+            try:
+                run = make_run(settings, folder)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from error
+            runs.setdefault(run.name, run)
+    return list(runs.values())
+
+
+def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
+    """The run of a mapping of flags, without those it does not use.
+
+    Raises:
+        UserError: a setting that the main job refuses.
+    """
+    unused = set()
+    if settings.get("augmentation", "coda") != "coda":
+        unused.add("guidance")
+    if settings.get("augmentation") == "none":
+        unused |= {"training.mix-ratio", "fit-seed"}
+    flags = tuple(
+        word
+        for name, value in settings.items()
+        if name.replace("_", "-") not in unused
+        for word in flag(name.replace("_", "-"), value)
+    )
+    config = parse_command(ExperimentConfig, flags, presets=PRESETS)
+    check(config)
+    identity = {name: value for name, value in plain(config).items() if name not in NOT_NUMBERS}
+    name = default_run_dir(
+        task=config.task,
+        dataset=str(config.vault or config.dataset),
+        augmentation=config.augmentation,
+        guidance=config.guidance,
+        preset=config.preset,
+        config=identity,
+    ).name
+    return Run(name, flags, config, folder / name)
+
+
+def flag(name: str, value: Any) -> list[str]:
+    """A setting as words of the command line."""
+    if isinstance(value, bool):
+        *outer, last = name.split(".")
+        return [f"--{'.'.join([*outer, last if value else f'no-{last}'])}"]
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def shard(runs: Sequence[Run], which: str) -> list[Run]:
+    """Every n-th run, beginning with the i-th, for `which` = "i/n".
+
+    Raises:
+        UserError: a shard that is not 1/n ... n/n.
+    """
+    try:
+        index, count = map(int, which.split("/"))
+    except ValueError:
+        index, count = 0, 0
+    if not 1 <= index <= count:
+        raise UserError(f"--shard is '{which}'; it must be i/n, with i from 1 to n")
+    return list(runs[index - 1 :: count])
+
+
+def sweep(runs: Sequence[Run]) -> dict[str, str]:
+    """Runs what is not finished; returns the last words of each run that failed, by name.
+
+    A run that another process works on is left for later, and waited for at the end.
+    """
+    failures: dict[str, str] = {}
+    with phase("sweep, in updates", total=sum(run.work for run in runs), done=sum(run.done() for run in runs)) as shown:
+        elsewhere = []
+        for number, run in enumerate(runs):
+            if not attempt(run, f"{number + 1} of {len(runs)}", shown, failures, wait=False):
+                elsewhere.append((number, run))
+        for number, run in elsewhere:
+            say(f"waiting for another process that runs {run.name}")
+            attempt(run, f"{number + 1} of {len(runs)}", shown, failures, wait=True)
+    return failures
+
+
+def attempt(run: Run, number: str, shown: Phase, failures: dict[str, str], wait: bool) -> bool:
+    """Runs a run under its lock; returns False if another process holds it, and `wait` is False."""
+    with exclusive(run.path, wait) as lock:
+        if lock is None:
+            return False
+        if not run.finished:
+            last_words = launch(run, number, shown, lock)
+            if last_words is not None:
+                failures[run.name] = last_words
+                say(f"run {number} failed: {last_words}")
+    return True
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, wait: bool) -> Iterator[int | None]:
+    """The lock of a run, as a file descriptor; None if another process holds it and `wait` is False.
+
+    The run's process inherits it: if the sweep is killed, the lock stays with the run that goes on without it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield file.fileno()
+
+
+def launch(run: Run, number: str, shown: Phase, lock: int) -> str | None:
+    """Runs the main job to its end, with its progress; returns its last line if it failed."""
+    say(f"run {number}: {run.name}")
+    start, before = time.monotonic(), run.done()
+    log = run.path.with_name(f"{run.name}.log")
+    with log.open("a", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [*JOB, *run.flags, "--run-dir", str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            pass_fds=(lock,),
+        )
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_SECONDS)
+                done = run.done()
+                if done > before:
+                    shown.advance(done - before, f"run {number}")
+                    before = done
+        finally:
+            process.kill()  # the sweep is interrupted: the run goes on from its last checkpoint
+            process.wait()
+    if process.returncode == 0 and run.finished:
+        say(f"run {number} finished in {duration(time.monotonic() - start)}")
+        return None
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"exit status {process.returncode}: {lines[-1] if lines else 'no words'} (see {log})"
+
+
+def show(runs: Sequence[Run], failures: Mapping[str, str]) -> None:
+    """Prints what became of the runs."""
+    rows = []
+    for run in runs:
+        if run.finished:
+            summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+            error = summary["standard_error"]
+            state = f"{summary['mean']:.0f}" + ("" if error is None else f" +- {error:.0f}")
+        else:
+            state = "failed" if run.name in failures else f"{run.done() / run.work:.0%} done"
+        rows.append({"run": run.name, "seeds": str(run.config.num_seeds), "return": state})
+    if rows:
+        print_table("runs", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""The main job in a world without physics, in a process of its own: for tests that kill it."""
+
+import sys
+
+import experiments.fitting
+from coda_jax.envs import mamujoco
+from experiments.mamujoco import main
+from tests.drift import DRIFT
+
+if __name__ == "__main__":
+    mamujoco.make = lambda task: DRIFT
+    experiments.fitting.UPDATES_PER_CHUNK = 2
+    main(sys.argv[1:])
