@@ -204,45 +204,49 @@ def sample_points(
     ]
     todo = missing(parts, points, seeds.tolist())
     work = sum(part.num_steps for part in parts)
+    compiled_for, compiled = None, None
     with phase("steering, in diffusion steps", total=work, done=work - sum(p.num_steps for p in todo)) as progress:
-        while todo:
-            policy, schedule, num_steps, _ = first = todo[0]
-            sampler = dataclasses.replace(base.diffusion, num_steps=num_steps, guidance_schedule=schedule)
-            sample = make_sampler(config, base, sampler, env, fit, learner, mesh)
+        for block in blocks_of(todo, config.scales_per_call):
+            policy, schedule, num_steps, _ = block[0]
+            # The last block is filled up with zeros, so that all have one compiled shape.
+            scales = jnp.zeros(config.scales_per_call).at[: len(block)].set(jnp.array([p.guidance for p in block]))
+            arguments = policies[policy], prior, keys, jax.device_put(scales, shared)
             start = time.monotonic()
-            scales = jax.device_put(jnp.zeros(config.scales_per_call), shared)
-            compiled = sample.lower(policies[policy], prior, keys, scales).compile()
-            seconds["compile"] += time.monotonic() - start
-            of_program = [part for part in todo if part[1:3] == first[1:3]]
-            todo = [part for part in todo if part[1:3] != first[1:3]]
-            while of_program:
-                block = [part for part in of_program if part.policy == of_program[0].policy][: config.scales_per_call]
-                of_program = [part for part in of_program if part not in block]
-                padded = [part.guidance for part in block] + [0.0] * (config.scales_per_call - len(block))
+            if compiled is None or compiled_for != (schedule, num_steps):
+                sampler = dataclasses.replace(base.diffusion, num_steps=num_steps, guidance_schedule=schedule)
+                sample = make_sampler(config, base, sampler, env, fit, learner, mesh)
+                compiled_for, compiled = (schedule, num_steps), sample.lower(*arguments).compile()
+                seconds["compile"] += time.monotonic() - start
                 start = time.monotonic()
-                scales = jax.device_put(jnp.array(padded), shared)
-                log_likelihood, windows, finite = jax.block_until_ready(
-                    compiled(policies[block[0].policy], prior, keys, scales)
-                )
-                sampling = time.monotonic() - start
-                _refuse_nans(block, seeds, np.asarray(finite))
-                errors = jax.device_get(measure(windows, reference))
-                seconds["sample"] += sampling
-                seconds["measure"] += time.monotonic() - start - sampling
-                for number, part in enumerate(block):
-                    columns = (np.asarray(column)[:, number] for column in (log_likelihood, *errors))
-                    points[part] = {
-                        int(seed): Errors(*map(float, row)) for seed, *row in zip(seeds, *columns, strict=True)
-                    }
-                write_points(table, {part: points[part] for part in parts if part in points})
-                write_atomically(cost, json.dumps(seconds) + "\n")
-                speed = config.scales_per_call * config.num_trajectories * len(seeds) / sampling
-                progress.advance(
-                    num_steps * len(block),
-                    f"{block[0].policy}, {schedule}, N = {num_steps}, lambda {block[-1].guidance:g}: log-likelihood "
-                    f"{np.mean(log_likelihood[:, len(block) - 1]):.1f}, {speed:.0f} trajectories a second",
-                )
+            log_likelihood, windows, finite = jax.block_until_ready(compiled(*arguments))
+            sampling = time.monotonic() - start
+            _refuse_nans(block, seeds, np.asarray(finite))
+            errors = jax.device_get(measure(windows, reference))
+            seconds["sample"] += sampling
+            seconds["measure"] += time.monotonic() - start - sampling
+            for number, part in enumerate(block):
+                columns = (np.asarray(column)[:, number] for column in (log_likelihood, *errors))
+                points[part] = {int(seed): Errors(*map(float, row)) for seed, *row in zip(seeds, *columns, strict=True)}
+            write_points(table, {part: points[part] for part in parts if part in points})
+            write_atomically(cost, json.dumps(seconds) + "\n")
+            speed = config.scales_per_call * config.num_trajectories * len(seeds) / sampling
+            progress.advance(
+                num_steps * len(block),
+                f"{policy}, {schedule}, N = {num_steps}, lambda {block[-1].guidance:g}: log-likelihood "
+                f"{np.mean(log_likelihood[:, len(block) - 1]):.1f}, {speed:.0f} trajectories a second",
+            )
     return seconds
+
+
+def blocks_of(parts: Sequence[Part], size: int) -> list[list[Part]]:
+    """Neighbours that differ in lambda only, at most `size` together."""
+    blocks: list[list[Part]] = []
+    for part in parts:
+        if blocks and blocks[-1][0][:3] == part[:3] and len(blocks[-1]) < size:
+            blocks[-1].append(part)
+        else:
+            blocks.append([part])
+    return blocks
 
 
 def real_windows(held_out: Dataset, num: int) -> Trajectory:

@@ -1,33 +1,52 @@
+"""The report: comparisons of runs, and the page of results with its verdicts, from kept numbers alone."""
+
 import csv
 import json
+import math
+import shutil
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
 
 from experiments import report
+from experiments.claims import FAILS, HOLDS, NO_RUN, UNDECIDED, downstream_claims, judge, steering_claims
+from experiments.evidence import gather
+from experiments.intervals import interquartile_mean, interval, mean, paired_difference
+from experiments.steering_curves import Errors, Part, write_points
 
 
-def keep_run(path, augmentation: str, offset: float, seeds: int = 3, dataset_mean: float = 100.0):
+def keep_run(path, augmentation: str, offset: float, seeds=3, dataset_mean: float = 100.0, **settings):
     """What is kept of a finished run of two rounds; seed s returns offset + 100 round + s."""
-    path.mkdir()
-    (path / "config.yaml").write_text(yaml.safe_dump({"training": {"mix_ratio": 0.5}}))
-    guided = {"dynamics_error": 0.4} if augmentation == "coda" else None
-    kinds = {"guided": guided, "unguided": {"dynamics_error": 0.3}, "real, actions shuffled": {"dynamics_error": 0.9}}
-    final = offset + 200.0 + np.arange(seeds)
+    path.mkdir(parents=True)
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    place = {"task": settings.pop("task", "drift"), "dataset": settings.pop("dataset", "replay")}
+    guidance = settings.pop("guidance", 0.6)
+    values = {"training": {"mix_ratio": 0.5}, "preset": "laptop", "num_seeds": len(seeds), **settings}
+    (path / "config.yaml").write_text(yaml.safe_dump(values))
+    guided = {"dynamics_error": 0.4, "feature_distance": 0.1} if augmentation == "coda" else None
+    kinds = {
+        "guided": guided,
+        "unguided": {"dynamics_error": 0.3, "feature_distance": 0.1},
+        "real, actions shuffled": {"dynamics_error": 0.9},
+    }
+    final = offset + 200.0 + np.array(seeds)
     summary = {
-        "task": "drift",
-        "dataset": "replay",
+        **place,
         "augmentation": augmentation,
-        "guidance": 0.6,
+        "guidance": guidance,
         "updates": 20,
-        "num_seeds": seeds,
+        "num_seeds": len(seeds),
+        "seeds": seeds,
         "returns_per_seed": final.tolist(),
         "mean": final.mean(),
-        "standard_error": final.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else None,
+        "standard_error": final.std(ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else None,
         "dataset_mean_return": dataset_mean,
         "dataset_best_return": 500.0,
         "sample_quality": None if augmentation == "none" else {k: v for k, v in kinds.items() if v},
+        "wall_seconds": {"total": 60.0},
     }
     (path / "summary.json").write_text(json.dumps(summary))
     likelihood = 0.0 if augmentation == "none" else -110.0
@@ -35,11 +54,164 @@ def keep_run(path, augmentation: str, offset: float, seeds: int = 3, dataset_mea
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["round", "seed", "updates", "return", "synthetic_log_likelihood", "unguided_log_likelihood"])
         for round_ in range(3):
-            for seed in range(seeds):
+            for seed in seeds:
                 value = offset + 100 * round_ + seed
                 now = (likelihood, likelihood - 5) if round_ else (0.0, 0.0)
                 writer.writerow([round_, seed, 10 * round_, value, *now])
     return path
+
+
+def keep_returns(path, returns: list[float]):
+    """Replaces the final returns of a kept run."""
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**summary, "returns_per_seed": returns}))
+
+
+def keep_steering(path, likelihoods: dict[float, list[float]]):
+    """What is kept of a steering run: the same likelihoods `[seeds]` for both policies."""
+    path.mkdir(parents=True)
+    points = {
+        Part(policy, schedule, 32, scale): {seed: Errors(value, 0.5, 0.1) for seed, value in enumerate(values)}
+        for policy in ("initial", "trained")
+        for schedule in ("annealed", "constant")
+        for scale, values in likelihoods.items()
+    }
+    write_points(path / "steering.csv", points)
+    summary = {
+        "task": "2halfcheetah",
+        "dataset": "replay",
+        "vault": None,
+        "fit_seed": 0,
+        "highest_log_likelihood": -110.3,
+        "real": {"real": {"dynamics_error": 0.0}, "real, actions shuffled": {"dynamics_error": 0.9}},
+        "wall_seconds": {"total": 30.0},
+    }
+    (path / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Three methods on two datasets, an ablation and a steering run."""
+    results = tmp_path / "results"
+    for dataset in ("replay", "good"):
+        for method, offset in (("none", 0.0), ("unconditional", 20.0), ("coda", 50.0)):
+            keep_run(results / f"{dataset}_{method}", method, offset, task="2halfcheetah", dataset=dataset)
+    more = {"training": {"mix_ratio": 1.0}}
+    keep_run(results / "all_synthetic", "coda", 10.0, task="2halfcheetah", **more)
+    provenance = {"device": "cpu", "backend": "cpu", "visible_cores": 2, "platform": "Linux"}
+    (results / "good_coda" / "provenance.json").write_text(json.dumps(provenance))
+    keep_steering(
+        results / "steering", {0.0: [-150, -149], 0.001: [-149.9, -148.9], 0.6: [-111, -110], 100: [-160, -159]}
+    )
+    return results
+
+
+def test_the_page_and_its_pictures_come_again_with_the_same_bytes(kept, tmp_path):
+    pages = [tmp_path / name for name in ("a.md", "b.md")]
+    pictures = []
+    for page in pages:
+        np.random.random(3)  # noqa: NPY002 - whatever else drew from the global generator
+        report.main(["--results", str(kept), "--output", str(page)])
+        pictures.append({path.name: path.read_bytes() for path in (kept / "figures").iterdir()})
+        for path in (kept / "figures").iterdir():
+            path.unlink()
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    assert pictures[0] == pictures[1]
+    assert set(pictures[0]) == {
+        "figure4_laptop.png",
+        *(f"{kind}_laptop_2halfcheetah_{d}.png" for kind in ("returns", "likelihood") for d in ("replay", "good")),
+        "steering_likelihood.png",
+        "steering_quality.png",
+    }
+    text = pages[0].read_text()
+    assert "| laptop | 2halfcheetah | replay | 20 | 201 +- 1 (3) | 221 +- 1 (3) | 251 +- 1 (3) | 100 | 500 |" in text
+    assert "training.mix_ratio 1.0" in text and "-40, bootstrap [-40, -40]" in text
+    assert "cpu (cpu), 2 cores, Linux | 1 | 1:00 | 0.0 |" in text
+
+
+def test_words_of_one_s_own_are_taken_over(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "discussion.md").write_text("Samples miss the dynamics.\n")
+    report.main(["--results", str(tmp_path / "results"), "--output", str(tmp_path / "page.md")])
+    assert "\nSamples miss the dynamics.\n" in (tmp_path / "page.md").read_text()
+
+
+def test_verdicts_follow_the_numbers(kept):
+    verdicts = {claim.claim.split(" (")[0]: claim.verdict for claim in downstream_claims(gather(kept))}
+    assert verdicts["Replay: CODA above MADDPG+BC"] == HOLDS
+    assert verdicts["Replay: unconditional below MADDPG+BC"] == FAILS
+    assert verdicts["Medium: CODA below unconditional"] == NO_RUN
+    keep_returns(kept / "replay_coda", [100.0, 201.0, 330.0])
+    verdicts = {claim.claim.split(" (")[0]: claim.verdict for claim in downstream_claims(gather(kept))}
+    assert verdicts["Replay: CODA above MADDPG+BC"] == UNDECIDED
+
+
+def test_steering_s_verdicts_follow_the_curve(kept):
+    claims = steering_claims(gather(kept).steering)
+    assert [claim.verdict for claim in claims] == [HOLDS, HOLDS, HOLDS, HOLDS, FAILS]  # no jump at 0.001
+
+
+def test_an_empty_folder_decides_nothing(tmp_path):
+    (tmp_path / "results").mkdir()
+    report.main(["--results", str(tmp_path / "results"), "--output", str(tmp_path / "page.md")])
+    text = (tmp_path / "page.md").read_text()
+    assert text.count(NO_RUN) == 25 and HOLDS not in text.split("## The paper's claims")[1]
+
+
+def test_seeds_of_one_condition_are_put_together_and_never_counted_twice(tmp_path, capsys):
+    keep_run(tmp_path / "a", "coda", 0.0, seeds=[0, 1])
+    keep_run(tmp_path / "b", "coda", 0.0, seeds=[2, 3])
+    (cell,) = gather(tmp_path).table
+    assert cell.returns == {0: 200.0, 1: 201.0, 2: 202.0, 3: 203.0}
+    other = keep_run(tmp_path / "c", "coda", 0.0, seeds=[3])
+    assert str(other) in refusal(capsys, "--results", tmp_path, "--output", tmp_path / "page.md")
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_a_baseline_without_synthetic_data_belongs_to_every_mix(tmp_path):
+    keep_run(tmp_path / "none", "none", 0.0, training={"mix_ratio": 0.1})
+    keep_run(tmp_path / "coda", "coda", 0.0, training={"mix_ratio": 0.7})
+    assert {cell.method for cell in gather(tmp_path).table} == {"none", "coda 0.6"}
+
+
+def test_the_paper_s_scale_is_judged_before_the_laptop_s(kept):
+    for method, offset in (("none", 0.0), ("coda", -50.0)):
+        keep_run(kept / f"paper_{method}", method, offset, task="2halfcheetah", preset="paper")
+    (claim, *_) = downstream_claims(gather(kept))
+    assert claim.verdict == FAILS and "(paper)" in claim.numbers
+
+
+def test_intervals_have_the_right_centre_and_width():
+    """Against closed forms: t's interval of four numbers, and the bootstrap's standard error for many."""
+    found = paired_difference({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 9: 50.0}, {0: 0.0, 1: 0.0, 2: 0.0, 3: 0.0})
+    assert found.num_seeds == 4 and found.mean == 2.5
+    reach = 3.1824463 * math.sqrt(5 / 3) / 2  # t_{0.975, 3}
+    np.testing.assert_allclose(found.student, (2.5, 2.5 - reach, 2.5 + reach), rtol=1e-6)
+    scores = np.random.default_rng(0).normal(size=(400, 2))
+    value, low, high = interval(scores, mean)
+    assert value == pytest.approx(scores.mean())
+    assert (high - low) == pytest.approx(2 * 1.96 * scores.std() / math.sqrt(800), rel=0.1)
+    assert interquartile_mean(np.array([[-1000.0], [1.0], [3.0], [1000.0]])) == 2.0
+
+
+def test_the_bootstrap_stays_within_a_dataset():
+    """Strata: two datasets of constant but different scores leave nothing to vary."""
+    assert interval(np.array([[0.0, 100.0]] * 5), mean) == (50.0, 50.0, 50.0)
+
+
+def test_an_interval_does_not_disturb_the_global_generator():
+    np.random.seed(3)  # noqa: NPY002
+    expected = np.random.random()  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    interval(np.ones((3, 1)), mean)
+    assert np.random.random() == expected  # noqa: NPY002
+
+
+def test_too_few_seeds_decide_nothing():
+    assert paired_difference({0: 1.0, 1: 1.0}, {1: 0.0, 2: 0.0}) is None
+    assert judge(None, 1) == UNDECIDED
+    both = paired_difference({0: 1.0, 1: 9.0}, {0: 0.0, 1: 0.0})
+    assert both.bootstrap.low > 0 and judge(both, 1) == UNDECIDED  # t knows that two are few
 
 
 def test_runs_are_compared_and_again_with_the_same_bytes(tmp_path, capsys):
@@ -75,5 +247,18 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     other = keep_run(tmp_path / "other", "coda", 0.0, dataset_mean=90.0)
     assert str(other) in refusal(capsys, one, other, "--output", tmp_path / "out")
     assert "nowhere" in refusal(capsys, tmp_path / "nowhere", "--output", tmp_path / "out")
-    assert "no runs" in refusal(capsys, "--output", tmp_path / "out")
+    assert "nowhere" in refusal(capsys, "--results", tmp_path / "nowhere", "--output", tmp_path / "out")
+    assert "--output" in refusal(capsys, one)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_committed_page_and_pictures_are_what_the_committed_numbers_give(tmp_path):
+    root = Path(report.__file__).parents[1]
+    shutil.copytree(root / "results", tmp_path / "results", ignore=shutil.ignore_patterns("figures", "checkpoints"))
+    report.main(["--results", str(tmp_path / "results"), "--output", str(tmp_path / "RESULTS.md")])
+    assert (tmp_path / "RESULTS.md").read_bytes() == (root / "RESULTS.md").read_bytes()
+    made, kept = (sorted((folder / "results" / "figures").glob("*.png")) for folder in (tmp_path, root))
+    assert [path.name for path in made] == [path.name for path in kept]
+    for ours, theirs in zip(made, kept, strict=True):
+        np.testing.assert_array_equal(plt.imread(ours), plt.imread(theirs))

@@ -111,7 +111,7 @@ def test_a_run_that_fails_is_told_at_the_end_and_stops_no_other(tmp_path, fake_j
     assert [len(journal) for journal in journals(tmp_path / "runs")] == [4, 4, 2]  # what is finished is left alone
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
+@pytest.mark.parametrize("whole_group", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_killed_sweep_loses_nothing_and_runs_nothing_twice(tmp_path, fake_job, whole_group):
     """Killed alone, its run goes on by itself and the next sweep waits for it; killed with it, the run resumes."""
     output = tmp_path / "runs"

@@ -1,0 +1,193 @@
+"""Finished runs as they are kept: reading them, and putting together what belongs to one method.
+
+A *condition* is all settings but the seeds. Runs of one condition are one cell of a table, their seeds together.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from experiments.cache import key_of, plain
+from experiments.config import PRESETS
+from experiments.errors import UserError
+from experiments.run_folder import Metrics
+
+METHODS = {"none": "no augmentation", "unconditional": "unconditional", "coda": "CODA"}
+"""Augmentations, in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is known of a finished run."""
+
+    path: Path
+    label: str
+    """Its method, in words."""
+    summary: Mapping[str, Any]
+    metrics: Mapping[str, np.ndarray]
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any] | None
+    """What machine it ran on; None where that was not kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """All seeds of one condition."""
+
+    place: tuple[str, str, str]
+    """Preset, task and dataset."""
+    method: str
+    """Augmentation, and the guidance scale of CODA."""
+    setup: Mapping[str, Any]
+    """The other settings, by dotted name, of those that this method uses."""
+    runs: tuple[Run, ...]
+
+    @property
+    def returns(self) -> dict[int, float]:
+        """The final policy's return of each seed, a mean over its episodes."""
+        pairs = [
+            pair
+            for run in self.runs
+            for pair in zip(run.summary["seeds"], run.summary["returns_per_seed"], strict=True)
+        ]
+        return dict(sorted(pairs))
+
+    @property
+    def untrained(self) -> dict[int, float]:
+        """The return of each seed's policy before training."""
+        found = {}
+        for run in self.runs:
+            first = run.metrics["round"] == 0
+            found |= dict(zip(run.metrics["seed"][first].tolist(), run.metrics["return"][first].tolist(), strict=True))
+        return dict(sorted(found.items()))
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """The rows of all its runs."""
+        return {
+            name: np.concatenate([run.metrics[name] for run in self.runs if name in run.metrics])
+            for name in self.runs[0].metrics
+        }
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The summary of its first run."""
+        return self.runs[0].summary
+
+
+def read_run(path: Path) -> Run:
+    """Reads a run.
+
+    Raises:
+        UserError: it is not there, not finished, or not of the main job.
+    """
+    for name in ("summary.json", "config.yaml", "metrics.csv"):
+        if not (path / name).is_file():
+            raise UserError(f"{path} is no finished run: it has no {name}")
+    try:
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        metrics = Metrics(path / "metrics.csv").read()
+        needed = {"augmentation", "sample_quality", "standard_error", "dataset_mean_return"} - set(summary)
+        kept = path / "provenance.json"
+        provenance = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if needed:
+        raise UserError(f"{path} is no run of this version's main job: its summary has no {', '.join(sorted(needed))}")
+    label = METHODS[summary["augmentation"]]
+    if summary["augmentation"] != "none":
+        label += f", mix {config['training']['mix_ratio']:g}"
+    if summary["augmentation"] == "coda":
+        label += f", guidance {summary['guidance']:g}"
+    return Run(path, label, summary, metrics, config, provenance)
+
+
+def find_runs(results: Path) -> list[Run]:
+    """All finished runs of the main job below a folder, by path; the `smoke` preset shows nothing and is left out."""
+    found = []
+    for file in sorted(results.rglob("summary.json")):
+        if "augmentation" in json.loads(file.read_text(encoding="utf-8")):
+            config = yaml.safe_load((file.parent / "config.yaml").read_text(encoding="utf-8"))
+            if config.get("preset") != "smoke":
+                found.append(read_run(file.parent))
+    return found
+
+
+def cells_of(runs: Iterable[Run]) -> list[Cell]:
+    """Puts the seeds of each condition together.
+
+    Raises:
+        UserError: a seed that two runs of the same condition both have.
+    """
+    conditions: dict[str, list[Run]] = {}
+    described: dict[str, tuple[tuple[str, str, str], str, dict[str, Any]]] = {}
+    for run in runs:
+        place, method, setup = condition(run)
+        key = key_of([place, method, setup])
+        described[key] = place, method, setup
+        conditions.setdefault(key, []).append(run)
+    for members in conditions.values():
+        owner: dict[int, Path] = {}
+        for run in members:
+            for seed in run.summary["seeds"]:
+                if seed in owner:
+                    raise UserError(f"seed {seed} of the same run is in {owner[seed]} and in {run.path}; remove one")
+                owner[seed] = run.path
+    return [Cell(*described[key], tuple(members)) for key, members in conditions.items()]
+
+
+def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
+    """Place, method and setup of a run. Settings that it was too old to know have their preset's values."""
+    preset = run.config.get("preset", "laptop")
+    setup = {**flat(plain(PRESETS[preset])), **flat(run.config)} if preset in PRESETS else flat(run.config)
+    augmentation = run.summary["augmentation"]
+    method = augmentation if augmentation != "coda" else f"coda {run.summary['guidance']:g}"
+    place = (preset, run.summary["task"], str(run.summary.get("vault") or run.summary["dataset"]))
+    left_out = {"preset", "task", "dataset", "vault", "augmentation", "guidance", "seed", "num_seeds", "run_dir"}
+    left_out.add("allow_other_devices")
+    if augmentation == "none":
+        left_out |= {"training.mix_ratio", "fit_seed", "training.num_trajectories"}
+        left_out |= {name for name in setup if name.startswith(("diffusion.", "denoiser."))}
+    if augmentation != "unconditional":
+        left_out.add("training.static_trajectories")
+    if augmentation == "unconditional":
+        left_out.add("training.num_trajectories")
+    return place, method, {name: value for name, value in sorted(setup.items()) if name not in left_out}
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two setups have the same values where both have one."""
+    return all(a[name] == b[name] for name in set(a) & set(b))
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The names of the settings in which two setups differ."""
+    return sorted(name for name in set(a) & set(b) if a[name] != b[name])
+
+
+def main_setup(cells: Sequence[Cell]) -> Mapping[str, Any] | None:
+    """The setup that a table is about: in which most methods, then places, seeds and updates are there."""
+
+    def weight(setup: Mapping[str, Any]) -> tuple[int, int, int, int, str]:
+        members = [cell for cell in cells if agree(cell.setup, setup)]
+        methods = {(cell.place, cell.method) for cell in members}
+        seeds = sum(len(cell.returns) for cell in members)
+        updates = sum(cell.summary["updates"] for cell in members)
+        return len(methods), len({cell.place for cell in members}), seeds, updates, key_of(setup)
+
+    whole = [cell.setup for cell in cells if "training.mix_ratio" in cell.setup] or [cell.setup for cell in cells]
+    return max(whole, key=weight, default=None)

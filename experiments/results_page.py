@@ -1,0 +1,343 @@
+"""RESULTS.md: claims and verdicts, tables with intervals, and what they cost; written from numbers alone."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from experiments.claims import HOLDS, Claim, compare, downstream_claims, game_claims, steering_claims, words
+from experiments.console import duration
+from experiments.evidence import Evidence, gather, method_order, normalised
+from experiments.files import write_atomically
+from experiments.intervals import Difference, interquartile_mean, interval, paired_difference
+from experiments.kept_runs import Cell
+from experiments.results_figures import draw_all, method_name
+from experiments.steering_curves import POLICIES, curve, sampled
+
+DISCUSSION = "discussion.md"
+"""A file beside the kept runs whose text is taken over as it is: what no rule can write."""
+
+RULES = """\
+Every number here is computed from what is kept below `results/`, by `python -m experiments.report`; the same numbers
+give the same page and pictures, bit for bit. How to read it:
+
+- The unit is a policy seed. Its return is the mean of its evaluation episodes with the final policy, never the best
+  one; +- is the standard error over seeds; episodes are never counted as seeds.
+- Methods are compared by the same seeds: same first weights, same starts of the evaluation. *A is above B* **holds**
+  where both 95 % intervals of the mean difference lie above zero: the percentile bootstrap (rliable, 2,000 samples),
+  which is too narrow for a handful of seeds, and Student's t, which is not. It **does not hold** where both lie below
+  zero, and is **not decidable at this scale** otherwise. CODA is judged at lambda 0.6, whichever lambda came out best.
+  Nothing is corrected for the number of claims: of twenty true nulls, one may seem decided.
+- All seeds of a run share one denoiser, so they do not sample the variance of its fit; other fits are shown apart.
+- The paper's numbers stand for other datasets (OG-MARL's), 16 seeds and 300,000 updates."""
+
+
+def write_page(results: Path, output: Path) -> str:
+    """Writes the page and its pictures; returns a line on what it holds.
+
+    Raises:
+        UserError: what is kept cannot be read.
+    """
+    evidence = gather(results)
+    figures = results / "figures"
+    drawn = draw_all(evidence, figures)
+    claims = steering_claims(evidence.steering) + downstream_claims(evidence) + game_claims(evidence.games)
+    link = Path(os.path.relpath(figures, output.parent)).as_posix()
+    own_words = results / DISCUSSION
+    sections = [
+        "# Results",
+        RULES,
+        "## The paper's claims",
+        claims_table(claims, link),
+        *downstream_sections(evidence, link),
+        *steering_sections(evidence, link),
+        "## How sample quality and steering explain the returns",
+        explanation(evidence),
+        own_words.read_text(encoding="utf-8").strip() if own_words.exists() else "",
+        "## What it cost",
+        cost_table(evidence),
+    ]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, "\n\n".join(section for section in sections if section) + "\n")
+    decided = sum(claim.verdict == HOLDS for claim in claims)
+    return f"{output}: {len(claims)} claims, of which {decided} hold; {len(drawn)} pictures in {figures}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; a line instead where there are no rows."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    if not lines:
+        return "No run is kept yet."
+    return "\n".join([f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}", *lines])
+
+
+def claims_table(claims: Sequence[Claim], link: str) -> str:
+    """One row a claim."""
+    rows = [
+        (
+            claim.claim,
+            claim.command,
+            f"[picture]({Path(os.path.normpath(f'{link}/{claim.figure}')).as_posix()})" if claim.figure else "",
+            f"**{claim.verdict}**",
+            claim.numbers,
+        )
+        for claim in claims
+    ]
+    return table(("claim", "our command", "our figure", "verdict", "numbers"), rows)
+
+
+def downstream_sections(evidence: Evidence, link: str) -> list[str]:
+    """Table 1, its differences, Figure 4, Figures 5 to 8, ablations and fits."""
+    sections = ["## Table 1: returns of the final policy", returns_table(evidence)]
+    if not evidence.table:
+        return sections
+    presets = list(dict.fromkeys(place[0] for place in evidence.places()))
+    sections += [
+        setups(evidence),
+        "Differences over paired seeds:",
+        differences_table(evidence),
+        "## Figure 4: normalised within a dataset",
+        "0 is the mean policy before training, 1 the dataset's mean episode. Over all datasets that have every method, "
+        "by the interquartile mean and its stratified bootstrap interval (the datasets are the strata):",
+        aggregate_table(evidence),
+        *(f"![returns]({link}/figure4_{preset}.png)" for preset in presets),
+        "## Figures 5 to 8: learning curves",
+        "Bands are one standard error over seeds.",
+        "\n".join(f"![returns]({link}/returns_{'_'.join(place).replace('/', '_')}.png)" for place in evidence.places()),
+        "## Ablations and other fits",
+        "One setting apart from Table 1's (`fit_seed`: another fit of the denoiser for the same policy seeds), and "
+        "runs that differ in more. The difference is to the same method in Table 1.",
+        variants_table(evidence),
+    ]
+    return sections
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """Mean +- standard error over seeds."""
+    error = f" +- {np.std(values, ddof=1) / np.sqrt(len(values)):,.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):,.{digits}f}{error}"
+
+
+def methods_of(evidence: Evidence) -> list[str]:
+    """All methods of Table 1."""
+    return sorted({cell.method for cell in evidence.table}, key=method_order)
+
+
+def returns_table(evidence: Evidence) -> str:
+    """Table 1."""
+    methods = methods_of(evidence)
+    rows = []
+    for place in evidence.places():
+        cells = [evidence.cell(place, method) for method in methods]
+        known = next(cell for cell in cells if cell is not None)
+        values = ("" if c is None else f"{spread(list(c.returns.values()))} ({len(c.returns)})" for c in cells)
+        mean, best = (f"{known.summary[f'dataset_{name}_return']:,.0f}" for name in ("mean", "best"))
+        rows.append((place[0], place[1], place[2], f"{known.summary['updates']:,}", *values, mean, best))
+    names = [f"{method_name(method)} (seeds)" for method in methods]
+    return table(("preset", "task", "dataset", "updates", *names, "dataset, mean episode", "best episode"), rows)
+
+
+def setups(evidence: Evidence) -> str:
+    """The settings that matter most, for each preset and task."""
+    shown = {
+        "alpha (mix)": "training.mix_ratio",
+        "alpha_BC": "learner.alpha_bc",
+        "N": "diffusion.num_steps",
+        "trajectories a round": "training.num_trajectories",
+        "evaluation episodes": "training.evaluation_episodes",
+    }
+    lines = []
+    for scope in dict.fromkeys(place[:2] for place in evidence.places()):
+        known: dict[str, Any] = {}
+        for cell in evidence.table:
+            if cell.place[:2] == scope:
+                known |= cell.setup
+        values = ", ".join(f"{words} {known[name]}" for words, name in shown.items() if name in known)
+        lines.append(f"- {scope[0]}, {scope[1]}: {values}")
+    return "\n".join(lines)
+
+
+def differences_table(evidence: Evidence) -> str:
+    """All methods against no augmentation, and CODA against the unconditional model."""
+    rows = []
+    for place in evidence.places():
+        for method in methods_of(evidence):
+            others = [other for other in ("none", "unconditional") if method_order(other) < method_order(method)]
+            for other in others:
+                if evidence.cell(place, method) and evidence.cell(place, other):
+                    found = compare(evidence, place, method, other)
+                    pair = f"{method_name(method)} - {method_name(other)}"
+                    rows.append((*place, pair, words(found)))
+    return table(("preset", "task", "dataset", "methods", "difference"), rows)
+
+
+def aggregate_table(evidence: Evidence) -> str:
+    """Interquartile means over the datasets of a preset that have every method, by the seeds they all have."""
+    rows = []
+    for preset in dict.fromkeys(place[0] for place in evidence.places()):
+        methods = sorted({c.method for c in evidence.table if c.place[0] == preset}, key=method_order)
+        places = [p for p in evidence.places() if p[0] == preset and all(evidence.cell(p, m) for m in methods)]
+        for method in methods if places else ():
+            scores = [normalised(cell) for place in places if (cell := evidence.cell(place, method)) is not None]
+            seeds = sorted(set.intersection(*map(set, scores)))
+            if seeds:
+                found = interval(np.array([[score[seed] for score in scores] for seed in seeds]), interquartile_mean)
+                values = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+                rows.append((preset, method_name(method), str(len(places)), str(len(seeds)), values))
+    return table(("preset", "method", "datasets", "seeds each", "interquartile mean [95 %]"), rows)
+
+
+def variants_table(evidence: Evidence) -> str:
+    """Cells with other settings than Table 1's."""
+    rows = []
+    for cell, names in evidence.variants:
+        settings = ", ".join(f"{name} {cell.setup[name]}" for name in names)
+        found = evidence.cell(cell.place, cell.method)
+        apart = "" if found is None else words(_paired(cell, found))
+        values = f"{spread(list(cell.returns.values()))} ({len(cell.returns)})"
+        rows.append((*cell.place, method_name(cell.method), settings, f"{cell.summary['updates']:,}", values, apart))
+    header = ("preset", "task", "dataset", "method", "other settings", "updates", "return (seeds)", "difference")
+    return table(header, rows)
+
+
+def _paired(a: Cell, b: Cell) -> Difference | None:
+    return paired_difference(a.returns, b.returns)
+
+
+def steering_sections(evidence: Evidence, link: str) -> list[str]:
+    """Figure 3 and what the paper leaves out."""
+    rows = []
+    for run in evidence.steering:
+        numbers, schedules = sampled(run.points)
+        for policy in POLICIES:
+            for schedule in schedules:
+                for num_steps in numbers:
+                    lines = [
+                        curve(run.points, policy, schedule, num_steps, name)
+                        for name in ("log_likelihood", "dynamics_error", "feature_distance")
+                    ]
+                    likelihood, dynamics, distance = lines
+                    if likelihood is None or dynamics is None or distance is None:
+                        continue
+                    peak = int(likelihood.values.mean(axis=1).argmax())
+                    rows.append(
+                        (
+                            run.path.name,
+                            str(run.summary["fit_seed"]),
+                            policy,
+                            schedule,
+                            str(num_steps),
+                            *(spread(likelihood.values[at].tolist(), 1) for at in (0, 1, peak, -1)),
+                            f"{likelihood.guidance[peak]:g}",
+                            *(spread(line.values[at].tolist(), 2) for line in (dynamics, distance) for at in (0, peak)),
+                        )
+                    )
+    header = (
+        "run",
+        "fit",
+        "policy",
+        "schedule",
+        "N",
+        "log-likelihood unguided",
+        "smallest lambda",
+        "peak",
+        "largest lambda",
+        "peak's lambda",
+        "dynamics error unguided",
+        "at peak",
+        "distance to data unguided",
+        "at peak",
+    )
+    pictures = [
+        f"![{kind}]({link}/{run.path.name}_{kind}.png)"
+        for run in evidence.steering
+        for kind in ("likelihood", "quality")
+    ]
+    return [
+        "## Figure 3: steering, and what it costs",
+        "Mean action log-likelihood of generated trajectories under the policy they are steered toward (Gaussian, "
+        "standard deviation 1, summed over horizon and agents), mean +- s.e. over seeds; one noise for all lambdas.",
+        table(header, rows),
+        "\n".join(pictures),
+    ]
+
+
+def explanation(evidence: Evidence) -> str:
+    """Sample quality and steering of each method beside what it gained, and whether they go together."""
+    rows, errors, gains = [], [], []
+    for cell in evidence.table:
+        quality = cell.summary["sample_quality"]
+        if quality is None:
+            continue
+        used = quality.get("guided", quality["unguided"])
+        last = cell.metrics["round"] == cell.metrics["round"].max()
+        likelihood = (
+            f"{cell.metrics[f'{kind}_log_likelihood'][last].mean():.1f}" for kind in ("synthetic", "unguided")
+        )
+        base = evidence.cell(cell.place, "none")
+        gain = None if base is None else _paired(cell, base)
+        if gain is not None:
+            errors.append(used["dynamics_error"])
+            gains.append(gain.mean / cell.summary["dataset_mean_return"])
+        rows.append(
+            (
+                *cell.place,
+                method_name(cell.method),
+                *(f"{used[name]:.2f}" for name in ("dynamics_error", "feature_distance")),
+                f"{quality['real, actions shuffled']['dynamics_error']:.2f}",
+                *likelihood,
+                "" if gain is None else f"{gain.mean:+,.0f}",
+            )
+        )
+    header = (
+        "preset",
+        "task",
+        "dataset",
+        "method",
+        "dynamics error",
+        "distance to data",
+        "dynamics error, actions shuffled",
+        "log-likelihood of the synthetic actions",
+        "... unguided",
+        "gain over no augmentation",
+    )
+    text = table(header, rows)
+    if len(gains) >= 4:
+        rho, p = stats.spearmanr(errors, gains)
+        text += (
+            f"\n\nOver these {len(gains)} cells the rank correlation of dynamics error and relative gain is {rho:.2f} "
+            f"(p = {p:.2f}, as if the cells were independent, which those of one dataset are not)."
+        )
+    return text
+
+
+def cost_table(evidence: Evidence) -> str:
+    """Wall time and core-hours of every table, by the machine it ran on."""
+    costs: dict[tuple[str, str], list[tuple[float, float | None]]] = {}
+
+    def book(section: str, provenance: Any, seconds: float) -> None:
+        machine, cores = "not recorded", None
+        if provenance is not None:
+            cores = provenance["visible_cores"]
+            machine = f"{provenance['device']} ({provenance['backend']}), {cores} cores, {provenance['platform']}"
+        costs.setdefault((section, machine), []).append((seconds, cores))
+
+    members = [("Table 1, Figures 4 to 8", cell) for cell in evidence.table]
+    members += [("ablations and other fits", cell) for cell, _ in evidence.variants]
+    for section, cell in members:
+        for run in cell.runs:
+            book(f"{section} ({cell.place[0]})", run.provenance, run.summary["wall_seconds"]["total"])
+    for run in evidence.steering:
+        book("steering", run.provenance, run.summary["wall_seconds"]["total"])
+    for game in evidence.games:
+        book("polynomial games", game.provenance, game.summary["wall_seconds"])
+    rows = []
+    for (section, machine), booked in costs.items():
+        seconds = sum(wall for wall, _ in booked)
+        cores = booked[0][1]
+        hours = "" if cores is None else f"{seconds * cores / 3600:.1f}"
+        rows.append((section, machine, str(len(booked)), duration(seconds), hours))
+    return table(("table", "machine", "runs", "wall time", "core-hours"), rows)
