@@ -131,10 +131,8 @@ def make_sampler(
 
     def point(state: LearnerState, prior: Prior, key: PRNGKey, scale: Float[Array, ""]):
         guide = policy_guide(learner, state, prior.transform, env.spec)
-        num, horizon = config.num_trajectories, base.training.horizon
-        trajectory = sample_trajectories(
-            fit.generator, prior, env.spec, sampler, key, num, horizon, chunk_size, guide, scale
-        )
+        shape = (config.num_trajectories, base.training.horizon)
+        trajectory = sample_trajectories(fit.generator, prior, env.spec, sampler, key, shape, chunk_size, guide, scale)
         log_likelihood = action_log_likelihood(learner, state, trajectory)
         measured = jax.tree.map(lambda leaf: leaf[:windows], trajectory)
         return jnp.mean(log_likelihood), measured, all_finite((log_likelihood, trajectory))
