@@ -1,4 +1,6 @@
-"""The paper's claims, and a verdict on each by a rule that was fixed before the numbers were seen.
+"""The paper's claims, and a verdict on each by a stated rule.
+
+The rules for MaMuJoCo were written before its runs; those for the games when their numbers were known.
 
 *A is above B* holds where both 95 % intervals of the mean difference over paired seeds, bootstrap and Student's t, lie
 above zero; it does not hold where both lie below; else it is not decidable at this scale. CODA is judged at lambda 0.6,
