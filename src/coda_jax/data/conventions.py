@@ -161,7 +161,7 @@ def _state_sources(sizes: Mapping[str, int], env: Environment) -> list[StateSour
         # A state of 1, 2, ..., S shows which entry of the state each entry of the observations is.
         shown = np.asarray(jax.jit(lambda state: env.place(state).obs)(jnp.arange(1.0, state_dim + 1))).reshape(-1)
         columns = [np.flatnonzero(shown == entry + 1) for entry in range(state_dim)]
-        if all(len(column) for column in columns):
+        if len(shown) == sizes["S"] and all(len(column) for column in columns):
             return [StateSource("observations", np.array([column[0] for column in columns]))]
     return []
 
@@ -178,7 +178,7 @@ def _recorded_steps(opened: OpenVault) -> _Steps:
     for start in starts:
         goes_on = ~is_end[start : start + length]
         for name in names:
-            values = opened.leaves[name].read(start, start + length + 1).astype(np.float32)
+            values = opened.read(name, start, start + length + 1).astype(np.float32)
             leaves[name].append(values[:-1][goes_on])
             following[name].append(values[1:][goes_on])
     found = sum(map(len, leaves["rewards"]))

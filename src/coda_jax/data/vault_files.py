@@ -79,6 +79,15 @@ class OpenVault(NamedTuple):
             "S": self.leaves["infos.state"].shape[2],
         }
 
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The steps `start` to `stop - 1` of a leaf, as `[stop - start, ...]` in the type they are stored in.
+
+        Raises:
+            VaultError: the files are damaged.
+        """
+        with one_clear_line(self.path):
+            return self.leaves[name].read(start, stop)
+
     def slices(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
         """All steps of a leaf in order, as (first step, values `[n, ...]`), a few stored chunks at a time.
 
@@ -89,9 +98,7 @@ class OpenVault(NamedTuple):
         chunk = _chunk_shape(leaf.arrays[0])[1]
         step = chunk * max(1, _ELEMENTS // (chunk * int(np.prod(leaf.shape[2:]))))
         for start in range(0, self.length, step):
-            with one_clear_line(self.path):
-                values = leaf.read(start, min(start + step, self.length))
-            yield start, values
+            yield start, self.read(name, start, min(start + step, self.length))
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """Where an episode ends: `[T]` whether any agent is terminal, `[T]` whether any is truncated."""
