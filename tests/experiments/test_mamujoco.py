@@ -17,9 +17,9 @@ from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
 
 TINY = shlex.split(
     "--preset smoke --diffusion.num-steps 2 --denoiser.num-updates 2 --denoiser.batch-size 4 --denoiser.unet.width 4 "
-    "--training.horizon 3 --training.batch-size 4 --training.mix-ratio 0.5 --training.num-rounds 3 --training.updates-per-epoch 2 "
-    "--training.num-trajectories 4 --training.static-trajectories 4 --learner.critic-widths 8 "
-    "--learner.policy-linear-width 4 --learner.policy-hidden-width 4"
+    "--training.horizon 3 --training.batch-size 4 --training.mix-ratio 0.5 --training.num-rounds 3 "
+    "--training.updates-per-epoch 2 --training.num-trajectories 4 --training.static-trajectories 4 "
+    "--learner.critic-widths 8 --learner.policy-linear-width 4 --learner.policy-hidden-width 4"
 )
 
 
