@@ -68,7 +68,7 @@ def _runge_kutta(model: mujoco.MjModel, mjx_model: mjx.Model, start: mjx.Data) -
         reach, share = weights
         qpos = _move(model, start.qpos, jnp.where(reach > 0, reach * physics.qvel, 0.0), h)
         qvel = start.qvel + h * jnp.where(reach > 0, reach * physics.qacc, 0.0)
-        physics = mjx.forward(mjx_model, physics.replace(qpos=qpos, qvel=qvel))
+        physics = _forward(model, mjx_model, physics.replace(qpos=qpos, qvel=qvel))
         return (physics, sum_qvel + share * qvel, sum_qacc + share * physics.qacc), None
 
     weights = jnp.array([[0.0, 1 / 6], [0.5, 1 / 3], [0.5, 1 / 3], [1.0, 1 / 6]], start.qpos.dtype)
@@ -79,6 +79,37 @@ def _runge_kutta(model: mujoco.MjModel, mjx_model: mjx.Model, start: mjx.Data) -
         qacc_warmstart=last.qacc,
         time=start.time + h,
     )
+
+
+def _forward(model: mujoco.MjModel, mjx_model: mjx.Model, physics: mjx.Data) -> mjx.Data:
+    """`mjx.forward` without sensors, with the contacts of capsules as C has them."""
+    for part in (mjx.kinematics, mjx.com_pos, mjx.tendon, mjx.crb, mjx.tendon_armature, mjx.factor_m, mjx.collision):
+        physics = part(mjx_model, physics)
+    physics = _turn_contacts(model, physics)
+    for part in (mjx.make_constraint, mjx.transmission, mjx.fwd_velocity, mjx.fwd_actuation, mjx.fwd_acceleration):
+        physics = part(mjx_model, physics)
+    return mjx.solve(mjx_model, physics)
+
+
+def _turn_contacts(model: mujoco.MjModel, physics: mjx.Data) -> mjx.Data:
+    """Turns the tangents of contacts between a plane and a capsule along the capsule, as C does.
+
+    The friction pyramid follows them. MJX leaves capsules that stand steeper than 60 degrees unaligned: in one step of
+    Ant that is an error of up to 2.
+    """
+    contact = physics._impl.contact
+    geom_type = jnp.asarray(model.geom_type)
+    first, second = contact.geom[:, 0], contact.geom[:, 1]
+    plane, capsule = int(mujoco.mjtGeom.mjGEOM_PLANE), int(mujoco.mjtGeom.mjGEOM_CAPSULE)
+    is_capsule = (geom_type[first] == plane) & (geom_type[second] == capsule)
+    normal, axis = contact.frame[:, 0], physics.geom_xmat[second][:, :, 2]
+    along = axis - normal * jnp.sum(normal * axis, axis=-1, keepdims=True)
+    length = jnp.sqrt(jnp.sum(jnp.square(along), axis=-1, keepdims=True))
+    along = along / jnp.maximum(length, 1e-6)
+    turned = jnp.stack([normal, along, jnp.cross(normal, along)], axis=1)
+    is_turned = is_capsule & (length[:, 0] > 1e-6)
+    frame = jnp.where(is_turned[:, None, None], turned, contact.frame)
+    return physics.replace(_impl=physics._impl.replace(contact=contact.replace(frame=frame)))
 
 
 def _move(model: mujoco.MjModel, qpos: Float[Array, "Q"], qvel: Float[Array, "V"], h: float) -> Float[Array, "Q"]:
