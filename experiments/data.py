@@ -148,7 +148,7 @@ def recognised(opened: OpenVault) -> str:
         convention = recognise(opened, fitting)
     except VaultError as error:
         return f"unknown; {error}"
-    return f"{convention.description}; steps replayed in MJX miss by {convention.error:.1g} standard deviations at most"
+    return f"{convention.description}; steps replayed in MJX miss by {convention.error:.1g} standard deviations"
 
 
 def download(command: Download) -> None:

@@ -95,7 +95,7 @@ def run(config: ExperimentConfig) -> None:
             print_config(identity)
             clock = Clock()
             if convention is not None:
-                say(f"vault: {convention.description}; replayed steps miss by {convention.error:.1g} at most")
+                say(f"vault: {convention.description}; replayed steps miss by {convention.error:.1g} deviations")
             if episodes is None:
                 episodes = load_dataset(env, config.dataset, config.data.num_episodes, mesh)
             card = statistics(episodes)
