@@ -13,6 +13,7 @@ from coda_jax.envs import mamujoco
 from tests.drift import DRIFT, SPEC, drift_episodes
 from tests.vaults import OLD_OBS, TODAYS_OBS, experience_of, recorded_cheetah, write_with_flashbax
 
+pytestmark = pytest.mark.slow  # compiles five programs of MJX
 LENGTHS = (60, 100, 100, 90)
 
 

