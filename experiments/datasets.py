@@ -29,7 +29,7 @@ from coda_jax.data.vault_files import open_vault
 from coda_jax.envs import mamujoco
 from coda_jax.envs.mamujoco import TASKS, Environment
 from coda_jax.marl.matd3 import Matd3Config
-from experiments.cache import cache_folder, key_of, lock, plain
+from experiments.cache import cache_folder, key_of, lock
 from experiments.console import phase
 from experiments.errors import UserError
 
@@ -71,7 +71,7 @@ def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> 
         "dataset": name,
         "num_episodes": num_episodes,
         "noise": NOISE,
-        "robot": plain(TASKS[task][0]),
+        "robot": repr(TASKS[task][0]),
         "teams": hashlib.sha256(assets(task).read_bytes()).hexdigest(),
     }
     teams = load_teams(assets(task))
