@@ -71,15 +71,14 @@ VARIANTS: dict[str, Change] = {
     "16 Heun steps": sampler(num_steps=16),
     "64 Heun steps": sampler(num_steps=64),
     "churn 10": sampler(S_churn=10.0),
+    "squared error without EDM's weight": denoiser(weight="plain"),
     "twice the updates of half the batch": longer(2, batch_divisor=2),
     "lower noise levels (mean of ln sigma -1.8)": noise(log_mean=-1.8),
-    "learning rate 4e-3": denoiser(learning_rate=4e-3),
-    "squared error without EDM's weight": denoiser(weight="plain"),
-    "moving average 0.99": denoiser(ema_decay=0.99),
     "unbounded features left uniform": data(uniform_unbounded=True),
-    "width 32": unet(width=32),
     "channel multipliers 1, 2": unet(channel_multipliers=(1, 2)),
     "one level (channel multipliers 1)": unet(channel_multipliers=(1,)),
+    "moving average 0.99": denoiser(ema_decay=0.99),
+    "width 32": unet(width=32),
     "twice the updates": longer(2),
 }
 """What each variant changes."""
@@ -115,9 +114,8 @@ def main(args: Sequence[str] | None = None) -> None:
                 say(f"variant {number + 1} of {len(VARIANTS)}: {name}")
                 results[name] = {"settings": key_of(variant), **measure(variant, env, episodes, mesh)}
                 write_atomically(file, json.dumps(results, indent=1) + "\n")
-        table = markdown(results)
-        write_atomically(config.output / "quality.md", table)
-        say(table.rstrip())
+                write_atomically(config.output / "quality.md", markdown(results))
+        say(markdown(results).rstrip())
 
 
 def measure(config: ExperimentConfig, env: mamujoco.Environment, episodes: Episodes, mesh: Mesh) -> dict[str, Any]:

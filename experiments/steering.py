@@ -23,7 +23,6 @@ from jaxtyping import Array, Bool, Float
 
 from coda_jax.coda import Prior, all_finite, policy_guide, sample_trajectories
 from coda_jax.data.dataset import Dataset, sample_windows, split_episodes
-from coda_jax.data.vault import read_vault
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.envs import mamujoco
 from coda_jax.evaluation import action_log_likelihood, sample_quality
@@ -34,7 +33,7 @@ from experiments.cache import enable_compilation_cache, key_of, plain
 from experiments.checkpoints import Checkpoints
 from experiments.config import ExperimentConfig
 from experiments.console import phase, print_config, print_table, say
-from experiments.datasets import load_dataset
+from experiments.datasets import load_dataset, load_vault
 from experiments.devices import set_up_devices
 from experiments.errors import UserError, one_line_errors, parse_command
 from experiments.files import write_atomically
@@ -87,11 +86,12 @@ def run(config: SteeringConfig, base: ExperimentConfig) -> None:
             trained = config.run or path / "training"
             if config.run is None:
                 main_job.run(dataclasses.replace(base, run_dir=trained))
-            env = mamujoco.make(base.task)
             if base.vault is None:
+                env = mamujoco.make(base.task)
                 episodes = load_dataset(env, base.dataset, base.data.num_episodes, mesh)
             else:
-                episodes = read_vault(base.vault, env.spec)
+                convention, episodes = load_vault(base.task, base.vault, base.data.max_transitions)
+                env = convention.env
             train, held_out = split_episodes(episodes, base.data.held_out_fraction)
             horizon = base.training.horizon
             fit = fit_prior(train, held_out, base.data, base.denoiser, env.spec, horizon, mesh, base.fit_seed)

@@ -3,9 +3,12 @@
 import pathlib
 import re
 
+import pytest
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.slow
 def test_the_example_of_mamujoco_runs(capsys):
     section = README.read_text().split("## MaMuJoCo in MJX, alone")[1].split("\n## ")[0]
     play, draw = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)

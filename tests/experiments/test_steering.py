@@ -19,7 +19,7 @@ from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from experiments import fitting, steering
 from experiments.config import PRESETS, ExperimentConfig
 from experiments.steering_curves import Errors, Part, curve, missing, read_points, write_points
-from tests.drift import DRIFT, SPEC, noise_episodes
+from tests.drift import DRIFT, drift_episodes
 
 FLAGS = shlex.split(
     "--preset tiny --num-updates 4 --num-seeds 2 --num-trajectories 6 --num-steps 32 --guidance 0 1e-6 3e-3 "
@@ -29,13 +29,13 @@ FLAGS = shlex.split(
 
 @pytest.fixture(scope="module", autouse=True)
 def world(tmp_path_factory):
-    """A preset of tiny sizes on data of noise, in a world without physics, with the ideal denoiser of Gaussian data.
+    """A preset of tiny sizes in a world without physics, with the ideal denoiser of Gaussian data.
 
     It sees every channel alone, so that guidance moves the actions and nothing else. (A handful of Heun steps would be
     so coarse that they turn a shift around.)
     """
     vault = tmp_path_factory.mktemp("vaults") / "drift" / "Replay.vlt" / "one"
-    write_vault(vault, noise_episodes(SPEC, 20, 5))
+    write_vault(vault, drift_episodes(20))
     tiny = ExperimentConfig(
         preset="tiny",
         vault=vault,
@@ -76,6 +76,7 @@ def finished(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_one_row_for_each_point_and_seed(finished):
     with (finished / "steering.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -87,12 +88,14 @@ def test_one_row_for_each_point_and_seed(finished):
     assert {row["lambda"] for row in rows} == {"0", "1e-06", "0.003"}
 
 
+@pytest.mark.slow
 def test_without_guidance_the_schedule_does_not_matter(finished):
     points = read_points(finished / "steering.csv")
     for policy in ("initial", "trained"):
         assert points[Part(policy, "annealed", 32, 0.0)] == points[Part(policy, "constant", 32, 0.0)]
 
 
+@pytest.mark.slow
 def test_samples_without_guidance_are_the_same_for_both_policies(finished):
     """Only the likelihood depends on who is asked."""
     points = read_points(finished / "steering.csv")
@@ -102,6 +105,7 @@ def test_samples_without_guidance_are_the_same_for_both_policies(finished):
         assert initial[seed].log_likelihood != trained[seed].log_likelihood
 
 
+@pytest.mark.slow
 def test_likelihood_rises_with_guidance_and_does_not_jump(finished):
     points = read_points(finished / "steering.csv")
     highest = json.loads((finished / "summary.json").read_text())["highest_log_likelihood"]
@@ -114,6 +118,7 @@ def test_likelihood_rises_with_guidance_and_does_not_jump(finished):
             assert np.all(line.values <= highest)
 
 
+@pytest.mark.slow
 def test_the_summary_tells_the_trained_policies_and_the_cost(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["trained_updates"] == 4 and len(summary["trained_returns_per_seed"]) == 2
@@ -151,6 +156,7 @@ def test_an_interrupted_command_goes_on_with_the_same_numbers(finished, tmp_path
     assert (tmp_path / "resumed" / "steering.csv").read_bytes() == (finished / "steering.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_nans_stop_the_command_and_say_where(finished, tmp_path, capsys, monkeypatch):
     load = steering.load_policies
 
