@@ -105,6 +105,7 @@ def test_vmapped_seeds_equal_the_same_seeds_alone(single, prior, two_seeds_on_on
         assert_close((state, report), together, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one(single, prior, two_seeds_on_one_device):
     mesh = mesh_of(2)
     program = across_seeds(single, mesh)

@@ -191,6 +191,7 @@ def test_static_sets_are_the_data_the_prior_and_its_high_returns():
     assert np.quantile(np.asarray(sets["q-conditioned"].reward), 0.05) > np.quantile(recorded, 0.97)
 
 
+@pytest.mark.slow
 def test_a_fitted_critic_is_used_in_place_of_the_reward():
     prior = prior_of(MULTIPLICATION)
     config = CriticConfig(num_updates=1)  # not fitted at all: another gradient than the known reward's

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from coda_jax.diffusion import edm
 from coda_jax.diffusion.generator import (
@@ -133,6 +134,7 @@ def test_learning_rate_warms_up_and_ends_at_zero():
     np.testing.assert_allclose(rates, [0.0, 0.005, 0.01, 0.005, 0.0], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_conditions_are_dropped_at_the_given_rate():
     """The objective mixes the loss with y and the loss with the null token, here far away, by the dropout rate."""
     condition = jax.random.normal(jax.random.key(3), (4_000, 2))
@@ -154,6 +156,7 @@ def test_conditions_are_dropped_at_the_given_rate():
         np.testing.assert_allclose(share, dropout, atol=0.03)
 
 
+@pytest.mark.slow
 def test_the_condition_is_learned():
     """Data equal to the condition: with y the error vanishes, without it the posterior's remains."""
     config = dataclasses.replace(

@@ -21,14 +21,7 @@ from coda_jax.envs.robots import TASKS
 from experiments.conformance import NUM_STARTS, NUM_STEPS, as_actions, at, compare, open_simulator, trajectories
 from tests.envs.test_factorization import MAMUJOCO, mamujoco
 
-QUICK = ("3hopper",)
-"""The others take long to compile, or share their robot with one that is tested at once."""
-
-TASKS_TO_STEP = [
-    pytest.param(task, marks=() if task in QUICK else pytest.mark.slow)
-    for task in MAMUJOCO
-    if "halfcheetah" not in task
-]
+TASKS_TO_STEP = [task for task in MAMUJOCO if "halfcheetah" not in task]
 
 
 @functools.cache
@@ -36,6 +29,7 @@ def reference(task: str):
     return trajectories(open_simulator(task), np.random.default_rng(1), NUM_STEPS, NUM_STARTS, TASKS[task][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS_TO_STEP)
 def test_every_step_agrees_with_c(task: str):
     result = compare(make(task), TASKS[task][0], reference(task))
@@ -68,7 +62,7 @@ def draws(task: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(
     "task",
-    [pytest.param(task, marks=() if task in QUICK else pytest.mark.slow) for task in MAMUJOCO if task[0] != "6"],
+    [pytest.param(task, marks=() if task == "3hopper" else pytest.mark.slow) for task in MAMUJOCO if task[0] != "6"],
 )
 def test_resets_are_distributed_as_in_gymnasium(task: str):
     ours, theirs = draws(task, 1000)
@@ -117,6 +111,7 @@ def test_forces_are_shown_where_a_robot_is_placed():
     np.testing.assert_array_equal(placed.physics.qvel, state[13:27])
 
 
+@pytest.mark.slow
 def test_a_reacher_is_placed_by_sines_and_cosines():
     env = make("2reacher")
     start = env.reset(jax.random.key(0))

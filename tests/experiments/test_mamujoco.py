@@ -89,7 +89,7 @@ def test_a_finished_run_is_shown_and_not_touched(finished, vault, capsys):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("last_saved", [None, 0, 2])
+@pytest.mark.parametrize("last_saved", [*(pytest.param(r, marks=pytest.mark.slow) for r in (None, 0)), 2])
 def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path, monkeypatch, last_saved):
     """The process dies between the rows of a round and its checkpoint, where most is at stake."""
     path = tmp_path / "resumed"
@@ -123,6 +123,7 @@ def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentatio
     assert (quality is None) if augmentation == "none" else ("guided" not in quality and "unguided" in quality)
 
 
+@pytest.mark.slow
 def test_another_fit_is_asked_for_by_its_seed(vault, tmp_path, finished):
     path = tmp_path / "fit"
     command("--vault", str(vault), "--run-dir", str(path), "--fit-seed", "1")

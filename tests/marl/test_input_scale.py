@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
@@ -35,6 +36,7 @@ def test_inputs_come_in_standard_deviations_from_the_mean():
     np.testing.assert_allclose(np.std(obs, axis=0), 1.0, atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_learner_of_standardised_inputs_is_a_learner_of_standardised_data():
     windows = steps(6, 4)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), windows)

@@ -245,6 +245,7 @@ def test_the_order_of_windows_does_not_matter():
         np.testing.assert_allclose(metrics_shuffled[name], value, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_seeds_vmapped_equal_the_same_seeds_alone():
     keys = jax.random.split(jax.random.key(0), 3)
     windows = [random_windows(k) for k in range(4)]
