@@ -35,6 +35,7 @@ from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.types import PRNGKey, Trajectory
+from experiments.benchmark_gate import check_gate, read_baseline, yardstick
 from experiments.cache import enable_compilation_cache
 from experiments.config import PRESETS
 from experiments.console import phase, print_table
@@ -44,9 +45,6 @@ from experiments.files import write_atomically
 
 with contextlib.redirect_stderr(io.StringIO()):  # it warns of robots that are not used here
     from gymnasium_robotics import mamujoco_v1
-
-BASELINE = Path("results", "benchmark.json")
-"""The committed numbers."""
 
 REPEATS = 3
 HORIZON = 20
@@ -127,49 +125,9 @@ def main(args: Sequence[str] | None = None) -> None:
             check_gate(speeds, baseline, config.tolerance)
 
 
-def yardstick() -> float:
-    """Products of two 1,024 x 1,024 single-precision matrices that numpy makes a second."""
-    a = np.ones((1024, 1024), np.float32)
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        for _ in range(20):
-            np.matmul(a, a)
-        return time.perf_counter() - start
-
-    return 20 / min(seconds() for _ in range(5))
-
-
 def relative_speeds(figures: Sequence[Figure], yardstick: float) -> dict[str, float]:
     """Each figure's speed by the yardstick's."""
     return {figure.what: figure.speed / yardstick for figure in figures}
-
-
-def read_baseline(num_devices: int) -> dict[str, float]:
-    """Returns the committed relative speeds.
-
-    Raises:
-        UserError: there are none, or they are of another number of devices.
-    """
-    try:
-        record = json.loads(BASELINE.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--gate needs the committed numbers of {BASELINE}; run it where the repository is") from error
-    if record["devices"] != num_devices:
-        raise UserError(f"--gate compares with {record['devices']} devices, here are {num_devices}")
-    return record["relative_speeds"]
-
-
-def check_gate(speeds: dict[str, float], baseline: dict[str, float], tolerance: float) -> None:
-    """Exits with status 1, naming them, if speeds fell by more than the tolerance against the yardstick or are gone."""
-    fallen = [f"{what}: not measured" for what in baseline if what not in speeds]
-    fallen += [
-        f"{what}: {speed / baseline[what]:.2f} of the committed speed"
-        for what, speed in speeds.items()
-        if what in baseline and speed < (1.0 - tolerance) * baseline[what]
-    ]
-    if fallen:
-        raise SystemExit("slower than committed: " + "; ".join(fallen))
 
 
 def measure(everywhere: Mesh) -> list[Figure]:

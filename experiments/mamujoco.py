@@ -7,6 +7,7 @@ belongs to the settings; given again, the same command continues its run, and sh
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -65,6 +66,23 @@ def main(args: Sequence[str] | None = None) -> None:
         run(config)
 
 
+def identity_of(config: ExperimentConfig) -> dict[str, Any]:
+    """All settings that determine a run's numbers."""
+    return {name: value for name, value in plain(config).items() if name not in NOT_NUMBERS}
+
+
+def run_dir_of(config: ExperimentConfig) -> Path:
+    """The run folder that the settings name."""
+    return default_run_dir(
+        task=config.task,
+        dataset=str(config.vault or config.dataset),
+        augmentation=config.augmentation,
+        guidance=config.guidance,
+        preset=config.preset,
+        config=identity_of(config),
+    )
+
+
 def run(config: ExperimentConfig) -> None:
     """Trains, or continues to train, and leaves a finished run folder.
 
@@ -72,15 +90,7 @@ def run(config: ExperimentConfig) -> None:
         UserError: a folder or a vault that does not fit, or NaNs on the way.
         VaultError: a vault that cannot be used.
     """
-    identity = {name: value for name, value in plain(config).items() if name not in NOT_NUMBERS}
-    path = config.run_dir or default_run_dir(
-        task=config.task,
-        dataset=str(config.vault or config.dataset),
-        augmentation=config.augmentation,
-        guidance=config.guidance,
-        preset=config.preset,
-        config=identity,
-    )
+    identity, path = identity_of(config), config.run_dir or run_dir_of(config)
     mesh = set_up_devices(config.num_seeds)
     enable_compilation_cache()
     convention = episodes = None

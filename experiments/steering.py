@@ -74,8 +74,7 @@ def run(config: SteeringConfig, base: ExperimentConfig) -> None:
         VaultError: a vault that cannot be used.
     """
     asked = {name: value for name, value in plain(config).items() if name != "run_dir"}
-    settings = {name: value for name, value in plain(base).items() if name not in main_job.NOT_NUMBERS}
-    identity = {**asked, "steered": settings}
+    identity = {**asked, "steered": main_job.identity_of(base)}
     path = config.run_dir or Path("runs", f"steering-{base.task}-{base.dataset}-{key_of(identity)}")
     mesh = set_up_devices(base.num_seeds)
     enable_compilation_cache()

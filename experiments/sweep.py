@@ -26,12 +26,10 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from experiments.cache import plain
 from experiments.config import PRESETS, ExperimentConfig, check
 from experiments.console import Phase, duration, phase, print_table, say
 from experiments.errors import UserError, one_line_errors, parse_command
-from experiments.mamujoco import NOT_NUMBERS
-from experiments.run_folder import default_run_dir
+from experiments.mamujoco import run_dir_of
 
 JOB = (sys.executable, "-m", "experiments.mamujoco")
 """The command of a run; its flags follow."""
@@ -165,15 +163,7 @@ def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
     )
     config = parse_command(ExperimentConfig, flags, presets=PRESETS)
     check(config)
-    identity = {name: value for name, value in plain(config).items() if name not in NOT_NUMBERS}
-    name = default_run_dir(
-        task=config.task,
-        dataset=str(config.vault or config.dataset),
-        augmentation=config.augmentation,
-        guidance=config.guidance,
-        preset=config.preset,
-        config=identity,
-    ).name
+    name = run_dir_of(config).name
     return Run(name, flags, config, folder / name)
 
 

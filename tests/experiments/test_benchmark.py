@@ -3,8 +3,9 @@ import time
 
 import pytest
 
-from experiments import benchmark
-from experiments.benchmark import Figure, check_gate, race, read_baseline, relative_speeds, yardstick
+from experiments import benchmark_gate
+from experiments.benchmark import Figure, race, relative_speeds
+from experiments.benchmark_gate import check_gate, read_baseline, yardstick
 from experiments.errors import UserError
 
 
@@ -29,7 +30,7 @@ def test_the_yardstick_is_a_plausible_rate_of_matrix_products():
 
 
 def test_the_baseline_is_the_committed_speeds(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "BASELINE", tmp_path / "benchmark.json")
+    monkeypatch.setattr(benchmark_gate, "BASELINE", tmp_path / "benchmark.json")
     with pytest.raises(UserError, match="--gate"):
         read_baseline(2)
     (tmp_path / "benchmark.json").write_text(json.dumps({"devices": 2, "figures": [], "relative_speeds": {"a": 2.0}}))

@@ -89,10 +89,10 @@ class Robot:
     reward: Locomotion | StandUp | Reach
     health: Health | None
     """None for a robot whose episodes end by the time limit only."""
-    solver_iterations: int
+    solver_iterations: int = 20
     """Largest number of Newton iterations a physics step. The solver stops by itself, so they cost only where a hard
     landing needs them. Chosen with the two below by `experiments.conformance`."""
-    line_search_iterations: int
+    line_search_iterations: int = 4
     """Line search iterations a Newton iteration, of which all are always made."""
     max_contacts: int | None = None
     """Contacts kept for each kind of friction, the deepest; None for all that geoms could have. More than ever touch at
@@ -114,8 +114,6 @@ HALF_CHEETAH = Robot(
     start=Start(position_noise=0.1, velocity_noise=0.1),
     reward=Locomotion(control_cost=0.1),
     health=None,
-    solver_iterations=20,
-    line_search_iterations=4,
 )
 
 # OG-MARL's `mamujoco/2halfcheetah` was recorded with the first MaMuJoCo: absolute x, other order.
@@ -131,8 +129,6 @@ ANT = Robot(
     start=Start(position_noise=0.1, velocity_noise=0.1),
     reward=Locomotion(point="torso", control_cost=0.5, alive=1.0, always_alive=True),
     health=Health(ranges=((2, 0.2, 1.0),)),
-    solver_iterations=20,
-    line_search_iterations=4,
     max_contacts=10,
 )
 
@@ -159,8 +155,6 @@ HOPPER = Robot(
     start=Start(position_noise=5e-3, velocity_noise=5e-3, is_normal=False),
     reward=Locomotion(control_cost=1e-3, alive=1.0),
     health=Health(ranges=((1, 0.7, math.inf), (2, -0.2, 0.2)), limit=100.0),
-    solver_iterations=20,
-    line_search_iterations=4,
 )
 
 WALKER = Robot(
@@ -171,8 +165,6 @@ WALKER = Robot(
     start=Start(position_noise=5e-3, velocity_noise=5e-3, is_normal=False),
     reward=Locomotion(control_cost=1e-3, alive=1.0),
     health=Health(ranges=((1, 0.8, 2.0), (2, -1.0, 1.0))),
-    solver_iterations=20,
-    line_search_iterations=4,
 )
 
 SWIMMER = Robot(
@@ -183,8 +175,6 @@ SWIMMER = Robot(
     start=Start(position_noise=0.1, velocity_noise=0.1, is_normal=False),
     reward=Locomotion(control_cost=1e-4),
     health=None,
-    solver_iterations=20,
-    line_search_iterations=4,
 )
 
 REACHER = Robot(
@@ -198,8 +188,6 @@ REACHER = Robot(
     start=Start(position_noise=0.1, velocity_noise=5e-3, is_normal=False, target_radius=0.2),
     reward=Reach(body="fingertip", target="target"),
     health=None,
-    solver_iterations=20,
-    line_search_iterations=4,
     episode_length=50,
 )
 
@@ -225,8 +213,6 @@ HUMANOID = Robot(
         point="mass", speed_weight=1.25, control_cost=0.1, alive=5.0, contact_cost=5e-7, contact_cost_limit=10.0
     ),
     health=Health(ranges=((2, 1.0, 2.0),)),
-    solver_iterations=20,
-    line_search_iterations=4,
     max_contacts=16,
 )
 
