@@ -1,9 +1,10 @@
-"""Datasets at hand: `python -m experiments.data inspect|download|convert|cards`.
+"""Datasets at hand: `python -m experiments.data inspect|download|convert|cards|film`.
 
 inspect   prints what is in a vault and which convention it was recorded in
 download  fetches OG-MARL's vaults of a scenario from the Hugging Face hub
 convert   writes an old vault anew, in today's layout and convention
 cards     compares the named datasets with the published ones
+film      shows the best behaviour team of a task at play
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from coda_jax.data.teams import named_datasets
 from coda_jax.data.vault import write_vault
 from coda_jax.data.vault_files import OpenVault, VaultError, open_vault
 from coda_jax.envs import mamujoco
+from coda_jax.envs.rendering import RenderingError
 from experiments.cache import enable_compilation_cache
 from experiments.config import DataConfig, check_choice, check_positive
 from experiments.console import print_histogram, say
@@ -28,6 +30,7 @@ from experiments.datasets import load_vault
 from experiments.devices import set_up_devices
 from experiments.download import download_vaults
 from experiments.errors import UserError, one_line_errors, parse_command
+from experiments.film import film
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +73,29 @@ class Cards:
     """Episodes of each dataset."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """Films the best behaviour team of a task; needs OpenGL (set MUJOCO_GL=egl or osmesa)."""
+
+    output: Path
+    """Video to write, `.gif` or `.webp`; a `.png` becomes a strip of frames."""
+    task: str = "2halfcheetah"
+    """A task that has behaviour teams."""
+
+
 Command = (
     Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Download, tyro.conf.subcommand("download")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Cards, tyro.conf.subcommand("cards")]
+    | Annotated[Film, tyro.conf.subcommand("film")]
 )
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with one_line_errors():
-        command: Inspect | Download | Convert | Cards = parse_command(cast(Any, Command), args)
+        command: Inspect | Download | Convert | Cards | Film = parse_command(cast(Any, Command), args)
         match command:
             case Inspect():
                 inspect(command)
@@ -91,6 +105,8 @@ def main(args: Sequence[str] | None = None) -> None:
                 convert(command)
             case Cards():
                 cards(command)
+            case Film():
+                show(command)
 
 
 def inspect(command: Inspect) -> None:
@@ -190,6 +206,21 @@ def cards(command: Cards) -> None:
     enable_compilation_cache()
     tasks = [task for task in mamujoco.TASKS if named_datasets(task)]
     say(write_cards(command.output, tasks, command.num_episodes, mesh).rstrip())
+
+
+def show(command: Film) -> None:
+    """Films a team."""
+    check_choice("--task", command.task, tuple(task for task in mamujoco.TASKS if named_datasets(task)))
+    if command.output.suffix not in (".gif", ".webp", ".png"):
+        raise UserError(f"--output is {command.output}; its name must end with .gif, .webp or .png")
+    if not command.output.parent.is_dir():
+        raise UserError(f"--output is in {command.output.parent}, which is no folder")
+    enable_compilation_cache()
+    try:
+        best, num_frames = film(command.task, command.output)
+    except RenderingError as error:
+        raise UserError(str(error)) from error
+    say(f"{num_frames} frames of a {command.task} team with return {best:,.0f}: {command.output}")
 
 
 if __name__ == "__main__":

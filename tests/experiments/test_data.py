@@ -5,11 +5,12 @@ import re
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from coda_jax.data.conventions import origin
 from coda_jax.data.vault import read_vault, write_vault
 from coda_jax.envs import mamujoco
-from experiments import data, dataset_cards
+from experiments import data, dataset_cards, film
 from experiments.datasets import load_vault
 from experiments.errors import UserError
 from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
@@ -129,6 +130,9 @@ def refusal(capsys, *args: str) -> str:
         (["convert", "nowhere.vlt", "--output", "new"], ["nowhere.vlt"]),
         (["cards", "--num-episodes", "0"], ["--num-episodes", "0"]),
         (["cards", "--output", "."], ["--output", "folder"]),
+        (["film", "--output", "team.mp4"], ["team.mp4", ".gif"]),
+        (["film", "--output", "nowhere/team.gif"], ["nowhere", "folder"]),
+        (["film", "--output", "team.gif", "--task", "3hopper"], ["--task", "3hopper", "2halfcheetah"]),
     ],
 )
 def test_bad_commands_are_one_clear_line(capsys, tmp_path, monkeypatch, args, words):
@@ -163,3 +167,22 @@ def test_the_comparison_with_the_published_datasets_repeats_byte_for_byte(tmp_pa
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
         assert file.suffix != ".png" or f"]({file})" in table
+
+
+@pytest.mark.slow
+def test_the_best_team_is_filmed_on_the_run(tmp_path, monkeypatch, capsys):
+    shown = {}
+
+    def render(robot, qpos, **_):
+        shown[robot.xml] = np.asarray(qpos)
+        return np.full((len(qpos), 8, 8, 3), 128, np.uint8)
+
+    monkeypatch.setattr(film, "render", render)
+    monkeypatch.setattr(data, "enable_compilation_cache", lambda: None)
+    assert "200 frames of a 2halfcheetah team with return 8,604" in said(
+        capsys, "film", "--output", str(tmp_path / "x.gif")
+    )
+    with Image.open(tmp_path / "x.gif") as video:
+        assert video.size == (8, 8)
+    way = shown["half_cheetah.xml"][:, 0]
+    assert way[-1] - way[-101] > 5 * 5.0  # metres in 5 s: a return of 8,604 is 8.6 m/s less the costs
