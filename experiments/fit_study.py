@@ -74,11 +74,13 @@ VARIANTS: dict[str, Change] = {
     "squared error without EDM's weight": denoiser(weight="plain"),
     "twice the updates of half the batch": longer(2, batch_divisor=2),
     "lower noise levels (mean of ln sigma -1.8)": noise(log_mean=-1.8),
+    "higher noise levels (mean of ln sigma -0.6)": noise(log_mean=-0.6),
     "unbounded features left uniform": data(uniform_unbounded=True),
     "channel multipliers 1, 2": unet(channel_multipliers=(1, 2)),
     "one level (channel multipliers 1)": unet(channel_multipliers=(1,)),
     "moving average 0.99": denoiser(ema_decay=0.99),
     "width 32": unet(width=32),
+    "width 128, half the batch": lambda config: unet(width=128)(longer(1, batch_divisor=2)(config)),
     "twice the updates": longer(2),
 }
 """What each variant changes."""
