@@ -60,12 +60,24 @@ def test_td_targets_stop_at_true_ends_only():
     reward = jnp.array([[1.0], [2.0], [3.0], [100.0]])  # the last token has no successor
     terminal = jnp.array([[0.0], [1.0], [0.0], [0.0]])  # a time limit after any token would leave its zero
     next_q = jnp.array([[10.0], [20.0], [30.0]])
-    np.testing.assert_allclose(td_targets(reward, terminal, next_q, 0.9), [[10.0], [2.0], [30.0]], rtol=1e-6)
+    target, counts = td_targets(reward, terminal, next_q, 0.9)
+    np.testing.assert_allclose(target[:3], [[10.0], [2.0], [30.0]], rtol=1e-6)
+    np.testing.assert_array_equal(counts, [[1.0], [1.0], [1.0], [0.0]])
+
+
+def test_the_last_token_counts_where_it_is_a_true_end():
+    target, counts = td_targets(
+        jnp.array([[1.0, 1.0], [5.0, 7.0]]), jnp.array([[0.0, 0.0], [1.0, 0.0]]), jnp.ones((1, 2)), 0.9
+    )
+    np.testing.assert_array_equal(counts, [[1.0, 1.0], [1.0, 0.0]])
+    assert target[1, 0] == 5.0
 
 
 def test_a_game_of_one_step_needs_no_bootstrap():
     reward = jnp.array([[1.0, -2.0]])
-    np.testing.assert_array_equal(td_targets(reward, jnp.zeros((1, 2)), jnp.zeros((0, 2)), 0.9), reward)
+    target, counts = td_targets(reward, jnp.zeros((1, 2)), jnp.zeros((0, 2)), 0.9)
+    np.testing.assert_array_equal(target, reward)
+    np.testing.assert_array_equal(counts, jnp.ones((1, 2)))
 
 
 def test_losses_are_those_written_out():
@@ -81,11 +93,14 @@ def test_losses_are_those_written_out():
     q = each_critic(state.critics, SMALL.critic_widths, window.state, window.action)
     next_q = np.minimum(*each_critic(other.critics, SMALL.critic_widths, window.state, target_mu))
     for b in range(5):
-        for t in range(3):
+        for t in range(4):
             target = window.reward[b, t]
             if not window.terminal[b, t]:
+                if t == 3:
+                    continue  # what follows is unknown
                 target = target + 0.99 * next_q[b, t + 1]
             errors += [q[k][b, t] - target for k in range(2)]
+    assert 2 * 5 * 3 < len(errors) < 2 * 5 * 4
     np.testing.assert_allclose(metrics["critic_loss"], 0.5 * np.mean(np.square(errors)), rtol=1e-5)
 
     mu = unroll(LEARNER, state, window.obs)
@@ -101,18 +116,16 @@ def test_losses_are_those_written_out():
     np.testing.assert_allclose(metrics["policy_loss"], expected, rtol=1e-5)
 
 
-def test_the_last_token_serves_the_critics_as_next_state_only():
+def test_a_last_token_that_is_no_end_serves_the_critics_as_next_state_only():
     state, window = INIT(jax.random.key(0)), random_windows(1)
     window = window.replace(terminal=jnp.zeros_like(window.terminal))
     expected = UPDATE(state, window, jax.random.key(2))[0].critics
-    altered = window.replace(
-        reward=window.reward.at[:, -1].set(7.0),
-        terminal=window.terminal.at[:, -1].set(1.0),
-        action=window.action.at[:, -1].set(0.3),
-    )
+    altered = window.replace(reward=window.reward.at[:, -1].set(7.0), action=window.action.at[:, -1].set(0.3))
     assert distance(UPDATE(state, altered, jax.random.key(2))[0].critics, expected) == 0
     moved = window.replace(state=window.state.at[:, -1].add(1.0))
     assert distance(UPDATE(state, moved, jax.random.key(2))[0].critics, expected) > 0
+    ended = window.replace(terminal=window.terminal.at[0, -1].set(1.0))
+    assert distance(UPDATE(state, ended, jax.random.key(2))[0].critics, expected) > 0
 
 
 # -- Best response under data ------------------------------------------------------------------------------------------
@@ -316,12 +329,13 @@ def test_on_the_multiplication_game_critics_learn_the_reward_and_policies_drift_
     assert mu[0] < -0.8 and mu[1] > 0.8
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_on_a_game_of_two_steps_critics_learn_what_the_policies_will_earn(ends):
+@pytest.mark.parametrize(("ends", "tokens"), [(True, 3), (True, 2), (False, 3)])
+def test_on_a_game_of_two_steps_critics_learn_what_the_policies_will_earn(ends, tokens):
     """Rewards a_x + a_y at s = 0, then 1 + a_x a_y at s = 1, which ends the episode or repeats itself for ever.
 
     Pure cloning takes the policies to the data's means m, so Q*(0, a) = a_x + a_y + gamma V(1), with
     V(1) = 1 + m_x m_y where the game ends and (1 + m_x m_y) / (1 - gamma) where only a time limit cuts it.
+    Recorded windows end with the game: they have two tokens.
     """
     rng = np.random.default_rng(0)
     half = rng.uniform(-0.4, 0.4, (32, 3, 2))
@@ -331,10 +345,11 @@ def test_on_a_game_of_two_steps_critics_learn_what_the_policies_will_earn(ends):
     reward = np.where(state == 0, action.sum(-1), 1 + action.prod(-1))
     terminal = np.broadcast_to([0.0, float(ends), 0.0], (64, 3))
     learner = maddpg_bc(GAME, MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 0.0}), raw_inputs(GAME))
-    trained, _ = train(learner, 0, game_windows(action, state, reward, terminal), 600)
+    windows = jax.tree.map(lambda leaf: leaf[:, :tokens], game_windows(action, state, reward, terminal))
+    trained, _ = train(learner, 0, windows, 600)
 
     mu = unroll(learner, trained, jnp.array([0.0, 1.0, 1.0])[:, None, None] * jnp.ones((3, 2, 1)))
-    np.testing.assert_allclose(mu[..., 0], np.broadcast_to(mean, (3, 2)), atol=0.02)
+    np.testing.assert_allclose(mu[:tokens, :, 0], np.broadcast_to(mean, (tokens, 2)), atol=0.02)
     next_value = 1 + mean.prod()
     if not ends:
         next_value /= 1 - 0.5

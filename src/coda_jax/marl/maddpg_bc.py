@@ -64,15 +64,17 @@ def td_targets(
     terminal: Float[Array, "H *batch"],
     next_q: Float[Array, "successors *batch"],
     discount: float,
-) -> Float[Array, "targets *batch"]:
-    """One-step targets r_t + gamma (1 - terminal_t) Q'(s_{t+1}, mu'(o_{t+1})) of the tokens that have a successor.
+) -> tuple[Float[Array, "H *batch"], Float[Array, "H *batch"]]:
+    """One-step targets r_t + gamma (1 - terminal_t) Q'(s_{t+1}, mu'(o_{t+1})), and which of them count, as 1 and 0.
 
-    `next_q[t]` is the target value at token t + 1, so H - 1 of them make H - 1 targets: the last token serves as next
-    state only. Only a true end stops bootstrapping. A window of one token, a one-step game, has one target, its reward.
+    `next_q[t]` is the target value at token t + 1, so there are H - 1 of them. Only a true end stops bootstrapping. The
+    last token has no successor in its window: its target counts where it is a true end, which in a recorded window is
+    always the last token. A window of one token is a one-step game, whose target is its reward.
     """
-    if reward.shape[0] == 1:
-        return reward
-    return reward[:-1] + discount * (1.0 - terminal[:-1]) * next_q
+    last = jnp.zeros_like(reward[:1])
+    target = reward + discount * (1.0 - terminal) * jnp.concatenate([next_q, last])
+    is_known = jnp.ones_like(last) if reward.shape[0] == 1 else terminal[-1:]
+    return target, jnp.concatenate([jnp.ones_like(reward[:-1]), is_known])
 
 
 def brud_joint_actions(
@@ -165,16 +167,15 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig, inputs: InputScale) -> Lea
 
         target_action = along_window(state.target_policy, window.obs)
         next_q = smaller_q(state.target_critics, window.state[1:], target_action[1:])
-        target = td_targets(window.reward, window.terminal, next_q, config.discount)
-        num_targets = target.shape[0]
+        target, counts = td_targets(window.reward, window.terminal, next_q, config.discount)
 
         def critic_loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
-            q = apply_critics(params, window.state[:num_targets], window.action[:num_targets])
-            loss = 0.5 * jnp.mean((q - target[None]) ** 2)
+            q = apply_critics(params, window.state, window.action)
+            loss = 0.5 * jnp.sum(counts * jnp.mean((q - target[None]) ** 2, axis=0)) / jnp.sum(counts)
             return loss, {"critic_loss": loss, "data_q": jnp.mean(q)}
 
         def loss_of_policy(params: Params) -> tuple[Float[Array, ""], Metrics]:
-            # All H tokens: unlike the TD targets, neither term needs a successor.
+            # All H tokens: neither term needs a successor.
             mu = along_window(params, window.obs)
             q = functools.partial(smaller_q, state.critics)
             return policy_loss(q, window.state, mu, window.action, config.alpha_bc)
