@@ -37,7 +37,7 @@ class CollectConfig:
     """Trains behaviour teams by MATD3 and keeps snapshots all along their training."""
 
     task: str = "2halfcheetah"
-    """Task: `2halfcheetah`."""
+    """Task, such as `2halfcheetah` or `4ant`."""
     num_teams: int = 4
     """Teams, from different seeds."""
     num_snapshots: int = 17

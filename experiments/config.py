@@ -39,7 +39,7 @@ class ExperimentConfig:
     """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains MADDPG+BC with what it samples."""
 
     task: str = "2halfcheetah"
-    """Task: `2halfcheetah`, or with `--vault` any other of `coda_jax.envs.robots`."""
+    """Task: `2halfcheetah`, `4ant` (of which there is `replay` only), or with `--vault` any other."""
     dataset: str = "replay"
     """Dataset: `replay`, `good`, `medium` or `poor`."""
     vault: Path | None = None
