@@ -25,6 +25,7 @@ Span = tuple[str, int, int | None]
 
 _PER_DOF = ("qvel", "qvel_clipped", "qfrc_actuator")
 _PER_BODY = {"cinert": 10, "cvel": 6, "cfrc_ext": 6, "cfrc_ext_clipped": 6}
+_OF_TENDONS = ("ten_J", "ten_length", "ten_velocity")
 
 
 class JointGraph(NamedTuple):
@@ -136,6 +137,8 @@ def _view(model: mujoco.MjModel, graph: JointGraph, joint: str, category: str) -
     if category in _PER_BODY:
         size = _PER_BODY[category]
         return tuple((category, size * body + k) for body in graph.bodies.get(joint, ()) for k in range(size))
+    if category in _OF_TENDONS:
+        return ()
     index = model.joint(joint).id
     starts, size = (model.jnt_dofadr, model.nv) if category in _PER_DOF else (model.jnt_qposadr, model.nq)
     end = size if index + 1 == model.njnt else starts[index + 1]
@@ -145,6 +148,8 @@ def _view(model: mujoco.MjModel, graph: JointGraph, joint: str, category: str) -
 def _size(model: mujoco.MjModel, category: str) -> int:
     if category in _PER_BODY:
         return _PER_BODY[category] * model.nbody
+    if category in _OF_TENDONS:
+        return model.ntendon * (model.nv if category == "ten_J" else 1)
     return model.nv if category in _PER_DOF else model.nq
 
 

@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from coda_jax.envs.factorization import Factorization, Feature, JointGraph, Span, factorize
-from coda_jax.envs.physics import READINGS, advance, load_model
-from coda_jax.envs.robots import TASKS, Health, Locomotion, Reach, Robot, StandUp
+from coda_jax.envs.physics import READINGS, advance, hang_tendons, load_model, roots
+from coda_jax.envs.robots import TASKS, Health, Locomotion, MeanLocomotion, Reach, Robot, StandUp
 from coda_jax.types import PRNGKey, TaskSpec
 
 with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that its optional warp backend is missing
@@ -37,7 +37,7 @@ class EnvState:
     """Everything about one environment after a reset or a step.
 
     state:     `[*batch, S]` global state: joint positions and velocities, in m, rad, m/s and rad/s; of some robots
-               forces in N and N m.
+               forces in N and N m, or a tendon's gradient, length and rate.
     obs:       `[*batch, A, O]` local observations.
     reward:    `[*batch]` team reward of the step that led here, 0 after a reset.
     terminal:  `[*batch]` whether the task truly ended.
@@ -65,7 +65,7 @@ class Environment(NamedTuple):
     place: Callable[[Float[Array, "S"]], EnvState]
     """Puts the robot into a global state, at the origin and at time 0: a step from a recorded or generated state. The
     robot stands by the positions and velocities in it (clipped ones, where the state has those); forces are only
-    shown."""
+    shown. A pair's distance is read off their tendon, which lags by one physics step."""
     spec: TaskSpec
 
 
@@ -110,14 +110,22 @@ def _simulation(
     template = mjx.make_data(model)
     qpos0 = jnp.asarray(model.qpos0, jnp.float32)
     place_of_robot = slice(0, robot.place_dims)
+    others = [slice(root, root + robot.place_dims) for root in roots(model)[1:] if robot.place_dims]
     actuator_range = _actuator_range(model)
     state_spans = _spans(split.features[: split.state_dim])
     extra_spans = _spans(split.features[split.state_dim :])
     reads = {category for category, _ in split.features}
     has_bodies = bool(reads & {"cinert", "cvel"})
-    has_frames = has_bodies or not (isinstance(robot.reward, Locomotion) and robot.reward.point == "root")
+    has_tendons = "ten_J" in reads
+    has_frames = has_bodies or has_tendons or getattr(robot.reward, "point", None) != "root"
     has_forces = any(category.startswith("cfrc_ext") for category in reads)
-    has_forces |= not isinstance(robot.reward, Reach) and robot.reward.contact_cost > 0
+    has_forces |= isinstance(robot.reward, Locomotion | StandUp) and robot.reward.contact_cost > 0
+
+    def move(qpos: Float[Array, "nq"], place: Float[Array, "D"] | float) -> Float[Array, "nq"]:
+        """Puts the robot to a place, its other half as far from it as before."""
+        for other in others:
+            qpos = qpos.at[other].add(place - qpos[place_of_robot])
+        return qpos.at[place_of_robot].set(place)
 
     def read(physics: mjx.Data, spans: list[Span]) -> Float[Array, "_"]:
         match robot.reward:
@@ -143,12 +151,14 @@ def _simulation(
 
     def stand(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"], state: Array | None) -> EnvState:
         # No `mjx.forward` here: a step begins with it, and a cheap reset keeps automatic resets cheap.
-        physics = template.replace(qpos=qpos.at[place_of_robot].set(0.0), qvel=qvel)
+        physics = template.replace(qpos=move(qpos, 0.0), qvel=qvel)
         if has_frames:
             with jax.numpy_rank_promotion("allow"):  # inside mjx
                 physics = mjx.kinematics(mjx_model, physics)
                 if has_bodies:
                     physics = mjx.com_vel(mjx_model, mjx.com_pos(mjx_model, physics))
+                if has_tendons:
+                    physics = hang_tendons(mjx_model, physics)
         physics = physics.replace(qpos=qpos)
         state = read(physics, state_spans) if state is None else state
         return show(state, physics, jnp.zeros(()), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
@@ -171,7 +181,7 @@ def _simulation(
         # The robot's place does not matter, except for precision: 400 m from the origin, single precision blurs the
         # contacts by 5e-3 a step. So every step begins at the origin.
         start = env.physics.qpos[place_of_robot]
-        before = env.physics.replace(qpos=env.physics.qpos.at[place_of_robot].set(0.0), ctrl=control)
+        before = env.physics.replace(qpos=move(env.physics.qpos, 0.0), ctrl=control)
         with jax.numpy_rank_promotion("allow"):  # inside mjx
             after, _ = jax.lax.scan(substep, before, length=robot.frame_skip)
             if has_forces:
@@ -180,7 +190,7 @@ def _simulation(
         effort = jnp.sum(jnp.square(jnp.take(control, split.action_index, mode="fill", fill_value=0.0)))
         reward = _reward(robot, model, before, after, effort, terminal)
         moved = after.qpos[place_of_robot]
-        physics = after.replace(qpos=after.qpos.at[place_of_robot].set(start + moved))
+        physics = after.replace(qpos=move(after.qpos, start + moved))
         if has_frames and robot.place_dims:
             shift = jnp.zeros(3).at[place_of_robot].set(moved)[None]
             physics = physics.replace(xpos=after.xpos - shift, xipos=after.xipos - shift)
@@ -213,6 +223,10 @@ def _reward(
         case StandUp() as terms:
             height = after.qpos[2] / model.opt.timestep
             return height - terms.control_cost * effort - contact_cost(terms) + 1.0
+        case MeanLocomotion() as terms:
+            where = roots(model)
+            way = jnp.mean(after.qpos[where] - before.qpos[where])
+            return way / (robot.frame_skip * model.opt.timestep) - terms.control_cost * effort / len(where)
         case Locomotion() as terms:
             way = _lead(terms, model, after) - _lead(terms, model, before)
             speed = way / (robot.frame_skip * model.opt.timestep)
@@ -274,6 +288,8 @@ def _from_state(
             return state[at["qpos", k]]
         if ("cos", k) in at:
             return jnp.arctan2(state[at["sin", k]], state[at["cos", k]])
+        if ("ten_J", k) in at:  # the gradient of a pair's distance is a unit vector; their middle is at the origin
+            return state[at["ten_J", k]] * state[at["ten_length", 0]] / 2
         return jnp.zeros((), state.dtype)
 
     def velocity(k: int) -> Array:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import mujoco
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from coda_jax.envs.robots import Robot
 
@@ -19,11 +20,13 @@ with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that its optional 
 
 def load_model(robot: Robot) -> mujoco.MjModel:
     """The robot's MuJoCo model, with the solver options that MJX runs it with."""
-    folder = importlib.resources.files("gymnasium.envs.mujoco") / "assets"
-    with importlib.resources.as_file(folder / robot.xml) as path, warnings.catch_warnings():
-        # By way of `MjSpec` it is a Python warning; `MjModel.from_xml_path` would write it to stderr and a log file.
+    xml = robot.xml
+    if not xml.lstrip().startswith("<"):
+        xml = (importlib.resources.files("gymnasium.envs.mujoco") / "assets" / xml).read_text()
+    with warnings.catch_warnings():
+        # By way of `MjSpec` it is a Python warning; `MjModel.from_xml_string` would write it to stderr and a log file.
         warnings.filterwarnings("ignore", "compiler attribute 'settotalmass' is deprecated", UserWarning)
-        spec = mujoco.MjSpec.from_file(str(path))
+        spec = mujoco.MjSpec.from_string(xml)
         if robot.max_contacts is not None:
             for numeric in list(spec.numerics):  # mjx finds its limit only if it is the first of the numbers
                 spec.delete(numeric)
@@ -46,9 +49,26 @@ READINGS: dict[str, Callable[[mjx.Data], Array]] = {
     "qfrc_actuator": lambda physics: physics.qfrc_actuator,
     "cfrc_ext": lambda physics: physics._impl.cfrc_ext.reshape(-1),
     "cfrc_ext_clipped": lambda physics: jnp.clip(physics._impl.cfrc_ext, -1.0, 1.0).reshape(-1),
+    "ten_J": lambda physics: physics._impl.ten_J.reshape(-1),
+    "ten_length": lambda physics: physics.ten_length,
+    "ten_velocity": lambda physics: physics._impl.ten_velocity,
 }
 """Categories of features, each a flat array: positions, velocities, their clipped or circular forms; of each body the
-inertia and velocity about the centre of mass and the external force; generalised forces of the actuators."""
+inertia and velocity about the centre of mass and the external force; generalised forces of the actuators; of each
+tendon the gradient of its length, the length and its rate, as old as the last evaluation of the forces."""
+
+
+def roots(model: mujoco.MjModel) -> Int[np.ndarray, "R"]:
+    """Where in qpos the bodies begin that hang on the world alone: one a robot, two a pair of robots."""
+    is_root = (model.body_parentid == 0) & (model.body_jntnum > 0)
+    return model.jnt_qposadr[model.body_jntadr[is_root]]
+
+
+def hang_tendons(mjx_model: mjx.Model, physics: mjx.Data) -> mjx.Data:
+    """Brings the tendons up to date with positions and velocities, given `mjx.kinematics`."""
+    physics = mjx.tendon(mjx_model, mjx.com_pos(mjx_model, physics))
+    speed = jnp.sum(physics._impl.ten_J * physics.qvel[None], axis=-1)
+    return physics.replace(_impl=physics._impl.replace(ten_velocity=speed))
 
 
 def advance(model: mujoco.MjModel, mjx_model: mjx.Model, physics: mjx.Data) -> mjx.Data:

@@ -3,12 +3,14 @@
 A robot is gymnasium's MuJoCo task (its XML, rewards, resets, ends); a task splits it among agents as `mamujoco_v1` of
 gymnasium-robotics does. A task's name is the number of agents and the robot: `2halfcheetah`, `4ant`, `3hopper`. Where
 gymnasium's versions differ, the plain name is that of the published datasets: `4ant` is v4, and `4ant-v5` observes and
-pays for contact forces. A robot or a split of your own is built by `mamujoco.build`.
+pays for contact forces. Robots of repeated parts are split by `many_segment_swimmer` and `many_segment_ant` in other
+ways too. A robot or a split of your own is built by `mamujoco.build`.
 """
 
 import dataclasses
 import math
 
+from coda_jax.envs import segments
 from coda_jax.envs.factorization import Categories, JointGraph
 
 
@@ -47,6 +49,14 @@ class Locomotion:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeanLocomotion:
+    """Reward for several that run side by side: the mean of their speeds less the mean of their squared controls."""
+
+    control_cost: float
+    """Weight of the squared controls."""
+
+
+@dataclasses.dataclass(frozen=True)
 class StandUp:
     """Reward for height, over the physics time step, plus 1, less the costs; see `Locomotion`."""
 
@@ -79,14 +89,15 @@ class Robot:
     """A MuJoCo robot and its task, before it is split among agents."""
 
     xml: str
-    """File name among gymnasium's MuJoCo assets."""
+    """File name among gymnasium's MuJoCo assets, or a whole document (MJCF)."""
     frame_skip: int
     """Physics steps a control step."""
     place_dims: int
-    """Leading entries of qpos that say where the robot is; the physics does not depend on them."""
+    """Leading entries of qpos that say where the robot is; the physics does not depend on them. A second free body, as a
+    pair has, has to be moved along."""
     categories: Categories
     start: Start
-    reward: Locomotion | StandUp | Reach
+    reward: Locomotion | MeanLocomotion | StandUp | Reach
     health: Health | None
     """None for a robot whose episodes end by the time limit only."""
     solver_iterations: int = 20
@@ -223,6 +234,42 @@ HUMANOID_STANDUP = dataclasses.replace(
     health=None,
 )
 
+
+def many_segment_swimmer(num_agents: int, segments_per_agent: int) -> tuple[Robot, JointGraph]:
+    """A long swimmer, rewarded as the short one; see `segments.swimmer`."""
+    xml, graph = segments.swimmer(num_agents, segments_per_agent)
+    return dataclasses.replace(SWIMMER, xml=xml), graph
+
+
+def many_segment_ant(num_agents: int, segments_per_agent: int) -> tuple[Robot, JointGraph]:
+    """A long ant, observed and rewarded as `4ant-v5`; see `segments.ant`."""
+    xml, graph = segments.ant(num_agents, segments_per_agent)
+    return dataclasses.replace(ANT_V5, xml=xml), graph
+
+
+def coupled_half_cheetah() -> tuple[Robot, JointGraph]:
+    """Two half cheetahs on a tendon, whose gradient, length and speed they observe; see `segments.half_cheetahs`."""
+    xml, graph = segments.half_cheetahs()
+    robot = dataclasses.replace(
+        HALF_CHEETAH,
+        xml=xml,
+        categories=Categories(
+            state=(
+                ("qpos", 1, 9),
+                ("qpos", 10, 18),
+                ("qvel", 0, None),
+                ("ten_J", 0, 2),
+                ("ten_J", 9, 11),
+                ("ten_length", 0, None),
+                ("ten_velocity", 0, None),
+            ),
+            local=(("qpos", "qvel", "ten_J", "ten_length", "ten_velocity"), ("qpos",)),
+        ),
+        reward=MeanLocomotion(control_cost=0.1),
+    )
+    return robot, graph
+
+
 _HALF_CHEETAH = JointGraph(
     edges=(("bfoot", "bshin"), ("bshin", "bthigh"), ("bthigh", "fthigh"), ("fthigh", "fshin"), ("fshin", "ffoot")),
     partition=(("bthigh", "bshin", "bfoot"), ("fthigh", "fshin", "ffoot")),
@@ -356,4 +403,7 @@ TASKS: dict[str, tuple[Robot, JointGraph]] = {
     "2reacher": (REACHER, _REACHER),
     "2humanoid": (HUMANOID, _HUMANOID),
     "2humanoidstandup": (HUMANOID_STANDUP, _HUMANOID),
+    "10manysegmentswimmer": many_segment_swimmer(10, 2),
+    "2manysegmentant": many_segment_ant(2, 3),
+    "2coupledhalfcheetah": coupled_half_cheetah(),
 }
