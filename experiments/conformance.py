@@ -14,6 +14,7 @@ precision beyond 1e-3, whatever the options; so the table has the 99 % quantile 
 
 import dataclasses
 import os
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -29,6 +30,7 @@ from jaxtyping import Bool, Float
 
 from coda_jax.envs.factorization import factorize
 from coda_jax.envs.mamujoco import TASKS, Environment, EnvState, build, load_model
+from coda_jax.envs.physics import roots
 from coda_jax.envs.robots import HALF_CHEETAH, Robot
 from experiments.cache import enable_compilation_cache
 from experiments.config import check_choice
@@ -48,12 +50,15 @@ GYMNASIUM = {
     "reacher": "Reacher-v5",
     "humanoid": "Humanoid-v5",
     "humanoidstandup": "HumanoidStandup-v5",
+    "manysegmentswimmer": "Swimmer-v5",
+    "manysegmentant": "Ant-v5",
 }
-"""The single robot in C of a task, by the task's name without the number of agents."""
+"""The single robot in C of a task, by the task's name without the number of agents. Robots of repeated parts are
+gymnasium-robotics' (of the `dev` extra): its documents in gymnasium's task, and a task of its own for the pair."""
 
 NUM_STARTS, NUM_STEPS = 20, 20
 TABLE = Path("results/CONFORMANCE.md")
-_MOTION = ("qpos", "qvel", "qvel_clipped", "cos", "sin", "to_target")
+_MOTION = ("qpos", "qvel", "qvel_clipped", "cos", "sin", "to_target", "ten_J", "ten_length", "ten_velocity")
 
 
 class Reference(NamedTuple):
@@ -80,10 +85,48 @@ class Reference(NamedTuple):
 
 def open_simulator(task: str) -> Any:
     """The robot of a task in C, as gymnasium steps it, without the time limit."""
+    return make_simulator(task).unwrapped
+
+
+def make_simulator(task: str) -> gymnasium.Env:
+    """The robot of a task in C, with the time limit."""
     name = task.lstrip("0123456789").removesuffix("-ogmarl")
-    with warnings.catch_warnings():
+    if name == "coupledhalfcheetah":
+        return _coupled_half_cheetah()
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
-        return gymnasium.make(GYMNASIUM[name]).unwrapped
+        if not name.startswith("manysegment"):
+            return gymnasium.make(GYMNASIUM[name])
+        from gymnasium_robotics.envs.multiagent_mujoco import many_segment_ant, many_segment_swimmer
+
+        document = str(Path(folder, "robot.xml"))
+        num_joints = sum(map(len, TASKS[task][1].partition))
+        if name == "manysegmentant":
+            many_segment_ant.gen_asset(num_joints // 4, document)
+        else:
+            many_segment_swimmer.gen_asset(num_joints, document)
+        return gymnasium.make(GYMNASIUM[name], xml_file=document)
+
+
+def _coupled_half_cheetah() -> gymnasium.Env:
+    """gymnasium-robotics' pair of half cheetahs, which reads the tendon's gradient as MuJoCo 3 stored it."""
+    from gymnasium_robotics.envs.multiagent_mujoco.coupled_half_cheetah import CoupledHalfCheetahEnv
+
+    class Pair(CoupledHalfCheetahEnv):
+        def _get_obs(self) -> np.ndarray:
+            data, gradient = self.data, tendon_gradients(self.data)[0]
+            positions, pull = (data.qpos[1:9], data.qpos[10:18]), (gradient[0:2], gradient[9:11])
+            return np.concatenate([*positions, data.qvel, *pull, data.ten_length, data.ten_velocity])
+
+    return gymnasium.wrappers.TimeLimit(Pair(), max_episode_steps=1000)
+
+
+def tendon_gradients(data: mujoco.MjData) -> Float[np.ndarray, "tendons V"]:
+    """The gradients of the tendons' lengths, which MuJoCo keeps sparse."""
+    model = data.model
+    dense = np.zeros((model.ntendon, model.nv))
+    mujoco.mju_sparse2dense(dense, data.ten_J, model.ten_J_rownnz, model.ten_J_rowadr, model.ten_J_colind)
+    return dense
 
 
 def sinusoids(rng: np.random.Generator, num_steps: int, num_starts: int, size: int) -> Float[np.ndarray, "T N U"]:
@@ -139,12 +182,15 @@ def trajectories(
         turn = rng.normal(size=(len(qpos[tossed]), 4))
         qpos[tossed, 3:7] = turn / np.linalg.norm(turn, axis=1, keepdims=True)
     elif robot.place_dims == 1:
-        qpos[tossed, 1:3] += rng.uniform((-0.3, np.pi - 1.0), (0.2, np.pi + 1.0), (len(qpos[tossed]), 2))
+        for root in roots(simulator.model):
+            turn = rng.uniform((-0.3, np.pi - 1.0), (0.2, np.pi + 1.0), (len(qpos[tossed]), 2))
+            qpos[tossed, root + 1 : root + 3] += turn
     qvel[tossed] *= 20.0
     qvel[fast] *= 50.0
     if robot.place_dims:
-        qpos[fast, 0] += 400.0
-        qvel[fast, 0] = rng.uniform(4.0, 12.0, len(qvel[fast]))
+        for root in roots(simulator.model):
+            qpos[fast, root] += 400.0
+            qvel[fast, root] = rng.uniform(4.0, 12.0, len(qvel[fast]))
     return run(simulator, qpos, qvel, (strength * sinusoids(rng, num_steps, num_starts, nu)).astype(np.float32))
 
 

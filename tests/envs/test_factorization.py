@@ -1,17 +1,17 @@
 """How robots are split, against gymnasium-robotics, where the graphs and indices are typed in."""
 
 import itertools
-import warnings
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 from gymnasium_robotics import mamujoco_v1
+from gymnasium_robotics.envs.multiagent_mujoco.obsk import get_parts_and_edges
 
 from coda_jax.envs.factorization import Feature, JointGraph, factorize, joints_by_distance
 from coda_jax.envs.physics import load_model
 from coda_jax.envs.robots import HALF_CHEETAH, TASKS
+from experiments.conformance import make_simulator, tendon_gradients
 
 CHEETAH = TASKS["2halfcheetah"][1]
 
@@ -30,6 +30,9 @@ MAMUJOCO = {
     "2reacher": ("Reacher", "2x1"),
     "2humanoid": ("Humanoid", "9|8"),
     "2humanoidstandup": ("HumanoidStandup", "9|8"),
+    "10manysegmentswimmer": ("ManySegmentSwimmer", "10x2"),
+    "2manysegmentant": ("ManySegmentAnt", "2x3"),
+    "2coupledhalfcheetah": ("CoupledHalfCheetah", "1p1"),
 }
 """The scenario and partition of `mamujoco_v1` that a task is."""
 
@@ -37,19 +40,43 @@ MAMUJOCO = {
 def mamujoco(task: str, obsk: int | None) -> Any:
     """The task in gymnasium-robotics; its Ant is v5 unless told otherwise."""
     scenario, partition = MAMUJOCO[task]
+    if "Segment" in scenario or "Coupled" in scenario:
+        nodes, edges, roots = corrected(scenario, *get_parts_and_edges(scenario, partition))
+        return mamujoco_v1.parallel_env(
+            scenario,
+            partition,
+            agent_obsk=obsk,
+            gym_env=make_simulator(task),
+            agent_factorization={"partition": nodes, "edges": edges, "globals": roots},
+        )
     if scenario != "Ant" or task.endswith("-v5"):
         return mamujoco_v1.parallel_env(scenario, partition, agent_obsk=obsk)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*Ant-v4 is out of date", DeprecationWarning)
-        single = gymnasium.make("Ant-v4")
     return mamujoco_v1.parallel_env(
         scenario,
         partition,
         agent_obsk=obsk,
-        gym_env=single,
+        gym_env=make_simulator(task),
         local_categories=[["qpos", "qvel"], *[["qpos"]] * (obsk or 0)],
         global_categories=("qpos", "qvel"),
     )
+
+
+def corrected(scenario: str, partition: list, edges: list, roots: list) -> tuple[list, list, list]:
+    """A graph of gymnasium-robotics, whose joints observe and move themselves."""
+    nodes = [node for part in partition for node in part]
+    if scenario == "ManySegmentAnt":  # a sign; motors in the order of the single ant's; copied nodes in the edges
+        for k, node in enumerate(nodes):
+            node.qpos_ids = node.qvel_ids = k - len(nodes)
+            node.act_ids = k
+        named = {node.label: node for node in nodes}
+        for edge in edges:
+            edge.nodes = {named[node.label] for node in edge.nodes}
+    if scenario == "CoupledHalfCheetah":  # the first cheetah had the second's indices; the gradient was not sparse
+        for k, node in enumerate(nodes[:6]):
+            node.qpos_ids = node.qvel_ids = 3 + k
+        for node in (nodes[0], nodes[6]):
+            node.extra_obs["ten_J"] = lambda data: tendon_gradients(data)[0, [0, 1, 9, 10]]
+    return partition, edges, roots
 
 
 def read(data: Any, feature: Feature) -> float:
@@ -59,6 +86,8 @@ def read(data: Any, feature: Feature) -> float:
         return getattr(np, category)(data.qpos)[index]
     if category == "to_target":
         return (data.body("fingertip").xpos - data.body("target").xpos)[index]
+    if category == "ten_J":
+        return tendon_gradients(data).reshape(-1)[index]
     value = getattr(data, category.removesuffix("_clipped")).reshape(-1)[index]
     limit = {"qvel_clipped": 10.0, "cfrc_ext_clipped": 1.0}.get(category, np.inf)
     return np.clip(value, -limit, limit)

@@ -21,7 +21,7 @@ from coda_jax.envs.robots import TASKS
 from experiments.conformance import NUM_STARTS, NUM_STEPS, as_actions, at, compare, open_simulator, trajectories
 from tests.envs.test_factorization import MAMUJOCO, mamujoco
 
-TASKS_TO_STEP = [task for task in MAMUJOCO if "halfcheetah" not in task]
+TASKS_TO_STEP = [task for task in MAMUJOCO if task not in ("2halfcheetah", "6halfcheetah")]
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def test_sizes(task: str):
     assert (spec.name, spec.num_agents, spec.state_dim) == (task, len(spaces), len(theirs.state()))
     assert spec.obs_dim == max(seen.shape[0] for seen, _ in spaces)
     assert spec.action_dim == max(act.shape[0] for _, act in spaces)
-    assert spec.episode_length == theirs.single_agent_env.spec.max_episode_steps
+    assert spec.episode_length == theirs.single_agent_env.get_wrapper_attr("_max_episode_steps")
 
 
 def draws(task: str, count: int) -> tuple[np.ndarray, np.ndarray]:

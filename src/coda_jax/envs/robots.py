@@ -93,8 +93,8 @@ class Robot:
     frame_skip: int
     """Physics steps a control step."""
     place_dims: int
-    """Leading entries of qpos that say where the robot is; the physics does not depend on them. A second free body, as a
-    pair has, has to be moved along."""
+    """Leading entries of qpos that say where the robot is; the physics does not depend on them. The second of a
+    pair is moved along."""
     categories: Categories
     start: Start
     reward: Locomotion | MeanLocomotion | StandUp | Reach

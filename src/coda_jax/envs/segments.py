@@ -1,4 +1,4 @@
-"""Robots of repeated parts: long swimmers, ants of many torsos, two half cheetahs on a tendon (Peng et al. 2021, FACMAC).
+"""Robots of repeated parts, of Peng et al. (2021): long swimmers, ants of many torsos, half cheetahs on a tendon.
 
 Their documents (MJCF) are made from those of gymnasium's single robots, and come with the joint graph of a split. The
 models and graphs are those of gymnasium-robotics' `mamujoco_v1`, but for what is evidently a slip there; each function
