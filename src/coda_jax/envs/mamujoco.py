@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from coda_jax.envs.factorization import Factorization, Feature, JointGraph, Span, factorize
+from coda_jax.envs.kinematics import kinematics
 from coda_jax.envs.physics import READINGS, advance, hang_tendons, load_model, roots
 from coda_jax.envs.robots import TASKS, Health, Locomotion, MeanLocomotion, Reach, Robot, StandUp
 from coda_jax.types import PRNGKey, TaskSpec
@@ -154,7 +155,7 @@ def _simulation(
         physics = template.replace(qpos=move(qpos, 0.0), qvel=qvel)
         if has_frames:
             with jax.numpy_rank_promotion("allow"):  # inside mjx
-                physics = mjx.kinematics(mjx_model, physics)
+                physics = kinematics(model, mjx_model, physics)
                 if has_bodies:
                     physics = mjx.com_vel(mjx_model, mjx.com_pos(mjx_model, physics))
                 if has_tendons:

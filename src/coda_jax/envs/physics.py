@@ -12,6 +12,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from coda_jax.envs.kinematics import kinematics
 from coda_jax.envs.robots import Robot
 
 with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that its optional warp backend is missing
@@ -65,7 +66,7 @@ def roots(model: mujoco.MjModel) -> Int[np.ndarray, "R"]:
 
 
 def hang_tendons(mjx_model: mjx.Model, physics: mjx.Data) -> mjx.Data:
-    """Brings the tendons up to date with positions and velocities, given `mjx.kinematics`."""
+    """Brings the tendons up to date with positions and velocities, given the bodies'."""
     physics = mjx.tendon(mjx_model, mjx.com_pos(mjx_model, physics))
     speed = jnp.sum(physics._impl.ten_J * physics.qvel[None], axis=-1)
     return physics.replace(_impl=physics._impl.replace(ten_velocity=speed))
@@ -118,7 +119,8 @@ def _slope(model: mujoco.MjModel, qvel: Float[Array, "V"], way: Float[Array, "V"
 
 def _forward(model: mujoco.MjModel, mjx_model: mjx.Model, physics: mjx.Data) -> mjx.Data:
     """`mjx.forward` without sensors, with the contacts of capsules as C has them."""
-    for part in (mjx.kinematics, mjx.com_pos, mjx.tendon, mjx.crb, mjx.tendon_armature, mjx.factor_m, mjx.collision):
+    physics = kinematics(model, mjx_model, physics)
+    for part in (mjx.com_pos, mjx.tendon, mjx.crb, mjx.tendon_armature, mjx.factor_m, mjx.collision):
         physics = part(mjx_model, physics)
     physics = _turn_contacts(model, physics)
     for part in (mjx.make_constraint, mjx.transmission, mjx.fwd_velocity, mjx.fwd_actuation, mjx.fwd_acceleration):
