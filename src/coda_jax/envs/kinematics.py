@@ -17,8 +17,9 @@ def kinematics(model: mujoco.MjModel, mjx_model: mjx.Model, physics: mjx.Data) -
     """As `mjx.kinematics`, which goes from a body to the next.
 
     In a chain of single bodies XLA fuses these steps, and computes each one anew wherever it is used: a swimmer of ten
-    segments takes 0.2 s on a CPU, and one of twenty minutes. So in robots deeper than the humanoids, MJX only places every body relative to its
-    parent, as if all stood on the ground; frames are then composed along the tree in log2(depth) rounds.
+    segments takes 0.2 s on a CPU, and one of twenty minutes. So in robots deeper than the humanoids, MJX only places
+    every body relative to its parent, as if all stood on the ground; frames are then composed along the tree in
+    log2(depth) rounds.
     """
     jumps = ancestors(model)
     if len(jumps) <= 3:  # no body has more than seven above it
