@@ -29,6 +29,7 @@ import tyro
 from jaxtyping import Bool, Float
 
 from coda_jax.envs.factorization import factorize
+from coda_jax.envs.kinematics import ancestors
 from coda_jax.envs.mamujoco import TASKS, Environment, EnvState, build, load_model
 from coda_jax.envs.physics import roots
 from coda_jax.envs.robots import HALF_CHEETAH, Robot
@@ -50,11 +51,9 @@ GYMNASIUM = {
     "reacher": "Reacher-v5",
     "humanoid": "Humanoid-v5",
     "humanoidstandup": "HumanoidStandup-v5",
-    "manysegmentswimmer": "Swimmer-v5",
-    "manysegmentant": "Ant-v5",
 }
-"""The single robot in C of a task, by the task's name without the number of agents. Robots of repeated parts are
-gymnasium-robotics' (of the `dev` extra): its documents in gymnasium's task, and a task of its own for the pair."""
+"""The single robot in C of a task, by the task's name without the number of agents. Robots of repeated parts are not
+gymnasium's but gymnasium-robotics' (of the `dev` extra)."""
 
 NUM_STARTS, NUM_STEPS = 20, 20
 TABLE = Path("results/CONFORMANCE.md")
@@ -93,19 +92,22 @@ def make_simulator(task: str) -> gymnasium.Env:
     name = task.lstrip("0123456789").removesuffix("-ogmarl")
     if name == "coupledhalfcheetah":
         return _coupled_half_cheetah()
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+    if name == "manysegmentant":
+        return many_segments("Ant", len([joint for own in TASKS[task][1].partition for joint in own]) // 4)
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
-        if not name.startswith("manysegment"):
-            return gymnasium.make(GYMNASIUM[name])
-        from gymnasium_robotics.envs.multiagent_mujoco import many_segment_ant, many_segment_swimmer
+        return gymnasium.make(GYMNASIUM[name])
 
+
+def many_segments(robot: str, num_segments: int) -> gymnasium.Env:
+    """An Ant or Swimmer of gymnasium with gymnasium-robotics' document of many segments."""
+    from gymnasium_robotics.envs.multiagent_mujoco import many_segment_ant, many_segment_swimmer
+
+    template = {"Ant": many_segment_ant, "Swimmer": many_segment_swimmer}[robot]
+    with tempfile.TemporaryDirectory() as folder:
         document = str(Path(folder, "robot.xml"))
-        num_joints = sum(map(len, TASKS[task][1].partition))
-        if name == "manysegmentant":
-            many_segment_ant.gen_asset(num_joints // 4, document)
-        else:
-            many_segment_swimmer.gen_asset(num_joints, document)
-        return gymnasium.make(GYMNASIUM[name], xml_file=document)
+        template.gen_asset(num_segments, document)
+        return gymnasium.make(f"{robot}-v5", xml_file=document)
 
 
 def _coupled_half_cheetah() -> gymnasium.Env:
@@ -180,6 +182,10 @@ def trajectories(
     if nq > nv:  # a free joint
         qpos[tossed, 2] += 0.5
         turn = rng.normal(size=(len(qpos[tossed]), 4))
+        if (
+            len(ancestors(simulator.model)) > 3
+        ):  # a long robot can but roll over: on its end it would stand in the ground
+            turn[:, 2:] = 0.0
         qpos[tossed, 3:7] = turn / np.linalg.norm(turn, axis=1, keepdims=True)
     elif robot.place_dims == 1:
         for root in roots(simulator.model):

@@ -1,6 +1,7 @@
 """How robots are split, against gymnasium-robotics, where the graphs and indices are typed in."""
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from gymnasium_robotics.envs.multiagent_mujoco.obsk import get_parts_and_edges
 
 from coda_jax.envs.factorization import Feature, JointGraph, factorize, joints_by_distance
 from coda_jax.envs.physics import load_model
-from coda_jax.envs.robots import HALF_CHEETAH, TASKS
-from experiments.conformance import make_simulator, tendon_gradients
+from coda_jax.envs.robots import HALF_CHEETAH, TASKS, many_segment_ant, many_segment_swimmer
+from experiments.conformance import make_simulator, many_segments, tendon_gradients
 
 CHEETAH = TASKS["2halfcheetah"][1]
 
@@ -30,23 +31,35 @@ MAMUJOCO = {
     "2reacher": ("Reacher", "2x1"),
     "2humanoid": ("Humanoid", "9|8"),
     "2humanoidstandup": ("HumanoidStandup", "9|8"),
-    "10manysegmentswimmer": ("ManySegmentSwimmer", "10x2"),
     "2manysegmentant": ("ManySegmentAnt", "2x3"),
     "2coupledhalfcheetah": ("CoupledHalfCheetah", "1p1"),
 }
 """The scenario and partition of `mamujoco_v1` that a task is."""
 
+SPLITS = TASKS | {"10manysegmentswimmer": many_segment_swimmer(10, 2), "4manysegmentant": many_segment_ant(4, 1)}
+PARTITIONS = MAMUJOCO | {
+    "10manysegmentswimmer": ("ManySegmentSwimmer", "10x2"),
+    "4manysegmentant": ("ManySegmentAnt", "4x1"),
+}
+"""These, and some that are no tasks."""
+
 
 def mamujoco(task: str, obsk: int | None) -> Any:
     """The task in gymnasium-robotics; its Ant is v5 unless told otherwise."""
-    scenario, partition = MAMUJOCO[task]
+    scenario, partition = PARTITIONS[task]
     if "Segment" in scenario or "Coupled" in scenario:
+        robot = scenario.removeprefix("ManySegment")
+        single = (
+            make_simulator(task)
+            if robot == scenario
+            else many_segments(robot, math.prod(map(int, partition.split("x"))))
+        )
         nodes, edges, roots = corrected(scenario, *get_parts_and_edges(scenario, partition))
         return mamujoco_v1.parallel_env(
             scenario,
             partition,
             agent_obsk=obsk,
-            gym_env=make_simulator(task),
+            gym_env=single,
             agent_factorization={"partition": nodes, "edges": edges, "globals": roots},
         )
     if scenario != "Ant" or task.endswith("-v5"):
@@ -94,7 +107,7 @@ def read(data: Any, feature: Feature) -> float:
 
 
 @pytest.mark.parametrize("obsk", [0, 1, 2, 5, None])
-@pytest.mark.parametrize("task", MAMUJOCO)
+@pytest.mark.parametrize("task", PARTITIONS)
 def test_tasks_are_split_as_in_gymnasium_robotics(task: str, obsk: int | None):
     """States, observations of every agent after some fast steps, and the owners of the actuators."""
     reference = mamujoco(task, obsk)
@@ -107,7 +120,7 @@ def test_tasks_are_split_as_in_gymnasium_robotics(task: str, obsk: int | None):
         seen, *_ = reference.step(
             {agent: space.high * act.uniform(-1, 1, space.shape) for agent, space in spaces.items()}
         )
-    robot, graph = TASKS[task]
+    robot, graph = SPLITS[task]
     model = load_model(robot)
     split = factorize(model, graph, obsk, robot.categories)
     features = np.array([read(single.data, feature) for feature in split.features])

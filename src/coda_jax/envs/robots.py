@@ -236,7 +236,10 @@ HUMANOID_STANDUP = dataclasses.replace(
 
 
 def many_segment_swimmer(num_agents: int, segments_per_agent: int) -> tuple[Robot, JointGraph]:
-    """A long swimmer, rewarded as the short one; see `segments.swimmer`."""
+    """A long swimmer, rewarded as the short one; see `segments.swimmer`.
+
+    Not among `TASKS`: single precision suffices for few segments only. Of twenty, a step misses C by up to 1e-2.
+    """
     xml, graph = segments.swimmer(num_agents, segments_per_agent)
     return dataclasses.replace(SWIMMER, xml=xml), graph
 
@@ -244,7 +247,7 @@ def many_segment_swimmer(num_agents: int, segments_per_agent: int) -> tuple[Robo
 def many_segment_ant(num_agents: int, segments_per_agent: int) -> tuple[Robot, JointGraph]:
     """A long ant, observed and rewarded as `4ant-v5`; see `segments.ant`."""
     xml, graph = segments.ant(num_agents, segments_per_agent)
-    return dataclasses.replace(ANT_V5, xml=xml), graph
+    return dataclasses.replace(ANT_V5, xml=xml, max_contacts=40), graph
 
 
 def coupled_half_cheetah() -> tuple[Robot, JointGraph]:
@@ -403,7 +406,6 @@ TASKS: dict[str, tuple[Robot, JointGraph]] = {
     "2reacher": (REACHER, _REACHER),
     "2humanoid": (HUMANOID, _HUMANOID),
     "2humanoidstandup": (HUMANOID_STANDUP, _HUMANOID),
-    "10manysegmentswimmer": many_segment_swimmer(10, 2),
     "2manysegmentant": many_segment_ant(2, 3),
     "2coupledhalfcheetah": coupled_half_cheetah(),
 }
