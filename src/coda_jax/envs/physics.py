@@ -19,6 +19,9 @@ with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that its optional 
     from mujoco import mjx
 
 
+_LEAST_INVERSE_WEIGHT = 4e-5
+
+
 def load_model(robot: Robot) -> mujoco.MjModel:
     """The robot's MuJoCo model, with the solver options that MJX runs it with."""
     xml = robot.xml
@@ -36,6 +39,9 @@ def load_model(robot: Robot) -> mujoco.MjModel:
     model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON  # mjx has no PGS, which the humanoids ask for
     model.opt.iterations = robot.solver_iterations
     model.opt.ls_iterations = robot.line_search_iterations
+    # A pair's tendon lies across their way at first, so that MuJoCo takes its limit for infinitely heavy: in single
+    # precision its weight of 1e15 leaves nothing of the masses.
+    model.tendon_invweight0[model.tendon_invweight0 == 0.0] = _LEAST_INVERSE_WEIGHT
     return model
 
 
