@@ -109,9 +109,14 @@ def read_run(path: Path) -> Run:
 
 
 def find_runs(results: Path) -> list[Run]:
-    """All finished runs of the main job below a folder, by path; the `smoke` preset shows nothing and is left out."""
+    """All finished runs of the main job below a folder, by path.
+
+    The `smoke` preset shows nothing and is left out, and so are the policies that a steering run trained for itself.
+    """
     found = []
     for file in sorted(results.rglob("summary.json")):
+        if (file.parent.parent / "steering.csv").exists():
+            continue
         if "augmentation" in json.loads(file.read_text(encoding="utf-8")):
             config = yaml.safe_load((file.parent / "config.yaml").read_text(encoding="utf-8"))
             if config.get("preset") != "smoke":

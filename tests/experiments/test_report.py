@@ -168,6 +168,14 @@ def test_seeds_of_one_condition_are_put_together_and_never_counted_twice(tmp_pat
     assert not (tmp_path / "page.md").exists()
 
 
+def test_a_steering_run_s_own_policies_are_no_runs_of_the_table(tmp_path):
+    keep_run(tmp_path / "none", "none", 0.0)
+    keep_steering(tmp_path / "steering", {0.0: [-150, -149], 0.6: [-111, -110]})
+    keep_run(tmp_path / "steering" / "training", "none", 50.0)
+    (cell,) = gather(tmp_path).table
+    assert len(cell.returns) == 3
+
+
 def test_a_baseline_without_synthetic_data_belongs_to_every_mix(tmp_path):
     keep_run(tmp_path / "none", "none", 0.0, training={"mix_ratio": 0.1})
     keep_run(tmp_path / "coda", "coda", 0.0, training={"mix_ratio": 0.7})
