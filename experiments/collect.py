@@ -31,6 +31,9 @@ from experiments.run_folder import open_run_folder
 EPISODES = 10
 """Noise-free episodes that measure a snapshot."""
 
+COUNTS = ("num_envs", "updates_per_step", "policy_delay", "batch_size", "width", "buffer_size")
+"""Settings of the algorithm that must be at least 1."""
+
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
@@ -64,8 +67,11 @@ def main(args: Sequence[str] | None = None) -> None:
                 "--num-teams": config.num_teams,
                 "--num-snapshots": config.num_snapshots,
                 "--steps-per-snapshot": config.steps_per_snapshot,
+                **{f"--matd3.{name.replace('_', '-')}": getattr(config.matd3, name) for name in COUNTS},
             }
         )
+        if config.output is not None and config.output.is_dir():
+            raise UserError(f"--output {config.output} is a folder; name a file")
         run(config)
 
 

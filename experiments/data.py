@@ -75,7 +75,7 @@ class Cards:
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-    """Films the best behaviour team of a task; needs OpenGL (set MUJOCO_GL=egl or osmesa)."""
+    """Films the best behaviour team of a task, 10 s of it; needs OpenGL (set MUJOCO_GL=egl)."""
 
     output: Path
     """Video to write, `.gif` or `.webp`; a `.png` becomes a strip of frames."""
@@ -213,6 +213,8 @@ def show(command: Film) -> None:
     check_choice("--task", command.task, tuple(task for task in mamujoco.TASKS if named_datasets(task)))
     if command.output.suffix not in (".gif", ".webp", ".png"):
         raise UserError(f"--output is {command.output}; its name must end with .gif, .webp or .png")
+    if command.output.is_dir():
+        raise UserError(f"--output {command.output} is a folder; name a file")
     if not command.output.parent.is_dir():
         raise UserError(f"--output is in {command.output.parent}, which is no folder")
     enable_compilation_cache()

@@ -28,7 +28,6 @@ from coda_jax.data.vault import read_vault, write_vault
 from coda_jax.data.vault_files import open_vault
 from coda_jax.envs import mamujoco
 from coda_jax.envs.mamujoco import TASKS, Environment
-from coda_jax.marl.matd3 import Matd3Config
 from experiments.cache import cache_folder, key_of, lock
 from experiments.console import phase
 from experiments.errors import UserError
@@ -103,7 +102,7 @@ def record(env: Environment, teams: Teams, schedule: Int[np.ndarray, "N 2"], mes
     padded = schedule[np.arange(-(-num_rollouts // chunk) * chunk) % num_rollouts]
 
     shards = PartitionSpec("seed")
-    roll_out = recorder(env, Matd3Config().width, NOISE)
+    roll_out = recorder(env, teams.width, NOISE)
     record_chunk = jax.jit(
         jax.shard_map(
             lambda weights, keys: jax.tree.map(lambda leaf: leaf[None], roll_out(weights, keys[0])),

@@ -15,7 +15,10 @@ from coda_jax.data.vault import VaultError
 
 Config = TypeVar("Config")
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 
 
 class UserError(Exception):
@@ -27,7 +30,7 @@ def one_line_errors() -> Iterator[None]:
     """Wraps a whole program: what the user can put right becomes one line on stderr and an exit status.
 
     Raises:
-        SystemExit: with status 2 instead of a `UserError`, a `VaultError`, or a disk that is full or not writable
+        SystemExit: with status 2 instead of a `UserError`, a `VaultError`, or a full disk or a place not writable
             (also where a library reports it in an exception of its own); with 130 instead of a `KeyboardInterrupt`.
             Everything else is a bug and keeps its traceback.
     """
@@ -103,7 +106,7 @@ def _disk_error(error: BaseException | None) -> str | None:
         if number is not None:
             return (
                 f"cannot access {where or 'the cache or the run folder'}: {os.strerror(number).lower()}; "
-                "make room there, or choose other folders by CODA_JAX_CACHE and --run-dir"
+                "make room there, or choose another place by CODA_JAX_CACHE, --run-dir or --output"
             )
         error = error.__cause__ or error.__context__
     return None

@@ -23,7 +23,7 @@ from experiments.config import PRESETS, ExperimentConfig, check_positive
 from experiments.console import say
 from experiments.datasets import load_dataset
 from experiments.devices import set_up_devices
-from experiments.errors import one_line_errors, parse_command
+from experiments.errors import UserError, one_line_errors, parse_command
 from experiments.files import write_atomically
 from experiments.fitting import fit_prior
 from experiments.quality import WINDOWS, measure_quality
@@ -101,18 +101,23 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line_errors():
         config = parse_command(FitStudyConfig, args)
         check_positive({"--num-updates": config.num_updates})
+        config.output.mkdir(parents=True, exist_ok=True)
         preset = PRESETS["laptop"]
         base = denoiser(num_updates=config.num_updates)(preset)
         mesh = set_up_devices(preset.num_seeds)
         enable_compilation_cache()
         env = mamujoco.make(preset.task)
         episodes = load_dataset(env, preset.dataset, preset.data.num_episodes, mesh)
-        config.output.mkdir(parents=True, exist_ok=True)
         file = config.output / "quality.json"
-        results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        for number, (name, change) in enumerate(VARIANTS.items()):
-            variant = change(base)
-            if results.get(name, {}).get("settings") != key_of(variant):
+        try:
+            results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        except ValueError as error:
+            raise UserError(f"{file} cannot be read ({error}); remove it") from error
+        variants = {name: change(base) for name, change in VARIANTS.items()}
+        # Of another number of updates, nothing stays.
+        results = {name: row for name, row in results.items() if row["settings"] == key_of(variants.get(name))}
+        for number, (name, variant) in enumerate(variants.items()):
+            if name not in results:
                 say(f"variant {number + 1} of {len(VARIANTS)}: {name}")
                 results[name] = {"settings": key_of(variant), **measure(variant, env, episodes, mesh)}
                 write_atomically(file, json.dumps(results, indent=1) + "\n")

@@ -108,6 +108,13 @@ def read_run(path: Path) -> Run:
     return Run(path, label, summary, metrics, config, provenance)
 
 
+def _summary(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+
+
 def find_runs(results: Path) -> list[Run]:
     """All finished runs of the main job below a folder, by path.
 
@@ -117,10 +124,10 @@ def find_runs(results: Path) -> list[Run]:
     for file in sorted(results.rglob("summary.json")):
         if (file.parent.parent / "steering.csv").exists():
             continue
-        if "augmentation" in json.loads(file.read_text(encoding="utf-8")):
-            config = yaml.safe_load((file.parent / "config.yaml").read_text(encoding="utf-8"))
-            if config.get("preset") != "smoke":
-                found.append(read_run(file.parent))
+        if "augmentation" in _summary(file):
+            run = read_run(file.parent)
+            if run.config.get("preset") != "smoke":
+                found.append(run)
     return found
 
 

@@ -30,7 +30,7 @@ def test_what_the_user_can_put_right_is_one_line_and_status_two(kind, capsys):
     assert exits_with(kind("no vault at x;\n  name another"), capsys) == (2, "error: no vault at x; name another")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EISDIR])
 def test_a_disk_that_cannot_be_written_names_the_file(number, capsys):
     status, line = exits_with(OSError(number, os.strerror(number), "/cache/x"), capsys)
     assert status == 2

@@ -40,6 +40,11 @@ class Teams:
     num_steps: Int[np.ndarray, "snapshots"]
     returns: Float[np.ndarray, "teams snapshots"]
 
+    @property
+    def width(self) -> int:
+        """Units of the policies' hidden layers."""
+        return self.policy["params"]["Dense_0"]["bias"].shape[-1]
+
 
 def assets(task: str) -> Path:
     """Where the teams of a task are kept."""

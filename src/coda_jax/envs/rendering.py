@@ -1,6 +1,7 @@
 """Looking at episodes: images and videos by MuJoCo's own renderer, off screen.
 
-Needs OpenGL without a window: set MUJOCO_GL to `egl` (a driver or Mesa) or `osmesa` before Python starts.
+Needs OpenGL without a window: set MUJOCO_GL to `egl` (a driver or Mesa) before Python starts, or to
+`osmesa`, without which, if it is not installed, MuJoCo cannot even be imported.
 """
 
 from pathlib import Path
@@ -49,7 +50,7 @@ def render(
     except Exception as error:  # of many types, by platform and driver
         raise RenderingError(
             f"MuJoCo cannot render here ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
-            "set MUJOCO_GL=egl or MUJOCO_GL=osmesa before Python starts, and install that library"
+            "set MUJOCO_GL=egl before Python starts, and install Mesa or a driver"
         ) from error
     with renderer:
         frames = []

@@ -247,7 +247,7 @@ def many_segment_swimmer(num_agents: int, segments_per_agent: int) -> tuple[Robo
 def many_segment_ant(num_agents: int, segments_per_agent: int) -> tuple[Robot, JointGraph]:
     """A long ant, observed and rewarded as `4ant-v5`; see `segments.ant`."""
     xml, graph = segments.ant(num_agents, segments_per_agent)
-    return dataclasses.replace(ANT_V5, xml=xml, max_contacts=40), graph
+    return dataclasses.replace(ANT_V5, xml=xml, max_contacts=max(40, 4 * num_agents * segments_per_agent)), graph
 
 
 def coupled_half_cheetah() -> tuple[Robot, JointGraph]:
