@@ -5,7 +5,7 @@ A *condition* is all settings but the seeds. Runs of one condition are one cell 
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,12 @@ def read_run(path: Path) -> Run:
     return Run(path, label, summary, metrics, config, provenance)
 
 
-def _summary(file: Path) -> dict[str, Any]:
+def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return parse(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file.parent} is no finished run: it has no {file.name}") from None
+    except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -124,10 +126,10 @@ def find_runs(results: Path) -> list[Run]:
     for file in sorted(results.rglob("summary.json")):
         if (file.parent.parent / "steering.csv").exists():
             continue
-        if "augmentation" in _summary(file):
-            run = read_run(file.parent)
-            if run.config.get("preset") != "smoke":
-                found.append(run)
+        if "augmentation" in _parsed(file, json.loads):
+            config = _parsed(file.parent / "config.yaml", yaml.safe_load)
+            if (config or {}).get("preset") != "smoke":
+                found.append(read_run(file.parent))
     return found
 
 

@@ -318,19 +318,16 @@ def show(points: Points, summary: dict[str, Any]) -> None:
                 mean, peak = line.values.mean(axis=1), int(line.values.mean(axis=1).argmax())
                 rows.append(
                     {
-                        "policy": policy,
-                        "schedule": schedule,
-                        "N": str(num_steps),
+                        "policy, schedule, N": f"{policy}, {schedule}, {num_steps}",
                         "unguided": f"{mean[0]:.1f}",
-                        f"lambda {line.guidance[1]:g}": f"{mean[1]:.1f}",
-                        "peak": f"{mean[peak]:.1f}",
-                        "at lambda": f"{line.guidance[peak]:g}",
-                        f"lambda {line.guidance[-1]:g}": f"{mean[-1]:.1f}",
-                        "dynamics error": f"{error.values[0].mean():.2f}",
-                        "at peak": f"{error.values[peak].mean():.2f}",
+                        f"λ {line.guidance[1]:g}": f"{mean[1]:.1f}",
+                        "peak": f"{mean[peak]:.1f} at {line.guidance[peak]:g}",
+                        f"λ {line.guidance[-1]:g}": f"{mean[-1]:.1f}",
+                        "dynamics error": f"{error.values[0].mean():.2f} to {error.values[peak].mean():.2f}",
                     }
                 )
-    print_table(f"mean action log-likelihood; at most {summary['highest_log_likelihood']:.1f}", rows)
+    highest = summary["highest_log_likelihood"]
+    print_table(f"mean action log-likelihood, at most {highest:.1f}; dynamics error unguided to peak", rows)
     seconds = summary["wall_seconds"]
     say(
         f"{seconds['sample']:.0f} s to sample, {seconds['measure']:.0f} s to measure, {seconds['compile']:.0f} s to "

@@ -135,20 +135,23 @@ def draw_quality(path: Path, title: str, points: Points, real: Mapping[str, floa
 def _draw(path: Path, title: str, points: Points, measures: Mapping[str, str], levels: Mapping[str, float]) -> None:
     numbers, schedules = sampled(points)
     columns = [(schedule, num_steps) for schedule in schedules for num_steps in numbers]
-    smallest = min(part.guidance for part in points if part.guidance > 0)
+    scales = sorted({part.guidance for part in points if part.guidance > 0})
     with panels(path, len(measures), len(columns), (3.2 * len(columns), 3.0 * len(measures))) as grid:
         for row, (measure, label) in enumerate(measures.items()):
             for axes, (schedule, num_steps) in zip(grid[row], columns, strict=True):
+                if axes is not grid[row, 0]:
+                    axes.sharey(grid[row, 0])
                 for number, policy in enumerate(POLICIES):
                     line = curve(points, policy, schedule, num_steps, measure)
                     if line is not None:
                         _draw_curve(axes, line, POLICIES[policy], f"C{number}")
-                for name, level in levels.items() if row == 0 else ():
-                    axes.axhline(level, color="0.4", linestyle=":", linewidth=1.0, label=name)
-                axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+                for (name, level), style in zip(levels.items() if row == 0 else (), (":", "--"), strict=False):
+                    axes.axhline(level, color="0.4", linestyle=style, linewidth=1.0, label=name)
+                axes.set_xscale("symlog", linthresh=scales[0], linscale=0.5)
+                axes.set_xlim(-scales[0] / 4, 1.6 * scales[-1])
                 axes.set(xlabel="guidance scale λ (left: 0)", ylabel=label)
                 axes.set_title(f"{title}\n{schedule}, N = {num_steps}", fontsize=9)
-        grid[0, 0].legend(loc="best", fontsize=7)
+        grid[0, -1].legend(loc="best", fontsize=7)
 
 
 def _draw_curve(axes: Axes, line: Curve, label: str, colour: str) -> None:

@@ -176,6 +176,14 @@ def test_a_steering_run_s_own_policies_are_no_runs_of_the_table(tmp_path):
     assert len(cell.returns) == 3
 
 
+@pytest.mark.parametrize(("name", "content"), [("summary.json", "{"), ("config.yaml", None), ("config.yaml", "a: [")])
+def test_a_damaged_run_is_named_in_one_line(tmp_path, capsys, name, content):
+    file = keep_run(tmp_path / "none", "none", 0.0) / name
+    file.unlink() if content is None else file.write_text(content)
+    line = refusal(capsys, "--results", tmp_path, "--output", tmp_path / "page.md")
+    assert str(file.parent) in line and name in line
+
+
 def test_a_baseline_without_synthetic_data_belongs_to_every_mix(tmp_path):
     keep_run(tmp_path / "none", "none", 0.0, training={"mix_ratio": 0.1})
     keep_run(tmp_path / "coda", "coda", 0.0, training={"mix_ratio": 0.7})
