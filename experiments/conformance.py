@@ -329,7 +329,8 @@ One control step from each of {NUM_STARTS * NUM_STEPS} states along trajectories
 are the 99 % quantile and the largest, `state` of positions and velocities, `forces` of inertia and forces in the state,
 relative where they exceed 1. `ends`: steps after which only one of the two ends the episode. `options`: Newton
 iterations / line search iterations / contacts kept. Speeds are control steps a second of one core, MJX in batches of
-{NUM_STARTS}. `load` is the machine's by other programs, a mean over the minute before: speeds count where it is near 0.
+{NUM_STARTS}. `load` is the machine's in the minute before, this
+command's own task before included. Speeds are of one pass of half a second, and vary by a factor of 2 and more.
 """
 
 
