@@ -86,18 +86,11 @@ def read_run(path: Path) -> Run:
     Raises:
         UserError: it is not there, not finished, or not of the main job.
     """
-    for name in ("summary.json", "config.yaml", "metrics.csv"):
-        if not (path / name).is_file():
-            raise UserError(f"{path} is no finished run: it has no {name}")
-    try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        metrics = Metrics(path / "metrics.csv").read()
-        needed = {"augmentation", "sample_quality", "standard_error", "dataset_mean_return"} - set(summary)
-        kept = path / "provenance.json"
-        provenance = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    summary, config = _parsed(path / "summary.json", json.loads), _parsed(path / "config.yaml", yaml.safe_load)
+    metrics = _parsed(path / "metrics.csv", lambda _: Metrics(path / "metrics.csv").read())
+    kept = path / "provenance.json"
+    provenance = _parsed(kept, json.loads) if kept.exists() else None
+    needed = {"augmentation", "sample_quality", "standard_error", "dataset_mean_return"} - set(summary)
     if needed:
         raise UserError(f"{path} is no run of this version's main job: its summary has no {', '.join(sorted(needed))}")
     label = METHODS[summary["augmentation"]]

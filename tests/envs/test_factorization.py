@@ -11,7 +11,8 @@ from gymnasium_robotics.envs.multiagent_mujoco.obsk import get_parts_and_edges
 
 from coda_jax.envs.factorization import Feature, JointGraph, factorize, joints_by_distance
 from coda_jax.envs.physics import load_model
-from coda_jax.envs.robots import HALF_CHEETAH, TASKS, many_segment_ant, many_segment_swimmer
+from coda_jax.envs.robots import HALF_CHEETAH, many_segment_ant, many_segment_swimmer
+from coda_jax.envs.tasks import TASKS
 from experiments.conformance import make_simulator, many_segments, tendon_gradients
 
 CHEETAH = TASKS["2halfcheetah"][1]

@@ -102,5 +102,5 @@ def test_a_document_may_be_given_instead_of_a_file():
 
 def test_the_documents_are_made_without_importing_gymnasium():
     """Which would double the time until a program can say that its arguments are wrong."""
-    code = "import sys, coda_jax.envs.robots as robots; sys.exit('gymnasium' in sys.modules or not robots.TASKS)"
+    code = "import sys, coda_jax.envs.tasks as tasks; sys.exit('gymnasium' in sys.modules or not tasks.TASKS)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,7 +17,7 @@ from mujoco import mjx
 from coda_jax.envs.factorization import factorize
 from coda_jax.envs.mamujoco import build, make
 from coda_jax.envs.physics import advance, load_model
-from coda_jax.envs.robots import TASKS
+from coda_jax.envs.tasks import TASKS
 from experiments.conformance import NUM_STARTS, NUM_STEPS, as_actions, at, compare, open_simulator, trajectories
 from tests.envs.test_factorization import MAMUJOCO, mamujoco
 

@@ -5,7 +5,7 @@ import pytest
 
 from coda_jax.envs.factorization import factorize
 from coda_jax.envs.physics import load_model
-from coda_jax.envs.robots import TASKS
+from coda_jax.envs.tasks import TASKS
 from experiments import conformance
 
 

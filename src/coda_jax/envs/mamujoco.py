@@ -26,7 +26,8 @@ from jaxtyping import Array, Bool, Float, Int
 from coda_jax.envs.factorization import Factorization, Feature, JointGraph, Span, factorize
 from coda_jax.envs.kinematics import kinematics
 from coda_jax.envs.physics import READINGS, advance, hang_tendons, load_model, roots
-from coda_jax.envs.robots import TASKS, Health, Locomotion, MeanLocomotion, Reach, Robot, StandUp
+from coda_jax.envs.robots import Health, Locomotion, MeanLocomotion, Reach, Robot, StandUp
+from coda_jax.envs.tasks import TASKS
 from coda_jax.types import PRNGKey, TaskSpec
 
 with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that its optional warp backend is missing
@@ -74,7 +75,7 @@ def make(name: str, obsk: int | None = 1) -> Environment:
     """Builds a MaMuJoCo task.
 
     Args:
-        name: a task of `robots.TASKS`, such as `2halfcheetah`.
+        name: a task of `tasks.TASKS`, such as `2halfcheetah`.
         obsk: graph distance up to which an agent sees joints besides its own; None for a single agent that sees the
             global state and moves all joints.
 

@@ -1,10 +1,8 @@
-"""The robots and tasks of MaMuJoCo, as data: what `mamujoco` simulates.
+"""The robots of MaMuJoCo, as data: what `mamujoco` simulates, before `tasks` splits it among agents.
 
-A robot is gymnasium's MuJoCo task (its XML, rewards, resets, ends); a task splits it among agents as `mamujoco_v1` of
-gymnasium-robotics does. A task's name is the number of agents and the robot: `2halfcheetah`, `4ant`, `3hopper`. Where
-gymnasium's versions differ, the plain name is that of the published datasets: `4ant` is v4, and `4ant-v5` observes and
-pays for contact forces. Robots of repeated parts are split by `many_segment_swimmer` and `many_segment_ant` in other
-ways too. A robot or a split of your own is built by `mamujoco.build`.
+A robot is gymnasium's MuJoCo task: its XML, rewards, resets and ends. Robots of repeated parts come with a split, and
+are split by `many_segment_swimmer` and `many_segment_ant` in other ways than the named tasks too. A robot or a split of
+your own is built by `mamujoco.build`.
 """
 
 import dataclasses
@@ -238,7 +236,7 @@ HUMANOID_STANDUP = dataclasses.replace(
 def many_segment_swimmer(num_agents: int, segments_per_agent: int) -> tuple[Robot, JointGraph]:
     """A long swimmer, rewarded as the short one; see `segments.swimmer`.
 
-    Not among `TASKS`: single precision suffices for few segments only. Of twenty, a step misses C by up to 1e-2.
+    Not among `tasks.TASKS`: single precision suffices for few segments only.
     """
     xml, graph = segments.swimmer(num_agents, segments_per_agent)
     return dataclasses.replace(SWIMMER, xml=xml), graph
@@ -271,141 +269,3 @@ def coupled_half_cheetah() -> tuple[Robot, JointGraph]:
         reward=MeanLocomotion(control_cost=0.1),
     )
     return robot, graph
-
-
-_HALF_CHEETAH = JointGraph(
-    edges=(("bfoot", "bshin"), ("bshin", "bthigh"), ("bthigh", "fthigh"), ("fthigh", "fshin"), ("fshin", "ffoot")),
-    partition=(("bthigh", "bshin", "bfoot"), ("fthigh", "fshin", "ffoot")),
-    root=("rootx", "rootz", "rooty"),
-)
-
-_LEGS = tuple((f"hip_{k}", f"ankle_{k}") for k in (1, 2, 3, 4))
-
-_ANT = JointGraph(
-    edges=(*_LEGS, tuple(hip for hip, _ in _LEGS)),
-    partition=_LEGS,
-    root=("root",),
-    bodies={  # 1 is the torso; a leg is three bodies in a row
-        **{f"hip_{k}": (1, 3 * k - 1) for k in (1, 2, 3, 4)},
-        **{f"ankle_{k}": (3 * k - 1, 3 * k, 3 * k + 1) for k in (1, 2, 3, 4)},
-    },
-)
-_ANT_2X4 = _ANT._replace(partition=(_LEGS[0] + _LEGS[1], _LEGS[2] + _LEGS[3]))
-_ANT_2X4D = _ANT._replace(partition=(_LEGS[0] + _LEGS[3], _LEGS[1] + _LEGS[2]))
-
-_HOPPER = JointGraph(
-    edges=(("foot_joint", "leg_joint"), ("leg_joint", "thigh_joint")),
-    partition=(("thigh_joint",), ("leg_joint",), ("foot_joint",)),
-    root=("rootx", "rootz", "rooty"),
-)
-
-_WALKER = JointGraph(
-    edges=(
-        ("foot_joint", "leg_joint"),
-        ("leg_joint", "thigh_joint"),
-        ("foot_left_joint", "leg_left_joint"),
-        ("leg_left_joint", "thigh_left_joint"),
-        ("thigh_joint", "thigh_left_joint"),
-    ),
-    partition=(
-        ("foot_joint", "leg_joint", "thigh_joint"),
-        ("foot_left_joint", "leg_left_joint", "thigh_left_joint"),
-    ),
-    root=("rootx", "rootz", "rooty"),
-)
-
-_SWIMMER = JointGraph(
-    edges=(("motor1_rot", "motor2_rot"),),
-    partition=(("motor1_rot",), ("motor2_rot",)),
-    root=("free_body_rot",),
-    views={  # the velocity of the tip is shared out
-        ("motor1_rot", "qvel"): (("qvel", 0), ("qvel", 3)),
-        ("motor2_rot", "qvel"): (("qvel", 1), ("qvel", 4)),
-    },
-)
-
-_REACHER = JointGraph(
-    edges=(("joint0", "joint1"),),
-    partition=(("joint0",), ("joint1",)),
-    root=("target_x", "target_y"),
-    views={
-        ("joint0", "qpos"): (("sin", 0), ("cos", 0)),
-        ("joint1", "qpos"): (("sin", 1), ("cos", 1)),
-        ("joint0", "to_target"): (),
-        ("joint1", "to_target"): (("to_target", 0), ("to_target", 1), ("to_target", 2)),
-        ("target_x", "qvel"): (),
-        ("target_y", "qvel"): (),
-    },
-)
-
-_ABDOMEN = ("abdomen_x", "abdomen_y", "abdomen_z")
-_LEFT_HIP, _RIGHT_HIP = (tuple(f"{side}_hip_{axis}" for axis in "xyz") for side in ("left", "right"))
-_LEFT_SHOULDER, _RIGHT_SHOULDER = (tuple(f"{side}_shoulder{k}" for k in (1, 2)) for side in ("left", "right"))
-
-_HUMANOID = JointGraph(
-    edges=(
-        _ABDOMEN,
-        _RIGHT_HIP,
-        _LEFT_HIP,
-        ("left_elbow", *_LEFT_SHOULDER),
-        ("right_elbow", *_RIGHT_SHOULDER),
-        ("left_knee", *_LEFT_HIP),
-        ("right_knee", *_RIGHT_HIP),
-        _LEFT_SHOULDER + _ABDOMEN,
-        _RIGHT_SHOULDER + _ABDOMEN,
-        _ABDOMEN + _LEFT_HIP,
-        _ABDOMEN + _RIGHT_HIP,
-    ),
-    partition=(  # the upper and the lower body
-        (*_ABDOMEN, *_RIGHT_SHOULDER, "right_elbow", *_LEFT_SHOULDER, "left_elbow"),
-        (*_RIGHT_HIP, "right_knee", *_LEFT_HIP, "left_knee"),
-    ),
-    root=("root",),
-    bodies={  # 1 torso, 2 waist, 3 pelvis; right leg 4 to 6, left leg 7 to 9; right arm 10, 11, left arm 12, 13
-        "abdomen_y": (1, 2, 3),
-        "abdomen_z": (1, 2, 3),
-        "abdomen_x": (3, 4, 7),
-        **dict.fromkeys(_RIGHT_HIP, (4, 5)),
-        "right_knee": (5, 6),
-        **dict.fromkeys(_LEFT_HIP, (7, 8)),
-        "left_knee": (8, 9),
-        **dict.fromkeys(_RIGHT_SHOULDER, (1, 10, 11)),
-        "right_elbow": (11,),
-        **dict.fromkeys(_LEFT_SHOULDER, (1, 12, 13)),
-        "left_elbow": (13,),
-    },
-    views={  # gymnasium-robotics observes the two abdominal joints under each other's names
-        ("abdomen_y", "qpos"): (("qpos", 7),),
-        ("abdomen_z", "qpos"): (("qpos", 8),),
-        **{("abdomen_y", velocity): ((velocity, 6),) for velocity in ("qvel", "qfrc_actuator")},
-        **{("abdomen_z", velocity): ((velocity, 7),) for velocity in ("qvel", "qfrc_actuator")},
-    },
-)
-
-TASKS: dict[str, tuple[Robot, JointGraph]] = {
-    "2halfcheetah": (HALF_CHEETAH, _HALF_CHEETAH),
-    "6halfcheetah": (
-        HALF_CHEETAH,
-        _HALF_CHEETAH._replace(partition=tuple((joint,) for agent in _HALF_CHEETAH.partition for joint in agent)),
-    ),
-    "2halfcheetah-ogmarl": (
-        HALF_CHEETAH_OGMARL,
-        _HALF_CHEETAH._replace(
-            partition=(("bfoot", "bshin", "bthigh"), ("ffoot", "fshin", "fthigh")), root=("rootx", "rooty", "rootz")
-        ),
-    ),
-    "4ant": (ANT, _ANT),
-    "2ant": (ANT, _ANT_2X4),
-    "2antd": (ANT, _ANT_2X4D),
-    "4ant-v5": (ANT_V5, _ANT),
-    "2ant-v5": (ANT_V5, _ANT_2X4),
-    "2antd-v5": (ANT_V5, _ANT_2X4D),
-    "3hopper": (HOPPER, _HOPPER),
-    "2walker": (WALKER, _WALKER),
-    "2swimmer": (SWIMMER, _SWIMMER),
-    "2reacher": (REACHER, _REACHER),
-    "2humanoid": (HUMANOID, _HUMANOID),
-    "2humanoidstandup": (HUMANOID_STANDUP, _HUMANOID),
-    "2manysegmentant": many_segment_ant(2, 3),
-    "2coupledhalfcheetah": coupled_half_cheetah(),
-}
