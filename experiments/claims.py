@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.evidence import Evidence, Game, Place, Steering, normalised
+from experiments.evidence import CODA, Evidence, Game, Place, Steering, normalised
 from experiments.intervals import Difference, paired_difference
 
 HOLDS, FAILS = "holds", "does not hold"
 UNDECIDED, NO_RUN = "not decidable at this scale", "not decidable yet: no run"
 
-CODA = "coda 0.6"
 SWEEP = "`python -m experiments.sweep experiments/sweeps/{}.yaml`"
 STEERING = "`python -m experiments.steering`"
 

@@ -45,7 +45,8 @@ class ExperimentConfig:
     vault: Path | None = None
     """An OG-MARL vault to use instead of a named dataset: its folder, such as `.../Replay.vlt`, or the one inside."""
     augmentation: str = "coda"
-    """Synthetic data: `coda` (guided toward the joint policy), `unconditional` (sampled once, unguided) or `none`."""
+    """Synthetic data: `coda` (guided toward the joint policy), `unconditional` (sampled once, unguided) or `none` (no
+    denoiser is fitted)."""
     guidance: float = 0.6
     """Guidance scale lambda; only `coda` is guided."""
     num_seeds: int = 4

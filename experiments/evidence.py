@@ -18,6 +18,9 @@ Place = tuple[str, str, str]
 PRESET_ORDER = ("paper", "laptop")
 """The largest scale first: claims are judged at the first that has the runs."""
 
+CODA = "coda 0.6"
+"""CODA at the lambda of the paper's figures, by which it is judged."""
+
 DATASET_ORDER = ("replay", "good", "medium", "poor")
 
 
@@ -64,6 +67,16 @@ class Evidence:
         """The rows of Table 1."""
         return sorted({cell.place for cell in self.table}, key=_place_order)
 
+    def complete(self, preset: str) -> tuple[list[Place], list[str]]:
+        """The places of a preset that have the paper's three methods, and the methods that all of these places have."""
+
+        def has(place: Place, methods: Sequence[str]) -> bool:
+            return all(self.cell(place, method) for method in methods)
+
+        places = [p for p in self.places() if p[0] == preset and has(p, ("none", "unconditional", CODA))]
+        methods = sorted({cell.method for cell in self.table if cell.place in places}, key=method_order)
+        return places, [method for method in methods if all(has(place, (method,)) for place in places)]
+
     def judged_at(self, task: str, dataset: str, methods: Sequence[str]) -> Place | None:
         """The place of the largest scale at which all these methods have run."""
         found = (
@@ -107,9 +120,12 @@ def gather(results: Path) -> Evidence:
 
 
 def normalised(cell: Cell) -> dict[int, float]:
-    """Each seed's return, so that 0 is the mean untrained policy of the dataset's runs and 1 its mean episode."""
+    """Each seed's return, so that 0 is the mean untrained policy of the dataset's runs and 1 its best episode.
+
+    Not its mean episode, because those of Poor return hardly more than untrained policies.
+    """
     zero = float(np.mean(list(cell.untrained.values())))
-    unit = cell.summary["dataset_mean_return"] - zero
+    unit = cell.summary["dataset_best_return"] - zero
     return {seed: (value - zero) / unit for seed, value in cell.returns.items()}
 
 

@@ -36,8 +36,8 @@ class Fit(NamedTuple):
     prior: Prior
     held_out: Dataset
     """Windows of the held-out episodes."""
-    held_out_loss: float
-    """Loss of the averaged weights on held-out episodes."""
+    held_out_loss: float | None
+    """Loss of the averaged weights on held-out episodes; None if nothing was fitted."""
 
 
 def fit_prior(
@@ -48,13 +48,14 @@ def fit_prior(
     spec: TaskSpec,
     horizon: int,
     mesh: Mesh,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> Fit:
     """Fits the CDF transform and the denoiser to the training episodes, or takes the fit from the cache.
 
     The mini-batches are spread over the mesh's devices. A fit that was interrupted goes on from its last checkpoint,
     and a second process that wants the same fit waits for it. Another `seed` is another fit to the same episodes: other
-    first weights, mini-batches and noise. The held-out loss is measured with the same randomness for all.
+    first weights, mini-batches and noise; None is no fit, for runs that never sample: first weights, and no loss. The
+    held-out loss is measured with the same randomness for all.
 
     Raises:
         UserError: the fit ran into NaNs, there are no windows of that horizon, or the devices do not divide a batch.
@@ -73,17 +74,19 @@ def fit_prior(
     generator = make_generator(config, tokens.shape[-1], horizon)
     shared = NamedSharding(mesh, PartitionSpec())
     prior = Prior(dataset=windows, transform=transform, denoiser=None)
+    key_init, key_encode, key_updates = (_fit_key(part, seed) for part in (0, 1, 4))
+    state = jax.device_put(jax.jit(generator.init)(key_init), shared)
+    if seed is None:
+        return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), held_out_windows, None)
     content = hashlib.sha256(tokens.tobytes() + train.bounds.tobytes()).hexdigest()
     identity = {"data": content, "uniform": data.uniform_unbounded, "config": config, "horizon": horizon}
     if seed:  # the first fit keeps the name it had before there were others
         identity["seed"] = seed
     entry = cache_folder() / "denoisers" / key_of(identity)
-    key_init, key_encode, key_updates = (_fit_key(part, seed) for part in (0, 1, 4))
 
     encode = jax.jit(transforms.forward)
     with lock(entry, f"the denoiser of {spec.name}"):
         checkpoints = Checkpoints(entry)
-        state = jax.device_put(jax.jit(generator.init)(key_init), shared)
         restored = checkpoints.restore(state)
         if restored is not None:
             state = restored.tree
@@ -96,7 +99,7 @@ def fit_prior(
     return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), held_out_windows, float(loss))
 
 
-def _fit_key(part: int, seed: int) -> PRNGKey:
+def _fit_key(part: int, seed: int | None) -> PRNGKey:
     key = jax.random.key(part)
     return jax.random.fold_in(key, seed) if seed else key
 

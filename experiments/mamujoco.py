@@ -120,9 +120,18 @@ def run(config: ExperimentConfig) -> None:
                 raise UserError(f"the dataset cannot be split: {error}") from error
             del episodes  # a large vault is in memory once only
             clock.lap("collect")
-            horizon = config.training.horizon
-            fit = fit_prior(train, held_out, config.data, config.denoiser, env.spec, horizon, mesh, config.fit_seed)
-            say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
+            fit = fit_prior(
+                train,
+                held_out,
+                config.data,
+                config.denoiser,
+                env.spec,
+                config.training.horizon,
+                mesh,
+                seed=config.fit_seed if config.augmentation != "none" else None,
+            )
+            if fit.held_out_loss is not None:
+                say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
             clock.lap("fit")
             with folder.checkpoints("train") as checkpoints:
                 summary = train_policies(config, env, fit, mesh, folder, checkpoints, clock)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.evidence import Evidence, method_order, normalised
+from experiments.evidence import Evidence, normalised
 from experiments.figures import comparison_curves, likelihood_curves, panels
 from experiments.kept_runs import METHODS
 from experiments.steering_curves import draw_likelihood, draw_quality
@@ -21,8 +21,9 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for preset in dict.fromkeys(place[0] for place in evidence.places()):
-        names.append(f"figure4_{preset}.png")
-        draw_bars(folder / names[-1], evidence, preset)
+        if evidence.complete(preset)[0]:
+            names.append(f"figure4_{preset}.png")
+            draw_bars(folder / names[-1], evidence, preset)
     for place in evidence.places():
         cells = [cell for cell in evidence.table if cell.place == place]
         curves = [(method_name(cell.method), cell.metrics) for cell in cells]
@@ -42,8 +43,7 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
 
 def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:
     """Figure 4: each method's final return, normalised within its dataset, with the standard error over seeds."""
-    places = [place for place in evidence.places() if place[0] == preset]
-    methods = sorted({c.method for c in evidence.table if c.place[0] == preset}, key=method_order)
+    places, methods = evidence.complete(preset)
     width = 0.8 / len(methods)
     with panels(path, 1, 1, (max(6.0, 1.8 * len(places)), 4.0)) as grid:
         axes = grid[0, 0]
@@ -57,7 +57,7 @@ def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:
                 at = position + (number - (len(methods) - 1) / 2) * width
                 axes.bar(at, values.mean(), 0.9 * width, yerr=error, color=f"C{number}", capsize=2)
             axes.bar(0, 0, color=f"C{number}", label=method_name(method))
-        axes.axhline(1.0, color="0.4", linestyle="--", linewidth=1.0, label="dataset, mean episode")
+        axes.axhline(1.0, color="0.4", linestyle="--", linewidth=1.0, label="dataset, best episode")
         axes.set_xticks(range(len(places)), [f"{task}\n{dataset}" for _, task, dataset in places])
-        axes.set(title=f"Final returns, {preset} preset", ylabel="return (0: untrained, 1: dataset)")
+        axes.set(title=f"Final returns, {preset} preset", ylabel="return (0: untrained, 1: best episode)")
         axes.legend(loc="best", fontsize=8)

@@ -100,10 +100,10 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
         "Differences over paired seeds:",
         differences_table(evidence),
         "## Figure 4: normalised within a dataset",
-        "0 is the mean policy before training, 1 the dataset's mean episode. Over all datasets that have every method, "
-        "by the interquartile mean and its stratified bootstrap interval (the datasets are the strata):",
+        "0 is the mean policy before training, 1 the dataset's best episode. Over all datasets that have the three "
+        "methods, by the interquartile mean and its stratified bootstrap interval (the datasets are the strata):",
         aggregate_table(evidence),
-        *(f"![returns]({link}/figure4_{preset}.png)" for preset in presets),
+        *(f"![returns]({link}/figure4_{preset}.png)" for preset in presets if evidence.complete(preset)[0]),
         "## Figures 5 to 8: learning curves",
         "Bands are one standard error over seeds.",
         "\n".join(f"![returns]({link}/returns_{'_'.join(place).replace('/', '_')}.png)" for place in evidence.places()),
@@ -175,12 +175,11 @@ def differences_table(evidence: Evidence) -> str:
 
 
 def aggregate_table(evidence: Evidence) -> str:
-    """Interquartile means over the datasets of a preset that have every method, by the seeds they all have."""
+    """Interquartile means over the datasets of a preset that have the three methods, by the seeds they all have."""
     rows = []
     for preset in dict.fromkeys(place[0] for place in evidence.places()):
-        methods = sorted({c.method for c in evidence.table if c.place[0] == preset}, key=method_order)
-        places = [p for p in evidence.places() if p[0] == preset and all(evidence.cell(p, m) for m in methods)]
-        for method in methods if places else ():
+        places, methods = evidence.complete(preset)
+        for method in methods:
             scores = [normalised(cell) for place in places if (cell := evidence.cell(place, method)) is not None]
             seeds = sorted(set.intersection(*map(set, scores)))
             if seeds:
@@ -281,7 +280,7 @@ def explanation(evidence: Evidence) -> str:
         gain = None if base is None else _paired(cell, base)
         if gain is not None:
             errors.append(used["dynamics_error"])
-            gains.append(gain.mean / cell.summary["dataset_mean_return"])
+            gains.append(gain.mean / cell.summary["dataset_best_return"])
         rows.append(
             (
                 *cell.place,

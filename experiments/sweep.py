@@ -27,12 +27,15 @@ import tyro
 import yaml
 
 from experiments.config import PRESETS, ExperimentConfig, check
-from experiments.console import Phase, duration, phase, print_table, say
+from experiments.console import Phase, duration, phase, say
 from experiments.errors import UserError, one_line_errors, parse_command
 from experiments.mamujoco import run_dir_of
 
 JOB = (sys.executable, "-m", "experiments.mamujoco")
 """The command of a run; its flags follow."""
+
+NAMED = ("task", "dataset", "augmentation", "guidance", "preset")
+"""Settings that the name of a run folder tells."""
 
 POLL_SECONDS = 2.0
 """How often a run is looked at."""
@@ -58,11 +61,18 @@ class Run:
 
     name: str
     """Name of its run folder, by its settings."""
+    note: str
+    """Those of its settings that the name does not tell."""
     flags: tuple[str, ...]
     """Flags of the main job."""
     config: ExperimentConfig
     path: Path
     """Its run folder."""
+
+    @property
+    def title(self) -> str:
+        """Its name and note, for people."""
+        return f"{self.name}  {self.note}".rstrip()
 
     @property
     def finished(self) -> bool:
@@ -155,16 +165,14 @@ def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
         unused.add("guidance")
     if settings.get("augmentation") == "none":
         unused |= {"training.mix-ratio", "fit-seed"}
-    flags = tuple(
-        word
-        for name, value in settings.items()
-        if name.replace("_", "-") not in unused
-        for word in flag(name.replace("_", "-"), value)
-    )
+    used = {name.replace("_", "-"): value for name, value in settings.items()}
+    used = {name: value for name, value in used.items() if name not in unused}
+    flags = tuple(word for name, value in used.items() for word in flag(name, value))
+    note = ", ".join(f"{name.split('.')[-1]} {value}" for name, value in used.items() if name not in NAMED)
     config = parse_command(ExperimentConfig, flags, presets=PRESETS)
     check(config)
     name = run_dir_of(config).name
-    return Run(name, flags, config, folder / name)
+    return Run(name, note, flags, config, folder / name)
 
 
 def flag(name: str, value: Any) -> list[str]:
@@ -238,7 +246,7 @@ def exclusive(path: Path, wait: bool) -> Iterator[int | None]:
 
 def launch(run: Run, number: str, shown: Phase, lock: int) -> str | None:
     """Runs the main job to its end, with its progress; returns its last line if it failed."""
-    say(f"run {number}: {run.name}")
+    say(f"run {number}: {run.title}")
     start, before = time.monotonic(), run.done()
     log = run.path.with_name(f"{run.name}.log")
     with log.open("a", encoding="utf-8") as file:
@@ -268,8 +276,7 @@ def launch(run: Run, number: str, shown: Phase, lock: int) -> str | None:
 
 
 def show(runs: Sequence[Run], failures: Mapping[str, str]) -> None:
-    """Prints what became of the runs."""
-    rows = []
+    """Says what became of the runs, a line each: return +- standard error, folder, and what its name does not tell."""
     for run in runs:
         if run.finished:
             summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
@@ -277,9 +284,7 @@ def show(runs: Sequence[Run], failures: Mapping[str, str]) -> None:
             state = f"{summary['mean']:.0f}" + ("" if error is None else f" +- {error:.0f}")
         else:
             state = "failed" if run.name in failures else f"{run.done() / run.work:.0%} done"
-        rows.append({"run": run.name, "seeds": str(run.config.num_seeds), "return": state})
-    if rows:
-        print_table("runs", rows)
+        say(f"{state:>14}  {run.title}")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,9 @@ def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentatio
     assert [row["critic_loss"] for row in rows[2:]] != [row["critic_loss"] for row in coda_rows[2:]]
     has_likelihood = [float(row["synthetic_log_likelihood"]) < 0 for row in rows[2:]]
     assert all(has_likelihood) if augmentation == "unconditional" else not any(has_likelihood)
-    quality = json.loads((path / "summary.json").read_text())["sample_quality"]
+    summary = json.loads((path / "summary.json").read_text())
+    assert (summary["denoiser_held_out_loss"] is None) == (augmentation == "none")
+    quality = summary["sample_quality"]
     assert (quality is None) if augmentation == "none" else ("guided" not in quality and "unguided" in quality)
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from experiments import report
 from experiments.claims import FAILS, HOLDS, NO_RUN, UNDECIDED, downstream_claims, judge, steering_claims
-from experiments.evidence import gather
+from experiments.evidence import gather, normalised
 from experiments.intervals import interquartile_mean, interval, mean, paired_difference
 from experiments.steering_curves import Errors, Part, write_points
 
@@ -144,6 +144,17 @@ def test_verdicts_follow_the_numbers(kept):
     keep_returns(kept / "replay_coda", [100.0, 201.0, 330.0])
     verdicts = {claim.claim.split(" (")[0]: claim.verdict for claim in downstream_claims(gather(kept))}
     assert verdicts["Replay: CODA above MADDPG+BC"] == UNDECIDED
+
+
+def test_datasets_are_put_together_by_the_methods_they_all_have(kept):
+    keep_run(kept / "replay_coda_1", "coda", 90.0, task="2halfcheetah", guidance=1.0)
+    keep_run(kept / "poor_none", "none", 0.0, task="2halfcheetah", dataset="poor")
+    evidence = gather(kept)
+    places, methods = evidence.complete("laptop")
+    assert [place[2] for place in places] == ["replay", "good"]
+    assert methods == ["none", "unconditional", "coda 0.6"]
+    none = evidence.cell(places[0], "none")
+    assert normalised(none)[0] == pytest.approx((200 - 1) / (500 - 1))  # untrained 1 in the mean, best episode 500
 
 
 def test_steering_s_verdicts_follow_the_curve(kept):

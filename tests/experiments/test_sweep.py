@@ -72,7 +72,7 @@ def test_a_setting_that_a_run_does_not_use_makes_no_other_run(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "scale"), [("laptop", (4, 10_000)), ("paper", (16, 300_000))])
-def test_the_kept_sweeps_hold_the_whole_of_table_1_first(name, scale):
+def test_the_kept_sweeps_hold_the_whole_of_table_1(name, scale):
     runs = sweep.read_sweep(SWEEPS / f"{name}.yaml")
     assert len({run.path for run in runs}) == len(runs)
     configs = [run.config for run in runs]
@@ -80,7 +80,7 @@ def test_the_kept_sweeps_hold_the_whole_of_table_1_first(name, scale):
     places = [*(("2halfcheetah", dataset) for dataset in ("replay", "good", "medium", "poor")), ("4ant", "replay")]
     methods = [("none", 0.6), ("unconditional", 0.6), ("coda", 0.6), ("coda", 1.0)]
     wanted = {(*place, *method) for place in places for method in methods}
-    assert {(c.task, c.dataset, c.augmentation, c.guidance) for c in configs[: len(wanted)]} == wanted
+    assert wanted <= {(c.task, c.dataset, c.augmentation, c.guidance) for c in configs}
     on_replay = [c for c in configs if (c.task, c.dataset) == ("2halfcheetah", "replay")]
     assert len({c.fit_seed for c in on_replay if c.augmentation == "coda"}) >= 3
     assert len({c.training.mix_ratio for c in on_replay}) >= 3
