@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.figures import comparison_curves, likelihood_curves
-from experiments.kept_runs import Run, read_run
+from experiments.kept_runs import Run, dataset_name, read_run
 
 
 def compare_runs(paths: Sequence[Path], output: Path) -> None:
@@ -18,15 +18,15 @@ def compare_runs(paths: Sequence[Path], output: Path) -> None:
     runs = [read_run(path) for path in paths]
     first = runs[0].summary
     for path, run in zip(paths, runs, strict=True):
-        for name in ("task", "dataset", "dataset_mean_return"):
-            if run.summary[name] != first[name]:
-                raise UserError(f"{path} has {name} {run.summary[name]}, {paths[0]} has {first[name]}")
+        for name in ("task", "dataset", "vault", "dataset_mean_return"):
+            if run.summary.get(name) != first.get(name):
+                raise UserError(f"{path} has {name} {run.summary.get(name)}, {paths[0]} has {first.get(name)}")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; name a folder")
     output.mkdir(parents=True, exist_ok=True)
     table = markdown(runs)
     (output / "comparison.md").write_text(table, encoding="utf-8")
-    title = f"{first['task']} {first['dataset']}"
+    title = f"{first['task']} {dataset_name(first)}"
     curves = [(run.label, run.metrics) for run in runs]
     comparison_curves(output / "returns.png", title, curves, first["dataset_mean_return"])
     likelihood_curves(output / "likelihood.png", title, curves)
@@ -37,7 +37,7 @@ def markdown(runs: Sequence[Run]) -> str:
     """The table: returns and, of the last round, what the synthetic data were like."""
     first = runs[0].summary
     lines = [
-        f"# {first['task']} {first['dataset']}: episodes of the dataset return {first['dataset_mean_return']:.0f} "
+        f"# {first['task']} {dataset_name(first)}: episodes of the dataset return {first['dataset_mean_return']:.0f} "
         f"in the mean, {first['dataset_best_return']:.0f} at best",
         "",
         "| run | updates | seeds | return, mean +- s.e. over seeds | each seed | log-likelihood of synthetic actions "

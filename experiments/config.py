@@ -115,6 +115,19 @@ PRESETS: dict[str, ExperimentConfig] = {
 """Complete settings to start from; flags override them one by one. `paper` is Tables 3 and 5 with 300,000 updates."""
 
 
+def uses(augmentation: str, setting: str) -> bool:
+    """Whether a setting, by its dotted name, has a part in the numbers of a run with that augmentation."""
+    if augmentation == "coda":
+        return setting != "training.static_trajectories"
+    if augmentation == "unconditional":
+        return setting not in ("guidance", "diffusion.guidance_schedule", "training.num_trajectories")
+    synthetic = ("mix_ratio", "chunk_size", "num_trajectories", "static_trajectories")
+    return not (
+        setting in ("guidance", "fit_seed", "data.uniform_unbounded", *(f"training.{name}" for name in synthetic))
+        or setting.startswith(("diffusion.", "denoiser."))
+    )
+
+
 def read_config(path: Path) -> ExperimentConfig:
     """Reads the `config.yaml` of a run; settings that were added since are those of its preset.
 

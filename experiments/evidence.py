@@ -1,7 +1,6 @@
 """What lies below `results/`, sorted: the runs of Table 1, ablations, other fits, steering, and the games."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,20 @@ from typing import Any
 import numpy as np
 
 from experiments.errors import UserError
-from experiments.kept_runs import Cell, agree, cells_of, difference, find_runs, main_setup
+from experiments.kept_runs import (
+    Cell,
+    Run,
+    agree,
+    cells_of,
+    difference,
+    find_runs,
+    is_smoke,
+    main_setup,
+    read_json,
+    read_provenance,
+    read_run,
+    read_settings,
+)
 from experiments.steering_curves import Curve, Points, curve, read_points
 
 Place = tuple[str, str, str]
@@ -29,9 +41,14 @@ class Steering:
     """A run of `experiments.steering`."""
 
     path: Path
+    name: str
+    """Its place below the folder of results, in one word; its pictures are called by it."""
     summary: Mapping[str, Any]
+    config: Mapping[str, Any]
     points: Points
     provenance: Mapping[str, Any] | None
+    training: Run | None
+    """The run that trained its policies, where it is kept too."""
 
     def curve(self, policy: str, measure: str) -> Curve | None:
         """A curve under the annealed schedule at the largest number of steps."""
@@ -44,6 +61,8 @@ class Game:
     """A run on a polynomial game."""
 
     path: Path
+    folder: str
+    """Its path below the folder of results."""
     summary: Mapping[str, Any]
     provenance: Mapping[str, Any] | None
 
@@ -77,56 +96,101 @@ class Evidence:
         methods = sorted({cell.method for cell in self.table if cell.place in places}, key=method_order)
         return places, [method for method in methods if all(has(place, (method,)) for place in places)]
 
+    def shared_seeds(self, place: Place, methods: Sequence[str]) -> list[int]:
+        """The seeds that all these methods have."""
+        cells = [self.cell(place, method) for method in methods]
+        return sorted(set.intersection(*(set(cell.returns) if cell else set() for cell in cells)))
+
     def judged_at(self, task: str, dataset: str, methods: Sequence[str]) -> Place | None:
-        """The place of the largest scale at which all these methods have run."""
-        found = (
-            place
-            for place in self.places()
-            if place[1:] == (task, dataset) and all(self.cell(place, method) for method in methods)
-        )
-        return next(found, None)
+        """The place of the largest scale at which these methods can be compared: two of their seeds are the same."""
+        found = (place for place in self.places() if place[1:] == (task, dataset))
+        return next((place for place in found if len(self.shared_seeds(place, methods)) > 1), None)
+
+    def normalised(self, cell: Cell) -> dict[int, float]:
+        """Each seed's return, so that 0 is the mean untrained policy at this place and 1 the dataset's best episode.
+
+        Not its mean episode, because those of Poor return hardly more than untrained policies.
+        """
+        untrained: dict[int, float] = {}
+        for other in self.table:
+            if other.place == cell.place:
+                untrained = {**other.untrained, **untrained}
+        zero = float(np.mean([untrained[seed] for seed in sorted(untrained)]))
+        unit = cell.summary["dataset_best_return"] - zero
+        return {seed: (value - zero) / unit for seed, value in cell.returns.items()}
 
 
 def gather(results: Path) -> Evidence:
     """Reads everything below a folder.
 
     Raises:
-        UserError: a folder that is not there, a run that cannot be read, or a seed that is there twice.
+        UserError: a folder that is not there, a run that cannot be read, or runs that contradict one another.
     """
     if not results.is_dir():
         raise UserError(f"--results {results} is no folder; name the one that holds the run folders")
     cells = sorted(cells_of(find_runs(results)), key=lambda cell: (_place_order(cell.place), method_order(cell.method)))
+    _check_datasets(cells)
     table: list[Cell] = []
     variants: list[tuple[Cell, tuple[str, ...]]] = []
     for scope in dict.fromkeys(cell.place[:2] for cell in cells):
         members = [cell for cell in cells if cell.place[:2] == scope]
         setup = main_setup(members)
         for cell in members:
-            if setup is not None and agree(cell.setup, setup):
+            if agree(cell.setup, setup):
                 table.append(cell)
             else:
-                variants.append((cell, tuple(difference(cell.setup, setup or {}))))
-    steering = [
-        Steering(file.parent, _json(file.parent / "summary.json"), read_points(file), _provenance(file.parent))
-        for file in sorted(results.rglob("steering.csv"))
-        if (file.parent / "summary.json").exists()
-    ]
-    games = [
-        Game(file.parent, summary, _provenance(file.parent))
-        for file in sorted(results.rglob("summary.json"))
-        if "game" in (summary := _json(file))
-    ]
-    return Evidence(tuple(table), tuple(variants), tuple(steering), tuple(games))
+                variants.append((cell, tuple(difference(cell.setup, setup))))
+    return Evidence(tuple(table), tuple(variants), _steering(results), _games(results))
 
 
-def normalised(cell: Cell) -> dict[int, float]:
-    """Each seed's return, so that 0 is the mean untrained policy of the dataset's runs and 1 its best episode.
+def _check_datasets(cells: Sequence[Cell]) -> None:
+    """Runs of one place must have had the same episodes: its mean and best returns tell."""
+    first: dict[Place, Run] = {}
+    for cell in cells:
+        for run in cell.runs:
+            known = first.setdefault(cell.place, run)
+            for name in ("dataset_mean_return", "dataset_best_return"):
+                if run.summary[name] != known.summary[name]:
+                    raise UserError(
+                        f"{run.path} has {name} {run.summary[name]}, {known.path} has {known.summary[name]}: they are "
+                        "of different episodes and cannot be compared; remove one"
+                    )
 
-    Not its mean episode, because those of Poor return hardly more than untrained policies.
-    """
-    zero = float(np.mean(list(cell.untrained.values())))
-    unit = cell.summary["dataset_best_return"] - zero
-    return {seed: (value - zero) / unit for seed, value in cell.returns.items()}
+
+def _steering(results: Path) -> tuple[Steering, ...]:
+    found: dict[tuple[Any, ...], Steering] = {}
+    for file in sorted(results.rglob("steering.csv")):
+        path = file.parent
+        if not (path / "summary.json").exists() or is_smoke(path):
+            continue
+        summary = read_json(path / "summary.json", ("task", "dataset", "vault", "preset", "fit_seed", "wall_seconds"))
+        training = path / "training"
+        run = Steering(
+            path,
+            "_".join(path.relative_to(results).parts),
+            summary,
+            config=read_settings(path),
+            points=read_points(file),
+            provenance=read_provenance(path),
+            training=read_run(training) if (training / "summary.json").exists() else None,
+        )
+        condition = tuple(summary[name] for name in ("preset", "task", "dataset", "vault", "fit_seed"))
+        other = found.setdefault(condition, run)
+        if other is not run:
+            raise UserError(f"{path} and {other.path} are of the same preset, data and fit; remove one")
+    return tuple(sorted(found.values(), key=lambda run: _preset_order(run.summary["preset"])))
+
+
+def _games(results: Path) -> tuple[Game, ...]:
+    found: dict[tuple[str, str], Game] = {}
+    for file in sorted(results.rglob("summary.json")):
+        if "game" in read_json(file, ()):
+            summary = read_json(file, ("game", "dataset", "returns_per_seed", "optimum", "wall_seconds"))
+            game = Game(file.parent, file.parent.relative_to(results).as_posix(), summary, read_provenance(file.parent))
+            other = found.setdefault((summary["game"], summary["dataset"]), game)
+            if other is not game:
+                raise UserError(f"{game.path} and {other.path} are of the same game and dataset; remove one")
+    return tuple(found.values())
 
 
 def method_order(method: str) -> tuple[int, float]:
@@ -135,21 +199,11 @@ def method_order(method: str) -> tuple[int, float]:
     return ("none", "unconditional", "coda").index(name), float(guidance or 0)
 
 
+def _preset_order(preset: str) -> int:
+    return PRESET_ORDER.index(preset) if preset in PRESET_ORDER else len(PRESET_ORDER)
+
+
 def _place_order(place: Place) -> tuple[int, str, int, str]:
     preset, task, dataset = place
-    presets, datasets = PRESET_ORDER, DATASET_ORDER
-    return (
-        presets.index(preset) if preset in presets else len(presets),
-        task,
-        datasets.index(dataset) if dataset in datasets else len(datasets),
-        dataset,
-    )
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _provenance(folder: Path) -> dict[str, Any] | None:
-    file = folder / "provenance.json"
-    return _json(file) if file.exists() else None
+    order = DATASET_ORDER.index(dataset) if dataset in DATASET_ORDER else len(DATASET_ORDER)
+    return _preset_order(preset), task, order, dataset

@@ -60,7 +60,7 @@ def fit_prior(
     Raises:
         UserError: the fit ran into NaNs, there are no windows of that horizon, or the devices do not divide a batch.
     """
-    if config.batch_size % mesh.size:
+    if seed is not None and config.batch_size % mesh.size:
         raise UserError(f"--denoiser.batch-size {config.batch_size} does not spread evenly over {mesh.size} devices")
     try:
         windows, held_out_windows = make_dataset(train, horizon), make_dataset(held_out, horizon)

@@ -5,6 +5,7 @@ A *condition* is all settings but the seeds. Runs of one condition are one cell 
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ import numpy as np
 import yaml
 
 from experiments.cache import key_of, plain
-from experiments.config import PRESETS
+from experiments.config import PRESETS, uses
 from experiments.errors import UserError
 from experiments.run_folder import Metrics
+
+NEEDED = (
+    *("task", "dataset", "augmentation", "guidance", "updates", "seeds", "returns_per_seed", "mean", "standard_error"),
+    *("num_seeds", "sample_quality", "dataset_mean_return", "dataset_best_return", "wall_seconds"),
+)
+"""What is read of a summary."""
 
 METHODS = {"none": "no augmentation", "unconditional": "unconditional", "coda": "CODA"}
 """Augmentations, in words."""
@@ -76,8 +83,13 @@ class Cell:
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """The summary of its first run."""
+        """The summary of its first run, for what all its runs share."""
         return self.runs[0].summary
+
+    def quality(self, kind: str, name: str) -> float:
+        """An error of one kind of trajectories, the mean over its runs, each counted by its seeds."""
+        errors = [run.summary["sample_quality"][kind][name] for run in self.runs]
+        return float(np.average(errors, weights=[len(run.summary["seeds"]) for run in self.runs]))
 
 
 def read_run(path: Path) -> Run:
@@ -86,19 +98,66 @@ def read_run(path: Path) -> Run:
     Raises:
         UserError: it is not there, not finished, or not of the main job.
     """
-    summary, config = _parsed(path / "summary.json", json.loads), _parsed(path / "config.yaml", yaml.safe_load)
+    summary, config = read_json(path / "summary.json", NEEDED), read_settings(path)
+    if not isinstance(config.get("training"), dict):
+        raise UserError(f"{path / 'config.yaml'} is no configuration of the main job")
     metrics = _parsed(path / "metrics.csv", lambda _: Metrics(path / "metrics.csv").read())
-    kept = path / "provenance.json"
-    provenance = _parsed(kept, json.loads) if kept.exists() else None
-    needed = {"augmentation", "sample_quality", "standard_error", "dataset_mean_return"} - set(summary)
-    if needed:
-        raise UserError(f"{path} is no run of this version's main job: its summary has no {', '.join(sorted(needed))}")
+    if summary["augmentation"] not in METHODS:
+        raise UserError(f"{path / 'summary.json'} has the augmentation {summary['augmentation']}, which none is")
+    if not {"round", "seed", "return"} <= set(metrics) or set(metrics["seed"]) != set(summary["seeds"]):
+        raise UserError(f"{path / 'metrics.csv'} is not that of its summary: it needs rounds and returns of its seeds")
+    returns = summary["returns_per_seed"]
+    if len(returns) != len(summary["seeds"]) or not np.isfinite(returns).all():
+        raise UserError(f"{path / 'summary.json'} needs a finite return for each of its seeds")
+    provenance = read_provenance(path)
     label = METHODS[summary["augmentation"]]
     if summary["augmentation"] != "none":
         label += f", mix {config['training']['mix_ratio']:g}"
     if summary["augmentation"] == "coda":
         label += f", guidance {summary['guidance']:g}"
     return Run(path, label, summary, metrics, config, provenance)
+
+
+def read_json(file: Path, needed: Iterable[str]) -> dict[str, Any]:
+    """Reads a file of a run folder that holds a mapping with certain keys.
+
+    Raises:
+        UserError: it is not there, or something else.
+    """
+    found = _parsed(file, json.loads)
+    if not isinstance(found, dict):
+        raise UserError(f"{file} cannot be read: it holds no mapping")
+    missing = sorted(set(needed) - set(found))
+    if missing:
+        raise UserError(f"{file} is not of this version: it has no {', '.join(missing)}")
+    return found
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads the settings of a run.
+
+    Raises:
+        UserError: they are not there, or something else.
+    """
+    found = _parsed(path / "config.yaml", yaml.safe_load)
+    if not isinstance(found, dict):
+        raise UserError(f"{path / 'config.yaml'} cannot be read: it holds no mapping")
+    return found
+
+
+def is_smoke(path: Path) -> bool:
+    """Whether a run is of the `smoke` preset, which shows nothing."""
+    return read_settings(path).get("preset") == "smoke"
+
+
+def read_provenance(path: Path) -> dict[str, Any] | None:
+    """Reads what machine a run was on; None where that was not kept.
+
+    Raises:
+        UserError: a file that does not say it.
+    """
+    file = path / "provenance.json"
+    return read_json(file, ("device", "backend", "visible_cores", "platform")) if file.exists() else None
 
 
 def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
@@ -119,10 +178,8 @@ def find_runs(results: Path) -> list[Run]:
     for file in sorted(results.rglob("summary.json")):
         if (file.parent.parent / "steering.csv").exists():
             continue
-        if "augmentation" in _parsed(file, json.loads):
-            config = _parsed(file.parent / "config.yaml", yaml.safe_load)
-            if (config or {}).get("preset") != "smoke":
-                found.append(read_run(file.parent))
+        if "augmentation" in read_json(file, ()) and not is_smoke(file.parent):
+            found.append(read_run(file.parent))
     return found
 
 
@@ -155,17 +212,17 @@ def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
     setup = {**flat(plain(PRESETS[preset])), **flat(run.config)} if preset in PRESETS else flat(run.config)
     augmentation = run.summary["augmentation"]
     method = augmentation if augmentation != "coda" else f"coda {run.summary['guidance']:g}"
-    place = (preset, run.summary["task"], str(run.summary.get("vault") or run.summary["dataset"]))
+    place = (preset, run.summary["task"], dataset_name(run.summary))
     left_out = {"preset", "task", "dataset", "vault", "augmentation", "guidance", "seed", "num_seeds", "run_dir"}
     left_out.add("allow_other_devices")
-    if augmentation == "none":
-        left_out |= {"training.mix_ratio", "fit_seed", "training.num_trajectories"}
-        left_out |= {name for name in setup if name.startswith(("diffusion.", "denoiser."))}
-    if augmentation != "unconditional":
-        left_out.add("training.static_trajectories")
-    if augmentation == "unconditional":
-        left_out.add("training.num_trajectories")
-    return place, method, {name: value for name, value in sorted(setup.items()) if name not in left_out}
+    used = {name: setup[name] for name in sorted(setup) if name not in left_out and uses(augmentation, name)}
+    return place, method, used
+
+
+def dataset_name(summary: Mapping[str, Any]) -> str:
+    """A dataset's name; of a vault the ends of its path, as a word that a table and a file name bear."""
+    vault = summary.get("vault")
+    return summary["dataset"] if vault is None else re.sub(r"[^\w.+-]", "_", "_".join(Path(vault).parts[-2:]))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -186,15 +243,21 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in set(a) & set(b) if a[name] != b[name])
 
 
-def main_setup(cells: Sequence[Cell]) -> Mapping[str, Any] | None:
-    """The setup that a table is about: in which most methods, then places, seeds and updates are there."""
+def main_setup(cells: Sequence[Cell]) -> Mapping[str, Any]:
+    """The setup that a table is about: the one in which most methods, then places, seeds and updates are there.
+
+    Augmentations have settings of their own: CODA's are chosen first, then what the others have besides.
+    """
+    found: dict[str, Any] = {}
 
     def weight(setup: Mapping[str, Any]) -> tuple[int, int, int, int, str]:
-        members = [cell for cell in cells if agree(cell.setup, setup)]
+        members = [cell for cell in cells if agree(cell.setup, {**found, **setup})]
         methods = {(cell.place, cell.method) for cell in members}
         seeds = sum(len(cell.returns) for cell in members)
         updates = sum(cell.summary["updates"] for cell in members)
         return len(methods), len({cell.place for cell in members}), seeds, updates, key_of(setup)
 
-    whole = [cell.setup for cell in cells if "training.mix_ratio" in cell.setup] or [cell.setup for cell in cells]
-    return max(whole, key=weight, default=None)
+    for augmentation in reversed(METHODS):
+        setups = [cell.setup for cell in cells if cell.summary["augmentation"] == augmentation]
+        found |= max((setup for setup in setups if agree(setup, found)), key=weight, default={})
+    return found

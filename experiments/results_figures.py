@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.evidence import Evidence, normalised
+from experiments.evidence import Evidence
 from experiments.figures import comparison_curves, likelihood_curves, panels
-from experiments.kept_runs import METHODS
+from experiments.kept_runs import METHODS, dataset_name
 from experiments.steering_curves import draw_likelihood, draw_quality
 
 
@@ -27,14 +27,14 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
     for place in evidence.places():
         cells = [cell for cell in evidence.table if cell.place == place]
         curves = [(method_name(cell.method), cell.metrics) for cell in cells]
-        title, stem = " ".join(place[1:]), "_".join(place).replace("/", "_")
+        title, stem = " ".join(place[1:]), "_".join(place)
         names += [f"returns_{stem}.png", f"likelihood_{stem}.png"]
         comparison_curves(folder / names[-2], title, curves, cells[0].summary["dataset_mean_return"])
         likelihood_curves(folder / names[-1], title, curves)
     for run in evidence.steering:
-        summary, stem = run.summary, run.path.name
+        summary, stem = run.summary, run.name
         names += [f"{stem}_likelihood.png", f"{stem}_quality.png"]
-        title = f"{summary['task']} {summary['vault'] or summary['dataset']}"
+        title = f"{summary['task']} {dataset_name(summary)}"
         draw_likelihood(folder / names[-2], title, run.points, summary["highest_log_likelihood"])
         real = {name: errors["dynamics_error"] for name, errors in summary["real"].items() if name != "real"}
         draw_quality(folder / names[-1], title, run.points, real)
@@ -52,7 +52,7 @@ def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:
                 cell = evidence.cell(place, method)
                 if cell is None:
                     continue
-                values = np.array(list(normalised(cell).values()))
+                values = np.array(list(evidence.normalised(cell).values()))
                 error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
                 at = position + (number - (len(methods) - 1) / 2) * width
                 axes.bar(at, values.mean(), 0.9 * width, yerr=error, color=f"C{number}", capsize=2)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from experiments.claims import HOLDS, Claim, compare, downstream_claims, game_claims, steering_claims, words
 from experiments.console import duration
-from experiments.evidence import Evidence, gather, method_order, normalised
+from experiments.evidence import Evidence, gather, method_order
 from experiments.files import write_atomically
 from experiments.intervals import Difference, interquartile_mean, interval, paired_difference
 from experiments.kept_runs import Cell
@@ -55,7 +55,7 @@ def write_page(results: Path, output: Path) -> str:
         *downstream_sections(evidence, link),
         *steering_sections(evidence, link),
         "## How sample quality and steering explain the returns",
-        explanation(evidence),
+        explanation(evidence, link),
         own_words.read_text(encoding="utf-8").strip() if own_words.exists() else "",
         "## What it cost",
         cost_table(evidence),
@@ -70,7 +70,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; a line instead where there are no rows."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     if not lines:
-        return "No run is kept yet."
+        return "No runs are kept that this can be told of."
     return "\n".join([f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}", *lines])
 
 
@@ -106,7 +106,7 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
         *(f"![returns]({link}/figure4_{preset}.png)" for preset in presets if evidence.complete(preset)[0]),
         "## Figures 5 to 8: learning curves",
         "Bands are one standard error over seeds.",
-        "\n".join(f"![returns]({link}/returns_{'_'.join(place).replace('/', '_')}.png)" for place in evidence.places()),
+        "\n".join(f"![returns]({link}/returns_{'_'.join(place)}.png)" for place in evidence.places()),
         "## Ablations and other fits",
         "One setting apart from Table 1's (`fit_seed`: another fit of the denoiser for the same policy seeds), and "
         "runs that differ in more. The difference is to the same method in Table 1.",
@@ -180,11 +180,13 @@ def aggregate_table(evidence: Evidence) -> str:
     for preset in dict.fromkeys(place[0] for place in evidence.places()):
         places, methods = evidence.complete(preset)
         for method in methods:
-            scores = [normalised(cell) for place in places if (cell := evidence.cell(place, method)) is not None]
+            cells = [cell for place in places if (cell := evidence.cell(place, method)) is not None]
+            scores = [evidence.normalised(cell) for cell in cells]
             seeds = sorted(set.intersection(*map(set, scores)))
             if seeds:
                 found = interval(np.array([[score[seed] for score in scores] for seed in seeds]), interquartile_mean)
-                values = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+                bounds = f" [{found.low:.2f}, {found.high:.2f}]" if len(seeds) > 1 else ""
+                values = f"{found.value:.2f}{bounds}"
                 rows.append((preset, method_name(method), str(len(places)), str(len(seeds)), values))
     return table(("preset", "method", "datasets", "seeds each", "interquartile mean [95 %]"), rows)
 
@@ -224,7 +226,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
                     peak = int(likelihood.values.mean(axis=1).argmax())
                     rows.append(
                         (
-                            run.path.name,
+                            run.name,
                             str(run.summary["fit_seed"]),
                             policy,
                             schedule,
@@ -251,9 +253,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
         "at peak",
     )
     pictures = [
-        f"![{kind}]({link}/{run.path.name}_{kind}.png)"
-        for run in evidence.steering
-        for kind in ("likelihood", "quality")
+        f"![{kind}]({link}/{run.name}_{kind}.png)" for run in evidence.steering for kind in ("likelihood", "quality")
     ]
     return [
         "## Figure 3: steering, and what it costs",
@@ -264,30 +264,27 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
     ]
 
 
-def explanation(evidence: Evidence) -> str:
+def explanation(evidence: Evidence, link: str) -> str:
     """Sample quality and steering of each method beside what it gained, and whether they go together."""
-    rows, errors, gains = [], [], []
+    rows, found = [], []
     for cell in evidence.table:
-        quality = cell.summary["sample_quality"]
-        if quality is None:
+        if cell.summary["augmentation"] == "none":
             continue
-        used = quality.get("guided", quality["unguided"])
         last = cell.metrics["round"] == cell.metrics["round"].max()
-        likelihood = (
-            f"{cell.metrics[f'{kind}_log_likelihood'][last].mean():.1f}" for kind in ("synthetic", "unguided")
-        )
+        likelihoods = [cell.metrics[f"{kind}_log_likelihood"][last].mean() for kind in ("synthetic", "unguided")]
+        kind = "guided" if cell.summary["augmentation"] == "coda" else "unguided"
+        errors = [cell.quality(kind, name) for name in ("dynamics_error", "feature_distance")]
         base = evidence.cell(cell.place, "none")
         gain = None if base is None else _paired(cell, base)
         if gain is not None:
-            errors.append(used["dynamics_error"])
-            gains.append(gain.mean / cell.summary["dataset_best_return"])
+            found.append((gain.mean / cell.summary["dataset_best_return"], errors[0], likelihoods[0]))
         rows.append(
             (
                 *cell.place,
                 method_name(cell.method),
-                *(f"{used[name]:.2f}" for name in ("dynamics_error", "feature_distance")),
-                f"{quality['real, actions shuffled']['dynamics_error']:.2f}",
-                *likelihood,
+                *(f"{error:.2f}" for error in errors),
+                f"{cell.quality('real, actions shuffled', 'dynamics_error'):.2f}",
+                *(f"{likelihood:.1f}" for likelihood in likelihoods),
                 "" if gain is None else f"{gain.mean:+,.0f}",
             )
         )
@@ -304,13 +301,24 @@ def explanation(evidence: Evidence) -> str:
         "gain over no augmentation",
     )
     text = table(header, rows)
-    if len(gains) >= 4:
-        rho, p = stats.spearmanr(errors, gains)
-        text += (
-            f"\n\nOver these {len(gains)} cells the rank correlation of dynamics error and relative gain is {rho:.2f} "
-            f"(p = {p:.2f}, as if the cells were independent, which those of one dataset are not)."
-        )
-    return text
+    pictures = "\n".join(f"![likelihood]({link}/likelihood_{'_'.join(place)}.png)" for place in evidence.places())
+    if len(found) < 4:
+        return f"{text}\n\n{pictures}"
+    gains, *causes = zip(*found, strict=True)
+    error, likelihood = (rank_correlation(cause, gains) for cause in causes)
+    return (
+        f"{text}\n\nOver these {len(found)} cells, the rank correlation of the gain, in units of the dataset's best "
+        f"episode, with the dynamics error is {error} and with the log-likelihood of the synthetic actions "
+        f"{likelihood}, as if the cells were independent, which those of one dataset are not.\n\n{pictures}"
+    )
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> str:
+    """Spearman's rank correlation and its p value, in words."""
+    if min(np.ptp(a), np.ptp(b)) == 0:
+        return "undefined"
+    rho, p = stats.spearmanr(a, b)
+    return f"{rho:.2f} (p = {p:.2f})"
 
 
 def cost_table(evidence: Evidence) -> str:
@@ -331,6 +339,9 @@ def cost_table(evidence: Evidence) -> str:
             book(f"{section} ({cell.place[0]})", run.provenance, run.summary["wall_seconds"]["total"])
     for run in evidence.steering:
         book("steering", run.provenance, run.summary["wall_seconds"]["total"])
+        if run.training is not None:
+            training = run.training
+            book("policies for steering", training.provenance, training.summary["wall_seconds"]["total"])
     for game in evidence.games:
         book("polynomial games", game.provenance, game.summary["wall_seconds"])
     rows = []

@@ -33,8 +33,8 @@ class SteeringConfig:
     """Policy seeds: `seed`, `seed + 1`, ...; not used with `--run`."""
     seed: int = 0
     """First seed; not used with `--run`."""
-    fit_seed: int = 0
-    """Seed of the denoiser's fit."""
+    fit_seed: int | None = None
+    """Seed of the denoiser's fit; by default that of the run, or 0."""
     num_trajectories: int = 2048
     """Trajectories a point and seed; 256 for a laptop."""
     num_steps: tuple[int, ...] = (32, 128)
@@ -68,7 +68,7 @@ def base_of(config: SteeringConfig) -> ExperimentConfig:
         if not (config.run / "summary.json").exists():
             raise UserError(f"{config.run} is no finished run: it has no summary.json")
         base = read_config(config.run / "config.yaml")
-        return dataclasses.replace(base, fit_seed=config.fit_seed)
+        return base if config.fit_seed is None else dataclasses.replace(base, fit_seed=config.fit_seed)
     check_choice("--preset", config.preset, tuple(PRESETS))
     preset = PRESETS[config.preset]
     updates_per_round = preset.training.epochs_per_round * preset.training.updates_per_epoch
@@ -80,7 +80,7 @@ def base_of(config: SteeringConfig) -> ExperimentConfig:
         augmentation="none",
         num_seeds=config.num_seeds,
         seed=config.seed,
-        fit_seed=config.fit_seed,
+        fit_seed=config.fit_seed or 0,
         training=dataclasses.replace(preset.training, num_rounds=rounds),
     )
     check(base)

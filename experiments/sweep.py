@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from experiments.config import PRESETS, ExperimentConfig, check
+from experiments.config import PRESETS, ExperimentConfig, check, uses
 from experiments.console import Phase, duration, phase, say
 from experiments.errors import UserError, one_line_errors, parse_command
 from experiments.mamujoco import run_dir_of
@@ -89,7 +89,7 @@ class Run:
         """Learner updates of all its seeds that are done, by its `metrics.csv`."""
         if self.finished:
             return self.work
-        with contextlib.suppress(OSError, ValueError, IndexError):
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # a row may be half written
             with (self.path / "metrics.csv").open(encoding="utf-8", newline="") as file:
                 last = list(csv.DictReader(file))[-1]
             return min(self.work, self.config.num_seeds * int(float(last["updates"])))
@@ -126,7 +126,7 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
         sweep = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(sweep, dict) or not isinstance(sweep.get("groups"), list) or "output" not in sweep:
+    if not (isinstance(sweep, dict) and isinstance(sweep.get("groups"), list) and isinstance(sweep.get("output"), str)):
         raise UserError(f"{file} is no sweep: it needs `output`, a folder, and `groups`, a list")
     unknown = set(sweep) - {"output", "settings", "groups"}
     if unknown:
@@ -137,21 +137,31 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
         where = f"{file}, group {number + 1}"
         if not isinstance(group, dict) or not set(group) <= {"grid", "settings"}:
             raise UserError(f"{where}: a group has a `grid` and `settings`")
-        grid = group.get("grid", {})
-        if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+        grid = flags_of(group, "grid", where)
+        if not all(isinstance(values, list) and values for values in grid.values()):
             raise UserError(f"{where}: the grid needs a list of values for each flag")
+        common = {**flags_of(sweep, "settings", str(file)), **flags_of(group, "settings", where)}
         for values in itertools.product(*grid.values()):
-            settings = {
-                **sweep.get("settings", {}),
-                **group.get("settings", {}),
-                **dict(zip(grid, values, strict=True)),
-            }
             try:
-                run = make_run(settings, folder)
+                run = make_run({**common, **dict(zip(grid, values, strict=True))}, folder)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
             runs.setdefault(run.name, run)
+    if not runs:
+        raise UserError(f"{file} has no runs: its `groups` are empty")
     return list(runs.values())
+
+
+def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    """A mapping of flags in a file of settings, empty where there is none.
+
+    Raises:
+        UserError: it is something else.
+    """
+    flags = part.get(name, {})
+    if not isinstance(flags, dict) or not all(isinstance(flag, str) and flag != "help" for flag in flags):
+        raise UserError(f"{where}: `{name}` needs flags of the main job, each with what it is set to")
+    return flags
 
 
 def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
@@ -160,19 +170,25 @@ def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
     Raises:
         UserError: a setting that the main job refuses.
     """
-    unused = set()
-    if settings.get("augmentation", "coda") != "coda":
-        unused.add("guidance")
-    if settings.get("augmentation") == "none":
-        unused |= {"training.mix-ratio", "fit-seed"}
-    used = {name.replace("_", "-"): value for name, value in settings.items()}
-    used = {name: value for name, value in used.items() if name not in unused}
-    flags = tuple(word for name, value in used.items() for word in flag(name, value))
+    given = {name.replace("_", "-"): value for name, value in settings.items()}
+    augmentation = parsed(given)[1].augmentation
+    used = {name: value for name, value in given.items() if uses(augmentation, name.replace("-", "_"))}
+    flags, config = parsed(used)
     note = ", ".join(f"{name.split('.')[-1]} {value}" for name, value in used.items() if name not in NAMED)
-    config = parse_command(ExperimentConfig, flags, presets=PRESETS)
-    check(config)
     name = run_dir_of(config).name
     return Run(name, note, flags, config, folder / name)
+
+
+def parsed(settings: Mapping[str, Any]) -> tuple[tuple[str, ...], ExperimentConfig]:
+    """Settings as words of the command line, and as the main job understands them.
+
+    Raises:
+        UserError: a setting that the main job refuses.
+    """
+    flags = tuple(word for name, value in settings.items() for word in flag(name, value))
+    config = parse_command(ExperimentConfig, flags, presets=PRESETS)
+    check(config)
+    return flags, config
 
 
 def flag(name: str, value: Any) -> list[str]:
@@ -279,9 +295,12 @@ def show(runs: Sequence[Run], failures: Mapping[str, str]) -> None:
     """Says what became of the runs, a line each: return +- standard error, folder, and what its name does not tell."""
     for run in runs:
         if run.finished:
-            summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
-            error = summary["standard_error"]
-            state = f"{summary['mean']:.0f}" + ("" if error is None else f" +- {error:.0f}")
+            try:
+                summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+                error = summary["standard_error"]
+                state = f"{summary['mean']:.0f}" + ("" if error is None else f" +- {error:.0f}")
+            except (ValueError, TypeError, KeyError):
+                state = "bad summary"
         else:
             state = "failed" if run.name in failures else f"{run.done() / run.work:.0%} done"
         say(f"{state:>14}  {run.title}")

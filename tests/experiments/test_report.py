@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments import report
-from experiments.claims import FAILS, HOLDS, NO_RUN, UNDECIDED, downstream_claims, judge, steering_claims
-from experiments.evidence import gather, normalised
+from experiments import report, results_page
+from experiments.claims import FAILS, HOLDS, NO_RUN, UNDECIDED, downstream_claims, game_claims, judge, steering_claims
+from experiments.evidence import gather
 from experiments.intervals import interquartile_mean, interval, mean, paired_difference
 from experiments.steering_curves import Errors, Part, write_points
+
+REPLAY = "Replay: CODA above MADDPG+BC (6,925 to 6,855)"
 
 
 def keep_run(path, augmentation: str, offset: float, seeds=3, dataset_mean: float = 100.0, **settings):
@@ -67,7 +69,7 @@ def keep_returns(path, returns: list[float]):
     (path / "summary.json").write_text(json.dumps({**summary, "returns_per_seed": returns}))
 
 
-def keep_steering(path, likelihoods: dict[float, list[float]]):
+def keep_steering(path, likelihoods: dict[float, list[float]], preset: str = "laptop"):
     """What is kept of a steering run: the same likelihoods `[seeds]` for both policies."""
     path.mkdir(parents=True)
     points = {
@@ -77,10 +79,14 @@ def keep_steering(path, likelihoods: dict[float, list[float]]):
         for scale, values in likelihoods.items()
     }
     write_points(path / "steering.csv", points)
+    (path / "config.yaml").write_text(
+        yaml.safe_dump({"preset": preset, "num_trajectories": 128, "guidance": [0.0, 0.6]})
+    )
     summary = {
         "task": "2halfcheetah",
         "dataset": "replay",
         "vault": None,
+        "preset": preset,
         "fit_seed": 0,
         "highest_log_likelihood": -110.3,
         "real": {"real": {"dynamics_error": 0.0}, "real, actions shuffled": {"dynamics_error": 0.9}},
@@ -154,12 +160,91 @@ def test_datasets_are_put_together_by_the_methods_they_all_have(kept):
     assert [place[2] for place in places] == ["replay", "good"]
     assert methods == ["none", "unconditional", "coda 0.6"]
     none = evidence.cell(places[0], "none")
-    assert normalised(none)[0] == pytest.approx((200 - 1) / (500 - 1))  # untrained 1 in the mean, best episode 500
+    assert evidence.normalised(none)[0] == pytest.approx(
+        (200 - 1) / (500 - 1)
+    )  # untrained 1 in the mean, best episode 500
 
 
 def test_steering_s_verdicts_follow_the_curve(kept):
     claims = steering_claims(gather(kept).steering)
     assert [claim.verdict for claim in claims] == [HOLDS, HOLDS, HOLDS, HOLDS, FAILS]  # no jump at 0.001
+    assert claims[0].command == "`python -m experiments.steering --num-trajectories 128 --guidance 0 0.6`"
+
+
+def test_steering_is_judged_at_the_largest_preset_and_never_at_smoke(kept):
+    flat = {0.0: [-150, -149], 0.6: [-160, -159]}
+    keep_steering(kept / "a" / "steering", flat, preset="smoke")
+    assert steering_claims(gather(kept).steering)[0].verdict == HOLDS
+    keep_steering(kept / "z" / "steering", flat, preset="paper")
+    claim = steering_claims(gather(kept).steering)[0]
+    assert claim.verdict == FAILS and claim.figure == "z_steering_likelihood.png"
+
+
+def test_an_ablation_of_one_method_s_own_setting_does_not_take_its_place(kept):
+    for name, value in (("num_trajectories", 2000), ("static_trajectories", 50)):
+        method = "coda" if name == "num_trajectories" else "unconditional"
+        more = {"training": {"mix_ratio": 0.5, name: value}}
+        keep_run(kept / f"a_{method}", method, -70.0, task="2halfcheetah", **more)
+    evidence = gather(kept)
+    assert len({(cell.place, cell.method) for cell in evidence.table}) == len(evidence.table) == 6
+    found = {(cell.method, *names) for cell, names in evidence.variants}
+    assert {("coda 0.6", "training.num_trajectories"), ("unconditional", "training.static_trajectories")} < found
+    assert {claim.claim: claim.verdict for claim in downstream_claims(evidence)}[REPLAY] == HOLDS
+
+
+def test_a_single_seed_at_a_larger_scale_displaces_nothing(kept):
+    for method in ("none", "coda"):
+        keep_run(kept / f"paper_{method}", method, -90.0, seeds=1, task="2halfcheetah", preset="paper")
+    claim = next(claim for claim in downstream_claims(gather(kept)) if claim.claim == REPLAY)
+    assert claim.verdict == HOLDS and "(laptop)" in claim.numbers
+
+
+def test_equal_returns_score_the_same_whatever_seeds_a_method_has(tmp_path):
+    keep_run(tmp_path / "none", "none", 0.0, seeds=2)
+    keep_run(tmp_path / "coda", "coda", 0.0, seeds=6)
+    evidence = gather(tmp_path)
+    few, many = (evidence.normalised(cell) for cell in evidence.table)
+    assert few[1] == many[1]
+
+
+def test_quality_counts_all_runs_of_a_condition(tmp_path):
+    keep_run(tmp_path / "a", "coda", 0.0, seeds=[0, 1, 2])
+    other = keep_run(tmp_path / "b", "coda", 0.0, seeds=[3])
+    summary = json.loads((other / "summary.json").read_text())
+    summary["sample_quality"]["guided"]["dynamics_error"] = 0.8
+    (other / "summary.json").write_text(json.dumps(summary))
+    (cell,) = gather(tmp_path).table
+    assert cell.quality("guided", "dynamics_error") == pytest.approx((3 * 0.4 + 0.8) / 4)
+
+
+def test_runs_of_other_episodes_are_not_compared(kept, capsys):
+    other = keep_run(kept / "z", "coda", 0.0, task="2halfcheetah", guidance=1.0, dataset_mean=99.0)
+    assert str(other) in refusal(capsys, "--results", kept, "--output", kept / "page.md")
+
+
+def test_a_game_needs_sixteen_seeds_and_is_there_once(tmp_path, capsys):
+    def keep_game(name: str, num_seeds: int):
+        summary = {"game": "multiplication", "dataset": "skewed", "optimum": 1.0, "wall_seconds": 1.0}
+        summary["returns_per_seed"] = {m: [1.0] * num_seeds for m in ("coda", "none", "unconditional", "q-conditioned")}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+
+    keep_game("a", 1)
+    assert game_claims(gather(tmp_path).games)[0].verdict == UNDECIDED
+    shutil.rmtree(tmp_path / "a")
+    keep_game("b", 16)
+    assert [claim.verdict for claim in game_claims(gather(tmp_path).games)[:4]] == [HOLDS, FAILS, FAILS, HOLDS]
+    keep_game("c", 16)
+    assert "same game" in refusal(capsys, "--results", tmp_path, "--output", tmp_path / "page.md")
+
+
+def test_a_vault_s_path_breaks_no_table_and_no_link(tmp_path):
+    path = keep_run(tmp_path / "results" / "vault", "none", 0.0)
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**summary, "vault": "/my data|here/2halfcheetah.vlt/Good one"}))
+    report.main(["--results", str(tmp_path / "results"), "--output", str(tmp_path / "page.md")])
+    assert "| laptop | drift | 2halfcheetah.vlt_Good_one | 20 |" in (tmp_path / "page.md").read_text()
+    assert (tmp_path / "results" / "figures" / "returns_laptop_drift_2halfcheetah.vlt_Good_one.png").exists()
 
 
 def test_an_empty_folder_decides_nothing(tmp_path):
@@ -187,7 +272,21 @@ def test_a_steering_run_s_own_policies_are_no_runs_of_the_table(tmp_path):
     assert len(cell.returns) == 3
 
 
-@pytest.mark.parametrize(("name", "content"), [("summary.json", "{"), ("config.yaml", None), ("config.yaml", "a: [")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", "{"),
+        ("summary.json", '{"augmentation": "none"}'),
+        ("summary.json", "null"),
+        ("config.yaml", None),
+        ("config.yaml", "a: ["),
+        ("config.yaml", ""),
+        ("config.yaml", "preset: laptop"),
+        ("metrics.csv", "round,seed,updates\n0,0,0\n"),
+        ("metrics.csv", "round,seed,updates,return\n0,0,0,1.0\n"),
+        ("provenance.json", "{}"),
+    ],
+)
 def test_a_damaged_run_is_named_in_one_line(tmp_path, capsys, name, content):
     file = keep_run(tmp_path / "none", "none", 0.0) / name
     file.unlink() if content is None else file.write_text(content)
@@ -279,13 +378,24 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+ROOT = Path(report.__file__).parents[1]
+
+
+def copy_of_results(folder: Path) -> Path:
+    ignored = shutil.ignore_patterns("figures", "checkpoints")
+    return Path(shutil.copytree(ROOT / "results", folder / "results", ignore=ignored))
+
+
+def test_the_committed_page_is_what_the_committed_numbers_give(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_page, "draw_all", lambda *_: [])
+    results_page.write_page(copy_of_results(tmp_path), tmp_path / "RESULTS.md")
+    assert (tmp_path / "RESULTS.md").read_bytes() == (ROOT / "RESULTS.md").read_bytes()
+
+
 @pytest.mark.slow
-def test_the_committed_page_and_pictures_are_what_the_committed_numbers_give(tmp_path):
-    root = Path(report.__file__).parents[1]
-    shutil.copytree(root / "results", tmp_path / "results", ignore=shutil.ignore_patterns("figures", "checkpoints"))
-    report.main(["--results", str(tmp_path / "results"), "--output", str(tmp_path / "RESULTS.md")])
-    assert (tmp_path / "RESULTS.md").read_bytes() == (root / "RESULTS.md").read_bytes()
-    made, kept = (sorted((folder / "results" / "figures").glob("*.png")) for folder in (tmp_path, root))
+def test_the_committed_pictures_are_what_the_committed_numbers_give(tmp_path):
+    report.main(["--results", str(copy_of_results(tmp_path)), "--output", str(tmp_path / "RESULTS.md")])
+    made, kept = (sorted((folder / "results" / "figures").glob("*.png")) for folder in (tmp_path, ROOT))
     assert [path.name for path in made] == [path.name for path in kept]
     for ours, theirs in zip(made, kept, strict=True):
         np.testing.assert_array_equal(plt.imread(ours), plt.imread(theirs))

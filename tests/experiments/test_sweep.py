@@ -65,10 +65,26 @@ def journals(output: Path) -> list[list[str]]:
 
 def test_a_setting_that_a_run_does_not_use_makes_no_other_run(tmp_path):
     file = tmp_path / "sweep.yaml"
-    grid = {"augmentation": ["none", "unconditional", "coda"], "guidance": [0.6, 1.0], "training.mix-ratio": [0.1, 0.5]}
-    file.write_text(yaml.safe_dump({"output": "runs", "groups": [{"grid": grid}]}))
-    methods = Counter(run.config.augmentation for run in sweep.read_sweep(file))
-    assert methods == {"none": 1, "unconditional": 2, "coda": 4}
+    methods = {"augmentation": ["none", "unconditional", "coda"]}
+    counts = {
+        "guidance": (1, 1, 2),
+        "training.mix-ratio": (1, 2, 2),
+        "training.num_trajectories": (1, 1, 2),
+        "training.static-trajectories": (1, 2, 1),
+        "fit-seed": (1, 2, 2),
+    }
+    for name, expected in counts.items():
+        groups = [{"grid": {**methods, name: [1, 0.5] if name == "training.mix-ratio" else [1, 2]}}]
+        file.write_text(yaml.safe_dump({"output": "runs", "groups": groups}))
+        found = Counter(run.config.augmentation for run in sweep.read_sweep(file))
+        assert tuple(found[method] for method in methods["augmentation"]) == expected, name
+
+
+def test_a_half_written_row_is_no_progress(tmp_path):
+    (run,) = sweep.read_sweep(write_sweep(tmp_path / "s.yaml", tmp_path, [0.1]))
+    run.path.mkdir()
+    (run.path / "metrics.csv").write_text("round,seed,updates,return\n3,1")
+    assert run.done() == 0
 
 
 @pytest.mark.parametrize(("name", "scale"), [("laptop", (4, 10_000)), ("paper", (16, 300_000))])
@@ -133,7 +149,7 @@ def test_a_killed_sweep_loses_nothing_and_runs_nothing_twice(tmp_path, fake_job,
     assert sum(journal.count("started") for journal in found) == (4 if whole_group else 3)
 
 
-def test_sweeps_beside_one_another_share_the_runs(tmp_path, fake_job):
+def test_a_run_s_lock_keeps_other_sweeps_out(tmp_path, fake_job):
     file = write_sweep(tmp_path / "s.yaml", tmp_path / "runs", [0.1, 0.2, 0.3])
     first, *_ = sweep.read_sweep(file)
     with sweep.exclusive(first.path, wait=False) as lock, sweep.exclusive(first.path, wait=False) as other:
@@ -154,6 +170,15 @@ def test_listing_runs_nothing(tmp_path, fake_job, capsys):
         ("output: runs", [], ["groups"]),
         ("{output: runs, groups: [], more: 1}", [], ["more"]),
         ("{output: runs, groups: [{grid: {dataset: replay}}]}", [], ["group 1", "list of values"]),
+        ("{output: runs, groups: []}", [], ["no runs"]),
+        ("{output: 3, groups: []}", [], ["output"]),
+        ("{output: runs, settings: , groups: [{}]}", [], ["settings", "flags"]),
+        ("{output: runs, groups: [{settings: {help: true}}]}", [], ["group 1", "flags"]),
+        (
+            "{output: runs, groups: [{settings: {augmentation: none, diffusion.no-such: 1}}]}",
+            [],
+            ["group 1", "no-such"],
+        ),
         ("{output: runs, groups: [{grid: {dataset: [expert]}}]}", [], ["group 1", "--dataset", "expert"]),
         ("{output: runs, groups: [{settings: {no-such: 1}}]}", [], ["group 1", "no-such"]),
         ("{output: runs, groups: [{}]}", ["--shard", "3/2"], ["--shard", "3/2"]),
