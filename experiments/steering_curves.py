@@ -83,12 +83,16 @@ def read_points(path: Path) -> Points:
     if not path.exists():
         return points
     with path.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
+        header, *rows = list(csv.reader(file)) or [[]]
     if tuple(header) != COLUMNS:
         raise UserError(f"{path} has the columns {', '.join(header)}; expected {', '.join(COLUMNS)}")
-    for policy, schedule, num_steps, guidance, seed, *values in rows:
-        part = Part(policy, schedule, int(num_steps), float(guidance))
-        points.setdefault(part, {})[int(seed)] = Errors(*map(float, values))
+    for number, row in enumerate(rows):
+        try:
+            policy, schedule, num_steps, guidance, seed, *values = row
+            part = Part(policy, schedule, int(num_steps), float(guidance))
+            points.setdefault(part, {})[int(seed)] = Errors(*map(float, values))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path} cannot be read: row {number + 1} is {','.join(row)}") from error
     return points
 
 

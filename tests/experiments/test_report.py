@@ -180,6 +180,13 @@ def test_steering_is_judged_at_the_largest_preset_and_never_at_smoke(kept):
     assert claim.verdict == FAILS and claim.figure == "z_steering_likelihood.png"
 
 
+@pytest.mark.parametrize("damage", ["", "policy,schedule\n", None])
+def test_damaged_steering_is_named_in_one_line(kept, capsys, damage):
+    file = kept / "steering" / "steering.csv"
+    file.write_text(file.read_text()[:-12] if damage is None else damage)
+    assert str(file) in refusal(capsys, "--results", kept, "--output", kept / "page.md")
+
+
 def test_an_ablation_of_one_method_s_own_setting_does_not_take_its_place(kept):
     for name, value in (("num_trajectories", 2000), ("static_trajectories", 50)):
         method = "coda" if name == "num_trajectories" else "unconditional"
