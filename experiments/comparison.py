@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.console import say
 from experiments.errors import UserError
 from experiments.figures import comparison_curves, likelihood_curves
-from experiments.kept_runs import Run, dataset_name, read_run
+from experiments.kept_runs import SYNTHETIC, Run, dataset_name, read_run
 
 
 def compare_runs(paths: Sequence[Path], output: Path) -> None:
@@ -58,11 +58,8 @@ def markdown(runs: Sequence[Run]) -> str:
         if quality is None:
             cells += [""] * 5
         else:
-            used = quality.get("guided", quality["unguided"])
+            kinds = (SYNTHETIC[summary["augmentation"]], "unguided", "real, actions shuffled")
             cells += [f"{run.metrics[f'{kind}_log_likelihood'][last].mean():.1f}" for kind in ("synthetic", "unguided")]
-            cells += [
-                f"{errors['dynamics_error']:.2f}"
-                for errors in (used, quality["unguided"], quality["real, actions shuffled"])
-            ]
+            cells += [f"{quality[kind]['dynamics_error']:.2f}" if kind in quality else "" for kind in kinds]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

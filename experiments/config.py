@@ -17,7 +17,7 @@ from coda_jax.envs.mamujoco import TASKS
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from experiments.errors import UserError
 
-AUGMENTATIONS = ("coda", "unconditional", "none")
+AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class ExperimentConfig:
     vault: Path | None = None
     """An OG-MARL vault to use instead of a named dataset: its folder, such as `.../Replay.vlt`, or the one inside."""
     augmentation: str = "coda"
-    """Synthetic data: `coda` (guided toward the joint policy), `unconditional` (sampled once, unguided) or `none` (no
-    denoiser is fitted)."""
+    """Synthetic data: `coda` (guided toward the joint policy), `unconditional` (sampled once, unguided), `none` (no
+    denoiser is fitted), or `simulated`: the policy's own roll-outs in the simulator, as a perfect prior would give."""
     guidance: float = 0.6
     """Guidance scale lambda; only `coda` is guided."""
     num_seeds: int = 4
@@ -121,11 +121,10 @@ def uses(augmentation: str, setting: str) -> bool:
         return setting != "training.static_trajectories"
     if augmentation == "unconditional":
         return setting not in ("guidance", "diffusion.guidance_schedule", "training.num_trajectories")
-    synthetic = ("mix_ratio", "chunk_size", "num_trajectories", "static_trajectories")
-    return not (
-        setting in ("guidance", "fit_seed", "data.uniform_unbounded", *(f"training.{name}" for name in synthetic))
-        or setting.startswith(("diffusion.", "denoiser."))
-    )
+    unused = {"guidance", "fit_seed", "data.uniform_unbounded", "training.static_trajectories"}
+    if augmentation == "none":
+        unused |= {"training.mix_ratio", "training.chunk_size", "training.num_trajectories"}
+    return setting not in unused and not setting.startswith(("diffusion.", "denoiser."))
 
 
 def read_config(path: Path) -> ExperimentConfig:

@@ -194,9 +194,9 @@ def _games(results: Path) -> tuple[Game, ...]:
 
 
 def method_order(method: str) -> tuple[int, float]:
-    """Baselines first, then CODA by its guidance scale."""
+    """Baselines first, then CODA by its guidance scale, then what no method can have."""
     name, _, guidance = method.partition(" ")
-    return ("none", "unconditional", "coda").index(name), float(guidance or 0)
+    return ("none", "unconditional", "coda", "simulated").index(name), float(guidance or 0)
 
 
 def _preset_order(preset: str) -> int:

@@ -24,8 +24,11 @@ NEEDED = (
 )
 """What is read of a summary."""
 
-METHODS = {"none": "no augmentation", "unconditional": "unconditional", "coda": "CODA"}
+METHODS = {"none": "no augmentation", "unconditional": "unconditional", "simulated": "simulated", "coda": "CODA"}
 """Augmentations, in words."""
+
+SYNTHETIC = {"unconditional": "unguided", "simulated": "simulated", "coda": "guided"}
+"""What the synthetic trajectories of each augmentation are called in `sample_quality`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from coda_jax.marl.learner import Learner
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from experiments.cache import enable_compilation_cache, plain
 from experiments.checkpoints import Checkpoints
-from experiments.config import PRESETS, ExperimentConfig, check
+from experiments.config import PRESETS, ExperimentConfig, check, uses
 from experiments.console import phase, print_config, print_table, say
 from experiments.datasets import load_dataset, load_vault
 from experiments.devices import set_up_devices
@@ -128,7 +128,7 @@ def run(config: ExperimentConfig) -> None:
                 env.spec,
                 config.training.horizon,
                 mesh,
-                seed=config.fit_seed if config.augmentation != "none" else None,
+                seed=config.fit_seed if uses(config.augmentation, "fit_seed") else None,
             )
             if fit.held_out_loss is not None:
                 say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
@@ -163,7 +163,8 @@ def algorithm(
         training = dataclasses.replace(training, num_trajectories=training.static_trajectories)
     inputs = standardised_inputs(fit.prior.dataset.steps) if config.standardise else raw_inputs(env.spec)
     learner = maddpg_bc(env.spec, config.learner, inputs)
-    single = coda(env, learner, fit.generator, training, config.diffusion, config.num_seeds // mesh.size)
+    simulate = config.augmentation == "simulated"
+    single = coda(env, learner, fit.generator, training, config.diffusion, config.num_seeds // mesh.size, simulate)
     return learner, training, across_seeds(single, mesh)
 
 
@@ -187,6 +188,7 @@ def train_policies(
     prior = jax.device_put(fit.prior, shared)
     updates_per_round = training.epochs_per_round * training.updates_per_epoch
     is_synthetic, is_guided = config.augmentation != "none", config.augmentation == "coda"
+    is_renewed = config.augmentation in ("coda", "simulated")
 
     def plan(generate: bool = False, num_updates: int = 0, evaluate: bool = False, guided: bool = is_guided) -> Plan:
         values = Plan(
@@ -252,7 +254,7 @@ def train_policies(
 
     with phase("training", total=training.num_rounds, done=done) as progress:
         for number in range(done + 1, training.num_rounds + 1):
-            renew = is_guided and number > 1
+            renew = is_renewed and number > 1
             clock.lap()
             state, report = play(state, number, plan(renew, updates_per_round, evaluate=True))
             seconds = clock.lap()
@@ -267,8 +269,12 @@ def train_policies(
     clock.lap()
     quality = None
     if is_synthetic:
-        synthetic = {"guided": state.synthetic} if is_guided else {}
-        quality = measure_quality(env, fit.held_out, {**synthetic, "unguided": state.unguided})
+        kinds = {
+            "coda": {"guided": state.synthetic, "unguided": state.unguided},
+            "unconditional": {"unguided": state.unguided},
+            "simulated": {"simulated": state.synthetic},
+        }
+        quality = measure_quality(env, fit.held_out, kinds[config.augmentation])
     clock.lap("quality")
 
     metrics = folder.metrics.read()

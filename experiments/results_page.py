@@ -13,7 +13,7 @@ from experiments.console import duration
 from experiments.evidence import Evidence, gather, method_order
 from experiments.files import write_atomically
 from experiments.intervals import Difference, interquartile_mean, interval, paired_difference
-from experiments.kept_runs import Cell
+from experiments.kept_runs import SYNTHETIC, Cell
 from experiments.results_figures import draw_all, method_name
 from experiments.steering_curves import POLICIES, curve, sampled
 
@@ -272,7 +272,7 @@ def explanation(evidence: Evidence, link: str) -> str:
             continue
         last = cell.metrics["round"] == cell.metrics["round"].max()
         likelihoods = [cell.metrics[f"{kind}_log_likelihood"][last].mean() for kind in ("synthetic", "unguided")]
-        kind = "guided" if cell.summary["augmentation"] == "coda" else "unguided"
+        kind = SYNTHETIC[cell.summary["augmentation"]]
         errors = [cell.quality(kind, name) for name in ("dynamics_error", "feature_distance")]
         base = evidence.cell(cell.place, "none")
         gain = None if base is None else _paired(cell, base)

@@ -19,6 +19,7 @@ from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs import mamujoco
 from coda_jax.evaluation import action_log_likelihood
 from coda_jax.marl.input_scale import raw_inputs
+from coda_jax.marl.learner import unroll
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.types import Trajectory
 from tests.drift import DRIFT, SPEC, noise_episodes
@@ -188,6 +189,20 @@ def test_synthetic_trajectories_stay_inside_the_data_and_guidance_makes_them_lik
         _, report = run(after, prior, plan(mix_ratio=0.5))
         np.testing.assert_allclose(report.metrics["synthetic_log_likelihood"], likelihood[guidance], rtol=1e-4)
     assert likelihood[0.2] > likelihood[0.0] + 0.1, likelihood
+
+
+def test_simulated_trajectories_are_the_policy_s_from_recorded_states(learner, generator, prior):
+    """Step by step what the environment makes of the policy's actions, and the round trains on them."""
+    program = coda(DRIFT, learner, generator, CONFIG, SAMPLER, simulate=True)
+    state = jax.jit(program.init)(jax.random.key(5))
+    after, _ = jax.jit(program.round)(again(state), prior, plan(generate=True))
+    made = after.synthetic
+    assert made.reward.shape == (CONFIG.num_trajectories, CONFIG.horizon)
+    starts = {tuple(row) for row in np.asarray(prior.dataset.steps.state)}
+    assert {tuple(row) for row in np.asarray(made.state[:, 0])} <= starts
+    np.testing.assert_allclose(made.action, unroll(learner, state.learner, made.obs), atol=1e-6)
+    np.testing.assert_allclose(made.state[:, 1:], made.state[:, :-1] + 0.1 * made.action[:, :-1, :, 0], atol=1e-6)
+    np.testing.assert_allclose(made.reward, made.action.sum(axis=(2, 3)), atol=1e-6)
 
 
 def test_the_guide_points_from_the_decoded_actions_to_the_policy(learner, prior):

@@ -27,9 +27,9 @@ from coda_jax.data.dataset import Dataset, sample_windows
 from coda_jax.diffusion.generator import Generator
 from coda_jax.diffusion.guidance import Guide, gaussian_log_prob, score_guide
 from coda_jax.diffusion.samplers import SamplerConfig, heun_sample, sample_in_chunks
-from coda_jax.envs.mamujoco import Environment
+from coda_jax.envs.mamujoco import Environment, EnvState
 from coda_jax.evaluation import action_log_likelihood, policy_returns
-from coda_jax.marl.learner import Learner, LearnerState, unroll
+from coda_jax.marl.learner import Carry, Learner, LearnerState, unroll
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
 NUM_UNGUIDED = 256
@@ -103,8 +103,9 @@ class CodaState:
 
     learner:   the learner's state.
     synthetic: `[M, H, ...]` the synthetic trajectories in use; zeros before the first generation.
-    unguided:  `[min(M, NUM_UNGUIDED), H, ...]` trajectories sampled without guidance, which a round only compares with
-               the guided ones. Zeros until the caller puts them there.
+    unguided:  `[min(M, NUM_UNGUIDED), H, ...]` trajectories sampled without guidance (rolled out by the first policy,
+               if they are simulated), which a round only compares with the others. Zeros until the caller puts them
+               there.
     key:       randomness of the rounds to come.
     """
 
@@ -191,6 +192,47 @@ def sample_trajectories(
     return transforms.unpack(transforms.inverse(prior.transform, z), spec)
 
 
+def simulate_trajectories(
+    env: Environment,
+    learner: Learner,
+    state: LearnerState,
+    dataset: Dataset,
+    key: PRNGKey,
+    shape: tuple[int, int],
+    chunk_size: int,
+) -> Trajectory:
+    """Rolls the joint policy out from recorded states, its memory empty: what a perfect prior, guided, would sample.
+
+    No offline method can have these. Beside CODA they tell what a better prior could bring. An end of the episode does
+    not stop a roll-out; as everywhere, nothing bootstraps from behind it.
+
+    Args:
+        env: the environment of the data.
+        learner: whose policy acts, without noise.
+        state: its state.
+        dataset: where the first states come from.
+        key: consumed.
+        shape: how many trajectories, of how many steps H each.
+        chunk_size: trajectories rolled out at once.
+    """
+    num_trajectories, horizon = shape
+
+    def simulate(key: PRNGKey, num: int) -> Array:
+        def step(carry: tuple[EnvState, Carry], _: None) -> tuple[tuple[EnvState, Carry], Trajectory]:
+            now, memory = carry
+            action, memory = learner.act(state, now.obs, memory)
+            led = jax.vmap(env.step)(now, action)
+            terminal = led.terminal.astype(jnp.float32)
+            made = Trajectory(state=now.state, obs=now.obs, action=action, reward=led.reward, terminal=terminal)
+            return (led, memory), made
+
+        start = jax.vmap(env.place)(sample_windows(dataset, key, num, 1).state[:, 0])
+        _, made = jax.lax.scan(step, (start, learner.initial_carry((num,))), length=horizon)
+        return jnp.moveaxis(transforms.pack(made), 0, 1)
+
+    return transforms.unpack(sample_in_chunks(simulate, key, num_trajectories, chunk_size), env.spec)
+
+
 def mix(real: Trajectory, synthetic: Trajectory, mix_ratio: Float[Array, ""]) -> Trajectory:
     """A mini-batch whose first rows, a share of `mix_ratio`, are synthetic and the others real (Alg. 2, l. 9)."""
     batch_size = real.reward.shape[0]
@@ -215,6 +257,7 @@ def coda(
     config: CodaConfig,
     sampler: SamplerConfig,
     seeds_per_device: int = 1,
+    simulate: bool = False,
 ) -> Coda:
     """Layers CODA on an offline learner.
 
@@ -225,6 +268,7 @@ def coda(
         config: settings of Algorithm 2.
         sampler: settings of Algorithm 1.
         seeds_per_device: how many seeds will be vmapped on a device; they share `config.chunk_size`.
+        simulate: synthetic trajectories are rolled out (`simulate_trajectories`) instead of sampled.
     """
     spec = env.spec
     num_channels = transforms.num_channels(spec)
@@ -244,8 +288,10 @@ def coda(
         )
 
     def generate(state: LearnerState, prior: Prior, guidance: Array, key: PRNGKey) -> Trajectory:
-        guide = policy_guide(learner, state, prior.transform, spec)
         shape = (config.num_trajectories, config.horizon)
+        if simulate:
+            return simulate_trajectories(env, learner, state, prior.dataset, key, shape, chunk_size)
+        guide = policy_guide(learner, state, prior.transform, spec)
         return sample_trajectories(generator, prior, spec, sampler, key, shape, chunk_size, guide, guidance)
 
     def update(

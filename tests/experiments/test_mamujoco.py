@@ -13,6 +13,7 @@ import yaml
 from coda_jax.data.vault import write_vault
 from experiments import mamujoco
 from experiments.checkpoints import Checkpoints
+from experiments.kept_runs import SYNTHETIC
 from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
 
 TINY = shlex.split(
@@ -110,7 +111,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path
     assert whole["returns_per_seed"] == resumed["returns_per_seed"]
 
 
-@pytest.mark.parametrize("augmentation", ["none", "unconditional"])
+@pytest.mark.parametrize("augmentation", ["none", "unconditional", pytest.param("simulated", marks=pytest.mark.slow)])
 def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentation):
     path = tmp_path / augmentation
     command("--vault", str(vault), "--run-dir", str(path), "--augmentation", augmentation)
@@ -118,11 +119,13 @@ def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentatio
     assert [row["return"] for row in rows[:2]] == [row["return"] for row in coda_rows[:2]]  # same seeds, untrained
     assert [row["critic_loss"] for row in rows[2:]] != [row["critic_loss"] for row in coda_rows[2:]]
     has_likelihood = [float(row["synthetic_log_likelihood"]) < 0 for row in rows[2:]]
-    assert all(has_likelihood) if augmentation == "unconditional" else not any(has_likelihood)
+    assert not any(has_likelihood) if augmentation == "none" else all(has_likelihood)
     summary = json.loads((path / "summary.json").read_text())
-    assert (summary["denoiser_held_out_loss"] is None) == (augmentation == "none")
+    assert (summary["denoiser_held_out_loss"] is None) == (augmentation != "unconditional")
     quality = summary["sample_quality"]
-    assert (quality is None) if augmentation == "none" else ("guided" not in quality and "unguided" in quality)
+    assert (quality is None) if augmentation == "none" else (SYNTHETIC[augmentation] in quality)
+    if augmentation == "simulated":
+        assert quality["simulated"]["dynamics_error"] < 1e-3 < quality["real, actions shuffled"]["dynamics_error"]
 
 
 @pytest.mark.slow
