@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from coda_jax import transforms
-from coda_jax.coda import CodaConfig, Plan, Prior, across_seeds, coda, mix, policy_guide
+from coda_jax.coda import CodaConfig, Plan, Prior, across_seeds, coda, mix, policy_guide, simulate_trajectories
 from coda_jax.data.dataset import make_dataset, sample_windows
 from coda_jax.diffusion.generator import GeneratorConfig, make_generator
 from coda_jax.diffusion.samplers import SamplerConfig
@@ -191,16 +191,16 @@ def test_synthetic_trajectories_stay_inside_the_data_and_guidance_makes_them_lik
     assert likelihood[0.2] > likelihood[0.0] + 0.1, likelihood
 
 
-def test_simulated_trajectories_are_the_policy_s_from_recorded_states(learner, generator, prior):
-    """Step by step what the environment makes of the policy's actions, and the round trains on them."""
-    program = coda(DRIFT, learner, generator, CONFIG, SAMPLER, simulate=True)
-    state = jax.jit(program.init)(jax.random.key(5))
-    after, _ = jax.jit(program.round)(again(state), prior, plan(generate=True))
-    made = after.synthetic
-    assert made.reward.shape == (CONFIG.num_trajectories, CONFIG.horizon)
+def test_simulated_trajectories_are_the_policy_s_from_recorded_states(learner, prior):
+    """Step by step what the environment makes of the policy's actions."""
+    state = learner.init(jax.random.key(5))
+    made = jax.jit(
+        lambda dataset, key: simulate_trajectories(DRIFT, learner, state, dataset, key, (24, CONFIG.horizon), 10)
+    )(prior.dataset, jax.random.key(6))
+    assert made.reward.shape == (24, CONFIG.horizon)
     starts = {tuple(row) for row in np.asarray(prior.dataset.steps.state)}
     assert {tuple(row) for row in np.asarray(made.state[:, 0])} <= starts
-    np.testing.assert_allclose(made.action, unroll(learner, state.learner, made.obs), atol=1e-6)
+    np.testing.assert_allclose(made.action, unroll(learner, state, made.obs), atol=1e-6)
     np.testing.assert_allclose(made.state[:, 1:], made.state[:, :-1] + 0.1 * made.action[:, :-1, :, 0], atol=1e-6)
     np.testing.assert_allclose(made.reward, made.action.sum(axis=(2, 3)), atol=1e-6)
 
