@@ -114,7 +114,7 @@ def _strongest_gains(evidence: Evidence) -> Claim:
     datasets = ("replay", "good", "medium", "poor")
 
     def is_whole(preset: str) -> bool:
-        return all(evidence.shared_seeds((preset, "2halfcheetah", dataset), methods) for dataset in datasets)
+        return all(evidence.comparable((preset, "2halfcheetah", dataset), methods) for dataset in datasets)
 
     preset = next(filter(is_whole, dict.fromkeys(place[0] for place in evidence.places())), None)
     if preset is None:

@@ -59,7 +59,8 @@ def markdown(runs: Sequence[Run]) -> str:
             cells += [""] * 5
         else:
             kinds = (SYNTHETIC[summary["augmentation"]], "unguided", "real, actions shuffled")
-            cells += [f"{run.metrics[f'{kind}_log_likelihood'][last].mean():.1f}" for kind in ("synthetic", "unguided")]
+            columns = [run.metrics.get(f"{kind}_log_likelihood") for kind in ("synthetic", "unguided")]
+            cells += ["" if column is None else f"{column[last].mean():.1f}" for column in columns]
             cells += [f"{quality[kind]['dynamics_error']:.2f}" if kind in quality else "" for kind in kinds]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -18,7 +18,7 @@ REPOSITORY = "InstaDeepAI/og-marl"
 _NAME_CLASHES = (FileExistsError, NotADirectoryError, IsADirectoryError)
 _NAME_CLASHES = (FileExistsError, NotADirectoryError, IsADirectoryError)
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, *_NAME_CLASHES)
-"""How the unpacking of a damaged zip fails."""
+"""How the unpacking of a damaged zip fails; an unknown compression is a `NotImplementedError` of zipfile's."""
 
 Fetch = Callable[..., str]
 """`huggingface_hub.hf_hub_download`: fetches a file of a repository and says where it lies."""

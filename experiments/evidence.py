@@ -96,15 +96,15 @@ class Evidence:
         methods = sorted({cell.method for cell in self.table if cell.place in places}, key=method_order)
         return places, [method for method in methods if all(has(place, (method,)) for place in places)]
 
-    def shared_seeds(self, place: Place, methods: Sequence[str]) -> list[int]:
-        """The seeds that all these methods have."""
+    def comparable(self, place: Place, methods: Sequence[str]) -> bool:
+        """Whether all these methods have run there, two seeds or more the same."""
         cells = [self.cell(place, method) for method in methods]
-        return sorted(set.intersection(*(set(cell.returns) if cell else set() for cell in cells)))
+        return len(set.intersection(*(set(cell.returns) if cell else set() for cell in cells))) > 1
 
     def judged_at(self, task: str, dataset: str, methods: Sequence[str]) -> Place | None:
-        """The place of the largest scale at which these methods can be compared: two of their seeds are the same."""
+        """The place of the largest scale at which these methods can be compared."""
         found = (place for place in self.places() if place[1:] == (task, dataset))
-        return next((place for place in found if len(self.shared_seeds(place, methods)) > 1), None)
+        return next((place for place in found if self.comparable(place, methods)), None)
 
     def normalised(self, cell: Cell) -> dict[int, float]:
         """Each seed's return, so that 0 is the mean untrained policy at this place and 1 the dataset's best episode.

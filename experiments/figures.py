@@ -106,7 +106,8 @@ def likelihood_curves(path: Path, title: str, runs: Sequence[tuple[str, Mapping[
             trained["updates"] = metrics["updates"][metrics["round"] < metrics["round"].max()]
             if np.any(trained["synthetic_log_likelihood"]):
                 _mean_curve(axes, label, trained, "synthetic_log_likelihood", color=f"C{number}")
-                _mean_curve(axes, None, trained, "unguided_log_likelihood", color=f"C{number}", linestyle="--")
+                if "unguided_log_likelihood" in trained:
+                    _mean_curve(axes, None, trained, "unguided_log_likelihood", color=f"C{number}", linestyle="--")
         axes.set(
             title=f"{title} (dashed: sampled without guidance)",
             xlabel="learner updates",

@@ -112,6 +112,8 @@ def read_run(path: Path) -> Run:
     returns = summary["returns_per_seed"]
     if len(returns) != len(summary["seeds"]) or not np.isfinite(returns).all():
         raise UserError(f"{path / 'summary.json'} needs a finite return for each of its seeds")
+    if summary["augmentation"] == "simulated":
+        metrics.pop("unguided_log_likelihood", None)  # of the first policy's roll-outs: nothing was sampled
     provenance = read_provenance(path)
     label = METHODS[summary["augmentation"]]
     if summary["augmentation"] != "none":

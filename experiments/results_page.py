@@ -271,7 +271,8 @@ def explanation(evidence: Evidence, link: str) -> str:
         if cell.summary["augmentation"] == "none":
             continue
         last = cell.metrics["round"] == cell.metrics["round"].max()
-        likelihoods = [cell.metrics[f"{kind}_log_likelihood"][last].mean() for kind in ("synthetic", "unguided")]
+        columns = [cell.metrics.get(f"{kind}_log_likelihood") for kind in ("synthetic", "unguided")]
+        likelihoods = [None if column is None else float(column[last].mean()) for column in columns]
         kind = SYNTHETIC[cell.summary["augmentation"]]
         errors = [cell.quality(kind, name) for name in ("dynamics_error", "feature_distance")]
         base = evidence.cell(cell.place, "none")
@@ -284,7 +285,7 @@ def explanation(evidence: Evidence, link: str) -> str:
                 method_name(cell.method),
                 *(f"{error:.2f}" for error in errors),
                 f"{cell.quality('real, actions shuffled', 'dynamics_error'):.2f}",
-                *(f"{likelihood:.1f}" for likelihood in likelihoods),
+                *("" if likelihood is None else f"{likelihood:.1f}" for likelihood in likelihoods),
                 "" if gain is None else f"{gain.mean:+,.0f}",
             )
         )
