@@ -1,6 +1,8 @@
 """The mesh of devices the seeds are sharded over: host cores on a CPU, else all accelerators."""
 
 import os
+import platform
+from pathlib import Path
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -36,3 +38,17 @@ def visible_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor(file: Path = Path("/proc/cpuinfo")) -> str:
+    """Names the kind of CPU, which decides the last bits of what it computes, as Linux describes it in a file."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in known:
+        return platform.processor() or platform.machine()
+    vectors = [name for name in ("avx", "avx2", "avx512f") if name in known.get("flags", "").split()]
+    kind = [f"{name} {known[name]}" for name in ("cpu family", "model") if name in known]
+    return ", ".join([known["model name"], *kind, *vectors[-1:]])

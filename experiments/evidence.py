@@ -33,6 +33,9 @@ PRESET_ORDER = ("paper", "laptop")
 CODA = "coda 0.6"
 """CODA at the lambda of the paper's figures, by which it is judged."""
 
+COLUMNS = ("none", "unconditional", CODA, "coda 1", "simulated")
+"""The methods of Table 1: the paper's, with its two lambdas, and the oracle. Other lambdas are ablations."""
+
 DATASET_ORDER = ("replay", "good", "medium", "poor")
 
 
@@ -74,7 +77,7 @@ class Evidence:
     table: tuple[Cell, ...]
     """Table 1: for each preset and task, the cells of its main setup."""
     variants: tuple[tuple[Cell, tuple[str, ...]], ...]
-    """Cells of other settings, with the names of those that differ from the main setup's."""
+    """All others, with the names of the settings that differ from the main setup's; none for another lambda."""
     steering: tuple[Steering, ...]
     games: tuple[Game, ...]
 
@@ -82,9 +85,27 @@ class Evidence:
         """A cell of Table 1."""
         return next((cell for cell in self.table if (cell.place, cell.method) == (place, method)), None)
 
+    def alike(self, cell: Cell, method: str) -> Cell | None:
+        """The cell of another method at the same place, with the same values of all settings that both use."""
+        cells = (*self.table, *(other for other, _ in self.variants))
+        found = (other for other in cells if (other.place, other.method) == (cell.place, method))
+        return next((other for other in found if agree(other.setup, cell.setup)), None)
+
+    def reference(self, cell: Cell) -> Cell | None:
+        """What a variant is a variant of: its method in Table 1, and CODA at the paper's lambda for other lambdas."""
+        return self.cell(cell.place, cell.method if cell.method in COLUMNS else CODA)
+
     def places(self) -> list[Place]:
         """The rows of Table 1."""
         return sorted({cell.place for cell in self.table}, key=_place_order)
+
+    def draws(self, place: Place) -> list[tuple[float, float]]:
+        """The mean and best return of the dataset, for each draw of its episodes that seeds there learnt from."""
+        found: dict[int, tuple[float, float]] = {}
+        for cell in self.table:
+            if cell.place == place:
+                found |= cell.episodes
+        return list(dict.fromkeys(found[seed] for seed in sorted(found)))
 
     def complete(self, preset: str) -> tuple[list[Place], list[str]]:
         """The places of a preset that have the paper's three methods, and the methods that all of these places have."""
@@ -116,8 +137,7 @@ class Evidence:
             if other.place == cell.place:
                 untrained = {**other.untrained, **untrained}
         zero = float(np.mean([untrained[seed] for seed in sorted(untrained)]))
-        unit = cell.summary["dataset_best_return"] - zero
-        return {seed: (value - zero) / unit for seed, value in cell.returns.items()}
+        return {seed: (value - zero) / (cell.episodes[seed][1] - zero) for seed, value in cell.returns.items()}
 
 
 def gather(results: Path) -> Evidence:
@@ -128,7 +148,7 @@ def gather(results: Path) -> Evidence:
     """
     if not results.is_dir():
         raise UserError(f"--results {results} is no folder; name the one that holds the run folders")
-    cells = sorted(cells_of(find_runs(results)), key=lambda cell: (_place_order(cell.place), method_order(cell.method)))
+    cells = sorted(cells_of(find_runs(results)), key=cell_order)
     _check_datasets(cells)
     table: list[Cell] = []
     variants: list[tuple[Cell, tuple[str, ...]]] = []
@@ -136,25 +156,31 @@ def gather(results: Path) -> Evidence:
         members = [cell for cell in cells if cell.place[:2] == scope]
         setup = main_setup(members)
         for cell in members:
-            if agree(cell.setup, setup):
+            if agree(cell.setup, setup) and cell.method in COLUMNS:
                 table.append(cell)
             else:
                 variants.append((cell, tuple(difference(cell.setup, setup))))
+    variants.sort(key=lambda variant: (cell_order(variant[0]), *((n, variant[0].setup[n]) for n in variant[1])))
     return Evidence(tuple(table), tuple(variants), _steering(results), _games(results))
 
 
 def _check_datasets(cells: Sequence[Cell]) -> None:
-    """Runs of one place must have had the same episodes: its mean and best returns tell."""
-    first: dict[Place, Run] = {}
+    """Runs of one place that share a seed must have had the same episodes: their mean and best returns tell.
+
+    Machines of different kinds differ in last bits, and so in the episodes that they roll out from the same teams.
+    """
+    first: dict[tuple[Place, int], Run] = {}
     for cell in cells:
         for run in cell.runs:
-            known = first.setdefault(cell.place, run)
-            for name in ("dataset_mean_return", "dataset_best_return"):
-                if run.summary[name] != known.summary[name]:
-                    raise UserError(
-                        f"{run.path} has {name} {run.summary[name]}, {known.path} has {known.summary[name]}: they are "
-                        "of different episodes and cannot be compared; remove one"
-                    )
+            for seed in run.summary["seeds"]:
+                known = first.setdefault((cell.place, seed), run)
+                for name in ("dataset_mean_return", "dataset_best_return"):
+                    if run.summary[name] != known.summary[name]:
+                        raise UserError(
+                            f"{run.path} has {name} {run.summary[name]}, {known.path} has {known.summary[name]}: they "
+                            f"are of different episodes, and seed {seed} cannot be compared; remove one, or run other "
+                            "seeds on the other machine"
+                        )
 
 
 def _steering(results: Path) -> tuple[Steering, ...]:
@@ -197,6 +223,11 @@ def method_order(method: str) -> tuple[int, float]:
     """Baselines first, then CODA by its guidance scale, then what no method can have."""
     name, _, guidance = method.partition(" ")
     return ("none", "unconditional", "coda", "simulated").index(name), float(guidance or 0)
+
+
+def cell_order(cell: Cell) -> tuple[Any, ...]:
+    """The order of a table's cells: the largest scale first, then task, dataset and method."""
+    return _place_order(cell.place), method_order(cell.method)
 
 
 def _preset_order(preset: str) -> int:

@@ -27,6 +27,18 @@ NEEDED = (
 METHODS = {"none": "no augmentation", "unconditional": "unconditional", "simulated": "simulated", "coda": "CODA"}
 """Augmentations, in words."""
 
+SETTINGS = {
+    "training.mix_ratio": "alpha (mix)",
+    "learner.alpha_bc": "alpha_BC",
+    "diffusion.num_steps": "N",
+    "training.num_trajectories": "trajectories a round",
+    "training.num_rounds": "rounds",
+    "training.updates_per_epoch": "updates an epoch",
+    "training.evaluation_episodes": "evaluation episodes",
+    "fit_seed": "fit seed",
+}
+"""Settings in words."""
+
 SYNTHETIC = {"unconditional": "unguided", "simulated": "simulated", "coda": "guided"}
 """What the synthetic trajectories of each augmentation are called in `sample_quality`."""
 
@@ -60,12 +72,8 @@ class Cell:
     @property
     def returns(self) -> dict[int, float]:
         """The final policy's return of each seed, a mean over its episodes."""
-        pairs = [
-            pair
-            for run in self.runs
-            for pair in zip(run.summary["seeds"], run.summary["returns_per_seed"], strict=True)
-        ]
-        return dict(sorted(pairs))
+        pairs = [zip(run.summary["seeds"], run.summary["returns_per_seed"], strict=True) for run in self.runs]
+        return dict(sorted(pair for of_run in pairs for pair in of_run))
 
     @property
     def untrained(self) -> dict[int, float]:
@@ -75,6 +83,15 @@ class Cell:
             first = run.metrics["round"] == 0
             found |= dict(zip(run.metrics["seed"][first].tolist(), run.metrics["return"][first].tolist(), strict=True))
         return dict(sorted(found.items()))
+
+    @property
+    def episodes(self) -> dict[int, tuple[float, float]]:
+        """Of each seed, the mean and the best return of the episodes it learnt from."""
+        return {
+            seed: (run.summary["dataset_mean_return"], run.summary["dataset_best_return"])
+            for run in self.runs
+            for seed in run.summary["seeds"]
+        }
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments.devices import visible_cores
+from experiments.devices import processor, visible_cores
 
 MAX_DIFF = 200_000
 """Characters of uncommitted changes that are kept."""
@@ -38,7 +38,7 @@ def provenance(num_devices: int) -> dict[str, Any]:
 
     Returns:
         `commit` and `diff` (None outside of a checkout), `versions` by package, `python`, `platform`, `backend`,
-        `device`, `num_devices`, `visible_cores` and `command`.
+        `device`, `processor`, `num_devices`, `visible_cores` and `command`.
     """
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -48,6 +48,7 @@ def provenance(num_devices: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
+        "processor": processor(),
         "num_devices": num_devices,
         "visible_cores": visible_cores(),
         "command": sys.argv,

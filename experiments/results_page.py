@@ -1,20 +1,30 @@
 """RESULTS.md: claims and verdicts, tables with intervals, and what they cost; written from numbers alone."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from experiments.claims import HOLDS, Claim, compare, downstream_claims, game_claims, steering_claims, words
+from experiments.claims import HOLDS, Claim, downstream_claims, game_claims, steering_claims
 from experiments.console import duration
-from experiments.evidence import Evidence, gather, method_order
+from experiments.evidence import Evidence, cell_order, gather
 from experiments.files import write_atomically
-from experiments.intervals import Difference, interquartile_mean, interval, paired_difference
-from experiments.kept_runs import SYNTHETIC, Cell
-from experiments.results_figures import draw_all, method_name
+from experiments.intervals import paired_difference
+from experiments.kept_runs import SYNTHETIC
+from experiments.results_figures import draw_all, method_name, panels_of
+from experiments.results_tables import (
+    aggregate_table,
+    differences_table,
+    fits_table,
+    returns_table,
+    setups,
+    spread,
+    table,
+    variants_table,
+)
 from experiments.steering_curves import POLICIES, curve, sampled
 
 DISCUSSION = "discussion.md"
@@ -32,6 +42,9 @@ give the same page and pictures, bit for bit. How to read it:
   zero, and is **not decidable at this scale** otherwise. CODA is judged at lambda 0.6, whichever lambda came out best.
   Nothing is corrected for the number of claims: of twenty true nulls, one may seem decided.
 - All seeds of a run share one denoiser, so they do not sample the variance of its fit; other fits are shown apart.
+- Machines of different kinds differ in last bits, and so roll out other episodes from the same behaviour teams: a draw
+  of the dataset, with its own fit. Seeds that ran on another kind of machine learnt from another draw; a difference of
+  methods is always over seeds that learnt from the same one.
 - The paper's numbers stand for other datasets (OG-MARL's), 16 seeds and 300,000 updates."""
 
 
@@ -66,14 +79,6 @@ def write_page(results: Path, output: Path) -> str:
     return f"{output}: {len(claims)} claims, of which {decided} hold; {len(drawn)} pictures in {figures}"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a line instead where there are no rows."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    if not lines:
-        return "No runs are kept that this can be told of."
-    return "\n".join([f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}", *lines])
-
-
 def claims_table(claims: Sequence[Claim], link: str) -> str:
     """One row a claim."""
     rows = [
@@ -92,7 +97,7 @@ def claims_table(claims: Sequence[Claim], link: str) -> str:
 def downstream_sections(evidence: Evidence, link: str) -> list[str]:
     """Table 1, its differences, Figure 4, Figures 5 to 8, ablations and fits."""
     sections = ["## Table 1: returns of the final policy", returns_table(evidence)]
-    if not evidence.table:
+    if not evidence.table and not evidence.variants:
         return sections
     presets = list(dict.fromkeys(place[0] for place in evidence.places()))
     sections += [
@@ -108,104 +113,21 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
         "Bands are one standard error over seeds.",
         "\n".join(f"![returns]({link}/returns_{'_'.join(place)}.png)" for place in evidence.places()),
         "## Ablations and other fits",
-        "One setting apart from Table 1's (`fit_seed`: another fit of the denoiser for the same policy seeds), and "
-        "runs that differ in more. The difference is to the same method in Table 1.",
+        "Runs with other settings than Table 1's, less the same method there (CODA at other lambdas: less CODA at "
+        "0.6), and less the baselines with the very settings. `fit seed` is another fit of the denoiser for the same "
+        "policy seeds.",
         variants_table(evidence),
+        "All seeds of a run share one denoiser. If fits did not matter, the means of several would lie about as far "
+        "apart as the standard error over a fit's seeds says:",
+        fits_table(evidence),
+        "Means over all seeds of a run, +- one standard error; lines across are methods without that setting:",
+        "\n".join(
+            f"![ablations]({link}/ablations_{'_'.join(place)}.png)"
+            for place in evidence.places()
+            if panels_of(evidence, place)
+        ),
     ]
     return sections
-
-
-def spread(values: Sequence[float], digits: int = 0) -> str:
-    """Mean +- standard error over seeds."""
-    error = f" +- {np.std(values, ddof=1) / np.sqrt(len(values)):,.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):,.{digits}f}{error}"
-
-
-def methods_of(evidence: Evidence) -> list[str]:
-    """All methods of Table 1."""
-    return sorted({cell.method for cell in evidence.table}, key=method_order)
-
-
-def returns_table(evidence: Evidence) -> str:
-    """Table 1."""
-    methods = methods_of(evidence)
-    rows = []
-    for place in evidence.places():
-        cells = [evidence.cell(place, method) for method in methods]
-        known = next(cell for cell in cells if cell is not None)
-        values = ("" if c is None else f"{spread(list(c.returns.values()))} ({len(c.returns)})" for c in cells)
-        mean, best = (f"{known.summary[f'dataset_{name}_return']:,.0f}" for name in ("mean", "best"))
-        rows.append((place[0], place[1], place[2], f"{known.summary['updates']:,}", *values, mean, best))
-    names = [f"{method_name(method)} (seeds)" for method in methods]
-    return table(("preset", "task", "dataset", "updates", *names, "dataset, mean episode", "best episode"), rows)
-
-
-def setups(evidence: Evidence) -> str:
-    """The settings that matter most, for each preset and task."""
-    shown = {
-        "alpha (mix)": "training.mix_ratio",
-        "alpha_BC": "learner.alpha_bc",
-        "N": "diffusion.num_steps",
-        "trajectories a round": "training.num_trajectories",
-        "evaluation episodes": "training.evaluation_episodes",
-    }
-    lines = []
-    for scope in dict.fromkeys(place[:2] for place in evidence.places()):
-        known: dict[str, Any] = {}
-        for cell in evidence.table:
-            if cell.place[:2] == scope:
-                known |= cell.setup
-        values = ", ".join(f"{words} {known[name]}" for words, name in shown.items() if name in known)
-        lines.append(f"- {scope[0]}, {scope[1]}: {values}")
-    return "\n".join(lines)
-
-
-def differences_table(evidence: Evidence) -> str:
-    """All methods against no augmentation, and CODA against the unconditional model."""
-    rows = []
-    for place in evidence.places():
-        for method in methods_of(evidence):
-            others = [other for other in ("none", "unconditional") if method_order(other) < method_order(method)]
-            for other in others:
-                if evidence.cell(place, method) and evidence.cell(place, other):
-                    found = compare(evidence, place, method, other)
-                    pair = f"{method_name(method)} - {method_name(other)}"
-                    rows.append((*place, pair, words(found)))
-    return table(("preset", "task", "dataset", "methods", "difference"), rows)
-
-
-def aggregate_table(evidence: Evidence) -> str:
-    """Interquartile means over the datasets of a preset that have the three methods, by the seeds they all have."""
-    rows = []
-    for preset in dict.fromkeys(place[0] for place in evidence.places()):
-        places, methods = evidence.complete(preset)
-        for method in methods:
-            cells = [cell for place in places if (cell := evidence.cell(place, method)) is not None]
-            scores = [evidence.normalised(cell) for cell in cells]
-            seeds = sorted(set.intersection(*map(set, scores)))
-            if seeds:
-                found = interval(np.array([[score[seed] for score in scores] for seed in seeds]), interquartile_mean)
-                bounds = f" [{found.low:.2f}, {found.high:.2f}]" if len(seeds) > 1 else ""
-                values = f"{found.value:.2f}{bounds}"
-                rows.append((preset, method_name(method), str(len(places)), str(len(seeds)), values))
-    return table(("preset", "method", "datasets", "seeds each", "interquartile mean [95 %]"), rows)
-
-
-def variants_table(evidence: Evidence) -> str:
-    """Cells with other settings than Table 1's."""
-    rows = []
-    for cell, names in evidence.variants:
-        settings = ", ".join(f"{name} {cell.setup[name]}" for name in names)
-        found = evidence.cell(cell.place, cell.method)
-        apart = "" if found is None else words(_paired(cell, found))
-        values = f"{spread(list(cell.returns.values()))} ({len(cell.returns)})"
-        rows.append((*cell.place, method_name(cell.method), settings, f"{cell.summary['updates']:,}", values, apart))
-    header = ("preset", "task", "dataset", "method", "other settings", "updates", "return (seeds)", "difference")
-    return table(header, rows)
-
-
-def _paired(a: Cell, b: Cell) -> Difference | None:
-    return paired_difference(a.returns, b.returns)
 
 
 def steering_sections(evidence: Evidence, link: str) -> list[str]:
@@ -267,7 +189,8 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
 def explanation(evidence: Evidence, link: str) -> str:
     """Sample quality and steering of each method beside what it gained, and whether they go together."""
     rows, found = [], []
-    for cell in evidence.table:
+    other_lambdas = [cell for cell, names in evidence.variants if not names]
+    for cell in sorted([*evidence.table, *other_lambdas], key=cell_order):
         if cell.summary["augmentation"] == "none":
             continue
         last = cell.metrics["round"] == cell.metrics["round"].max()
@@ -276,9 +199,11 @@ def explanation(evidence: Evidence, link: str) -> str:
         kind = SYNTHETIC[cell.summary["augmentation"]]
         errors = [cell.quality(kind, name) for name in ("dynamics_error", "feature_distance")]
         base = evidence.cell(cell.place, "none")
-        gain = None if base is None else _paired(cell, base)
-        if gain is not None:
-            found.append((gain.mean / cell.summary["dataset_best_return"], errors[0], likelihoods[0]))
+        gain = None if base is None else paired_difference(cell.returns, base.returns)
+        if base is not None and gain is not None:
+            scores, base_scores = evidence.normalised(cell), evidence.normalised(base)
+            shared = [score - base_scores[seed] for seed, score in scores.items() if seed in base_scores]
+            found.append((float(np.mean(shared)), errors[0], likelihoods[0]))
         rows.append(
             (
                 *cell.place,
@@ -308,8 +233,8 @@ def explanation(evidence: Evidence, link: str) -> str:
     gains, *causes = zip(*found, strict=True)
     error, likelihood = (rank_correlation(cause, gains) for cause in causes)
     return (
-        f"{text}\n\nOver these {len(found)} cells, the rank correlation of the gain, in units of the dataset's best "
-        f"episode, with the dynamics error is {error} and with the log-likelihood of the synthetic actions "
+        f"{text}\n\nOver these {len(found)} cells, the rank correlation of the gain, normalised as in Figure 4, "
+        f"with the dynamics error is {error} and with the log-likelihood of the synthetic actions "
         f"{likelihood}, as if the cells were independent, which those of one dataset are not.\n\n{pictures}"
     )
 
@@ -330,7 +255,9 @@ def cost_table(evidence: Evidence) -> str:
         machine, cores = "not recorded", None
         if provenance is not None:
             cores = provenance["visible_cores"]
-            machine = f"{provenance['device']} ({provenance['backend']}), {cores} cores, {provenance['platform']}"
+            backend, device = provenance["backend"], provenance["device"]
+            kind = provenance.get("processor", "kind not recorded") if backend == "cpu" else device
+            machine = f"{backend} ({kind}), {cores} cores, {provenance['platform']}"
         costs.setdefault((section, machine), []).append((seconds, cores))
 
     members = [("Table 1, Figures 4 to 8", cell) for cell in evidence.table]

@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from experiments.devices import largest_divisor, set_up_devices, visible_cores
+from experiments.devices import largest_divisor, processor, set_up_devices, visible_cores
 from experiments.errors import UserError
 
 
@@ -42,3 +43,13 @@ def test_by_default_a_core_is_a_device():
         [sys.executable, "-c", program], env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
     )
     assert int(answer.stdout) == largest_divisor(6, visible_cores()), answer.stderr
+
+
+def test_a_processor_is_named_by_what_decides_its_last_bits(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text(
+        "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: EPYC\nflags\t\t: fpu avx avx2\n\n"
+        "processor\t: 1\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: EPYC\nflags\t\t: fpu avx avx2\n"
+    )
+    assert processor(file) == "EPYC, cpu family 25, model 1, avx2"
+    assert processor(tmp_path / "none") == (platform.processor() or platform.machine()) != ""

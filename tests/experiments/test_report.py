@@ -15,6 +15,8 @@ from experiments import report, results_page
 from experiments.claims import FAILS, HOLDS, NO_RUN, UNDECIDED, downstream_claims, game_claims, judge, steering_claims
 from experiments.evidence import gather
 from experiments.intervals import interquartile_mean, interval, mean, paired_difference
+from experiments.results_figures import panels_of
+from experiments.results_tables import fits_table
 from experiments.steering_curves import Errors, Part, write_points
 
 REPLAY = "Replay: CODA above MADDPG+BC (6,925 to 6,855)"
@@ -124,6 +126,7 @@ def test_the_page_and_its_pictures_come_again_with_the_same_bytes(kept, tmp_path
     assert pages[0].read_bytes() == pages[1].read_bytes()
     assert pictures[0] == pictures[1]
     assert set(pictures[0]) == {
+        "ablations_laptop_2halfcheetah_replay.png",
         "figure4_laptop.png",
         *(f"{kind}_laptop_2halfcheetah_{d}.png" for kind in ("returns", "likelihood") for d in ("replay", "good")),
         "steering_likelihood.png",
@@ -199,6 +202,34 @@ def test_an_ablation_of_one_method_s_own_setting_does_not_take_its_place(kept):
     assert {claim.claim: claim.verdict for claim in downstream_claims(evidence)}[REPLAY] == HOLDS
 
 
+def test_variants_are_compared_under_their_own_settings(kept):
+    more = {"learner": {"alpha_bc": 2.5}}
+    for method, offset in (("none", -10.0), ("coda", 30.0)):
+        keep_run(kept / f"b_{method}", method, offset, task="2halfcheetah", **more)
+    keep_run(kept / "other_lambda", "coda", 5.0, task="2halfcheetah", guidance=0.1)
+    for fit, offset in ((1, 60.0), (2, 70.0)):
+        keep_run(kept / f"fit_{fit}", "coda", offset, task="2halfcheetah", fit_seed=fit)
+    evidence = gather(kept)
+    variants = {(cell.method, *names): cell for cell, names in evidence.variants}
+    bc = variants["coda 0.6", "learner.alpha_bc"]
+    assert (less := evidence.alike(bc, "none")) is variants["none", "learner.alpha_bc"]
+    assert paired_difference(bc.returns, less.returns).mean == 40.0
+    assert evidence.alike(bc, "unconditional") is None
+    mix = variants["coda 0.6", "training.mix_ratio"]
+    assert evidence.alike(mix, "none") is evidence.cell(mix.place, "none")
+    assert evidence.reference(variants[("coda 0.1",)]) is evidence.cell(mix.place, "coda 0.6")
+    panels = panels_of(evidence, mix.place)
+    assert {name: sorted(lines) for name, lines in panels.items()} == {
+        "fit_seed": ["coda 0.6"],
+        "guidance": ["coda"],
+        "learner.alpha_bc": ["coda 0.6", "none"],
+        "training.mix_ratio": ["coda 0.6"],
+    }
+    assert sorted(panels["guidance"]["coda"]) == [0.1, 0.6]
+    (row,) = (line for line in fits_table(evidence).splitlines() if "CODA" in line)
+    assert "| 3 | 251, 261, 271 | 261 | 10 | 1 |" in row
+
+
 def test_a_single_seed_at_a_larger_scale_displaces_nothing(kept):
     for method in ("none", "coda"):
         keep_run(kept / f"paper_{method}", method, -90.0, seeds=1, task="2halfcheetah", preset="paper")
@@ -227,6 +258,24 @@ def test_quality_counts_all_runs_of_a_condition(tmp_path):
 def test_runs_of_other_episodes_are_not_compared(kept, capsys):
     other = keep_run(kept / "z", "coda", 0.0, task="2halfcheetah", guidance=1.0, dataset_mean=99.0)
     assert str(other) in refusal(capsys, "--results", kept, "--output", kept / "page.md")
+
+
+def test_seeds_of_another_draw_of_the_data_are_compared_among_themselves(tmp_path):
+    """Machines differ in last bits and so in episodes: other seeds, other episodes, each with a unit of its own."""
+    for method, offset in (("none", 0.0), ("coda", 50.0)):
+        keep_run(tmp_path / f"a_{method}", method, offset, seeds=[0, 1], task="2halfcheetah")
+        other = keep_run(tmp_path / f"b_{method}", method, offset, [4, 5], 120.0, task="2halfcheetah")
+        summary = json.loads((other / "summary.json").read_text())
+        (other / "summary.json").write_text(json.dumps({**summary, "dataset_best_return": 1000.0}))
+    evidence = gather(tmp_path)
+    none, coda = evidence.table
+    assert list(coda.returns) == [0, 1, 4, 5]
+    assert evidence.draws(coda.place) == [(100.0, 500.0), (120.0, 1000.0)]
+    zero, scores = 2.5, evidence.normalised(none)
+    assert scores[0] == pytest.approx((200 - zero) / (500 - zero))
+    assert scores[5] == pytest.approx((205 - zero) / (1000 - zero))
+    found = paired_difference(coda.returns, none.returns)
+    assert found is not None and (found.num_seeds, found.mean) == (4, 50.0)
 
 
 def test_a_game_needs_sixteen_seeds_and_is_there_once(tmp_path, capsys):

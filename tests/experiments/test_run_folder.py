@@ -98,15 +98,16 @@ def test_another_device_count_is_refused_unless_allowed(tmp_path, capsys):
         assert folder.finished
 
 
-def test_other_cores_are_warned_of(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("name", "other"), [("visible_cores", 77), ("processor", "another, avx512f")])
+def test_other_cores_and_processors_are_warned_of(tmp_path, capsys, monkeypatch, name, other):
     with open_run_folder(tmp_path, CONFIG, num_devices=2):
         pass
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(provenance, "visible_cores", lambda: 77)
+    monkeypatch.setattr(provenance, name, lambda: other)
     with open_run_folder(tmp_path, CONFIG, num_devices=2):
         pass
-    assert "visible_cores changed" in capsys.readouterr().err
-    assert json.loads((tmp_path / "provenance.json").read_text())["resumed"] == [{"visible_cores": 77}]
+    assert f"{name} changed" in capsys.readouterr().err
+    assert json.loads((tmp_path / "provenance.json").read_text())["resumed"] == [{name: other}]
 
 
 def test_the_summary_finishes_the_run(tmp_path):
