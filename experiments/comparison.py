@@ -28,7 +28,7 @@ def compare_runs(paths: Sequence[Path], output: Path) -> None:
     (output / "comparison.md").write_text(table, encoding="utf-8")
     title = f"{first['task']} {dataset_name(first)}"
     curves = [(run.label, run.metrics) for run in runs]
-    comparison_curves(output / "returns.png", title, curves, first["dataset_mean_return"])
+    comparison_curves(output / "returns.png", title, curves, [first["dataset_mean_return"]])
     likelihood_curves(output / "likelihood.png", title, curves)
     say(table.rstrip())
 

@@ -43,12 +43,11 @@ def visible_cores() -> int:
 def processor(file: Path = Path("/proc/cpuinfo")) -> str:
     """Names the kind of CPU, which decides the last bits of what it computes, as Linux describes it in a file."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    if "model name" not in known:
-        return platform.processor() or platform.machine()
     vectors = [name for name in ("avx", "avx2", "avx512f") if name in known.get("flags", "").split()]
-    kind = [f"{name} {known[name]}" for name in ("cpu family", "model") if name in known]
-    return ", ".join([known["model name"], *kind, *vectors[-1:]])
+    names = ("cpu family", "model", "CPU implementer", "CPU part")  # of x86, and of ARM
+    kind = [f"{name} {known[name]}" for name in names if name in known]
+    return ", ".join([known.get("model name", platform.machine()), *kind, *vectors[-1:]])

@@ -1,19 +1,24 @@
 """What lies below `results/`, sorted: the runs of Table 1, ablations, other fits, steering, and the games."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.cache import key_of
+from experiments.config import uses
 from experiments.errors import UserError
 from experiments.kept_runs import (
     Cell,
+    Draw,
     Run,
     agree,
     cells_of,
     difference,
+    draw_of,
     find_runs,
     is_smoke,
     main_setup,
@@ -77,7 +82,7 @@ class Evidence:
     table: tuple[Cell, ...]
     """Table 1: for each preset and task, the cells of its main setup."""
     variants: tuple[tuple[Cell, tuple[str, ...]], ...]
-    """All others, with the names of the settings that differ from the main setup's; none for another lambda."""
+    """All others, with the names of the settings that differ from the main setup's; none where only lambda does."""
     steering: tuple[Steering, ...]
     games: tuple[Game, ...]
 
@@ -86,41 +91,52 @@ class Evidence:
         return next((cell for cell in self.table if (cell.place, cell.method) == (place, method)), None)
 
     def alike(self, cell: Cell, method: str) -> Cell | None:
-        """The cell of another method at the same place, with the same values of all settings that both use."""
-        cells = (*self.table, *(other for other, _ in self.variants))
-        found = (other for other in cells if (other.place, other.method) == (cell.place, method))
-        return next((other for other in found if agree(other.setup, cell.setup)), None)
+        """The cell of a method at the same place with the same values of all settings that both use.
+
+        Where a method has several, for settings that the other does not use: the one nearest Table 1.
+        """
+        cells = [(other, ()) for other in self.table] + list(self.variants)
+        found = [
+            (len(names), other)
+            for other, names in cells
+            if (other.place, other.method) == (cell.place, method) and agree(other.setup, cell.setup)
+        ]
+        return min(found, key=lambda pair: pair[0], default=(0, None))[1]
 
     def reference(self, cell: Cell) -> Cell | None:
-        """What a variant is a variant of: its method in Table 1, and CODA at the paper's lambda for other lambdas."""
-        return self.cell(cell.place, cell.method if cell.method in COLUMNS else CODA)
+        """What a variant is a variant of: its method in Table 1; of other lambdas, CODA at the paper's, else alike."""
+        return self.cell(cell.place, cell.method) if cell.method in COLUMNS else self.alike(cell, CODA)
 
     def places(self) -> list[Place]:
         """The rows of Table 1."""
         return sorted({cell.place for cell in self.table}, key=_place_order)
 
-    def draws(self, place: Place) -> list[tuple[float, float]]:
-        """The mean and best return of the dataset, for each draw of its episodes that seeds there learnt from."""
-        found: dict[int, tuple[float, float]] = {}
+    def draws(self, place: Place) -> dict[Draw, list[int]]:
+        """The draws of the dataset that the seeds of Table 1 learnt from there, and which seeds."""
+        draw_of_seed: dict[int, Draw] = {}
         for cell in self.table:
             if cell.place == place:
-                found |= cell.episodes
-        return list(dict.fromkeys(found[seed] for seed in sorted(found)))
+                draw_of_seed |= cell.draws
+        found: dict[Draw, list[int]] = {}
+        for seed, draw in sorted(draw_of_seed.items()):
+            found.setdefault(draw, []).append(seed)
+        return found
 
     def complete(self, preset: str) -> tuple[list[Place], list[str]]:
         """The places of a preset that have the paper's three methods, and the methods that all of these places have."""
+        ours = [place for place in self.places() if place[0] == preset]
+        places = [place for place in ours if self.comparable(place, ("none", "unconditional", CODA))]
+        methods = [method for method in COLUMNS if places and all(self.cell(place, method) for place in places)]
+        return places, methods
 
-        def has(place: Place, methods: Sequence[str]) -> bool:
-            return all(self.cell(place, method) for method in methods)
-
-        places = [p for p in self.places() if p[0] == preset and has(p, ("none", "unconditional", CODA))]
-        methods = sorted({cell.method for cell in self.table if cell.place in places}, key=method_order)
-        return places, [method for method in methods if all(has(place, (method,)) for place in places)]
+    def shared(self, place: Place, methods: Sequence[str]) -> list[int]:
+        """The seeds that all these methods have there."""
+        cells = [self.cell(place, method) for method in methods]
+        return sorted(set.intersection(*(set(cell.returns) if cell else set() for cell in cells)))
 
     def comparable(self, place: Place, methods: Sequence[str]) -> bool:
         """Whether all these methods have run there, two seeds or more the same."""
-        cells = [self.cell(place, method) for method in methods]
-        return len(set.intersection(*(set(cell.returns) if cell else set() for cell in cells))) > 1
+        return len(self.shared(place, methods)) > 1
 
     def judged_at(self, task: str, dataset: str, methods: Sequence[str]) -> Place | None:
         """The place of the largest scale at which these methods can be compared."""
@@ -128,7 +144,7 @@ class Evidence:
         return next((place for place in found if self.comparable(place, methods)), None)
 
     def normalised(self, cell: Cell) -> dict[int, float]:
-        """Each seed's return, so that 0 is the mean untrained policy at this place and 1 the dataset's best episode.
+        """Each seed's return, so that 0 is the mean untrained policy there and 1 the best episode that it learnt from.
 
         Not its mean episode, because those of Poor return hardly more than untrained policies.
         """
@@ -137,7 +153,7 @@ class Evidence:
             if other.place == cell.place:
                 untrained = {**other.untrained, **untrained}
         zero = float(np.mean([untrained[seed] for seed in sorted(untrained)]))
-        return {seed: (value - zero) / (cell.episodes[seed][1] - zero) for seed, value in cell.returns.items()}
+        return {seed: (value - zero) / (cell.draws[seed].best - zero) for seed, value in cell.returns.items()}
 
 
 def gather(results: Path) -> Evidence:
@@ -154,33 +170,34 @@ def gather(results: Path) -> Evidence:
     variants: list[tuple[Cell, tuple[str, ...]]] = []
     for scope in dict.fromkeys(cell.place[:2] for cell in cells):
         members = [cell for cell in cells if cell.place[:2] == scope]
-        setup = main_setup(members)
+        setup = main_setup([cell for cell in members if cell.method in COLUMNS] or members)
         for cell in members:
             if agree(cell.setup, setup) and cell.method in COLUMNS:
                 table.append(cell)
             else:
                 variants.append((cell, tuple(difference(cell.setup, setup))))
-    variants.sort(key=lambda variant: (cell_order(variant[0]), *((n, variant[0].setup[n]) for n in variant[1])))
+    variants.sort(
+        key=lambda variant: (cell_order(variant[0]), *((n, in_order(variant[0].setup[n])) for n in variant[1]))
+    )
     return Evidence(tuple(table), tuple(variants), _steering(results), _games(results))
 
 
 def _check_datasets(cells: Sequence[Cell]) -> None:
-    """Runs of one place that share a seed must have had the same episodes: their mean and best returns tell.
-
-    Machines of different kinds differ in last bits, and so in the episodes that they roll out from the same teams.
-    """
-    first: dict[tuple[Place, int], Run] = {}
+    """Runs of one place that share a seed and the settings of data must have had the same episodes."""
+    first: dict[str, Run] = {}
     for cell in cells:
+        data = {name: value for name, value in cell.setup.items() if name.startswith("data.") and uses("none", name)}
         for run in cell.runs:
             for seed in run.summary["seeds"]:
-                known = first.setdefault((cell.place, seed), run)
-                for name in ("dataset_mean_return", "dataset_best_return"):
-                    if run.summary[name] != known.summary[name]:
-                        raise UserError(
-                            f"{run.path} has {name} {run.summary[name]}, {known.path} has {known.summary[name]}: they "
-                            f"are of different episodes, and seed {seed} cannot be compared; remove one, or run other "
-                            "seeds on the other machine"
-                        )
+                known = first.setdefault(key_of([cell.place, seed, data]), run)
+                ours, theirs = draw_of(run), draw_of(known)
+                if ours != theirs:
+                    raise UserError(
+                        f"{run.path} learnt from episodes of mean return {ours.mean} and best {ours.best}, "
+                        f"{known.path} from others, of {theirs.mean} and {theirs.best}: seed {seed} cannot be "
+                        "compared; remove one. Machines of different kinds roll out different episodes: run other "
+                        "seeds there"
+                    )
 
 
 def _steering(results: Path) -> tuple[Steering, ...]:
@@ -228,6 +245,11 @@ def method_order(method: str) -> tuple[int, float]:
 def cell_order(cell: Cell) -> tuple[Any, ...]:
     """The order of a table's cells: the largest scale first, then task, dataset and method."""
     return _place_order(cell.place), method_order(cell.method)
+
+
+def in_order(value: Any) -> tuple[float, str]:
+    """Sorts the values of a setting: numbers first, by size, then whatever else there is, by its letters."""
+    return (math.inf, str(value)) if isinstance(value, bool) or not isinstance(value, int | float) else (value, "")
 
 
 def _preset_order(preset: str) -> int:

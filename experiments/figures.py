@@ -75,7 +75,7 @@ def returns_histogram(path: Path, title: str, returns: np.ndarray, published: Pu
 
 
 def comparison_curves(
-    path: Path, title: str, runs: Sequence[tuple[str, Mapping[str, np.ndarray]]], dataset_mean: float
+    path: Path, title: str, runs: Sequence[tuple[str, Mapping[str, np.ndarray]]], dataset_means: Sequence[float]
 ) -> None:
     """Draws return against updates for several runs: the mean over seeds in a band of one standard error.
 
@@ -83,12 +83,14 @@ def comparison_curves(
         path: the PNG to write.
         title: what was run.
         runs: label and metrics (see `learning_curve`) of each.
-        dataset_mean: mean return of the dataset's episodes.
+        dataset_means: mean return of the dataset's episodes, for each draw of them.
     """
     with picture(path) as axes:
         for label, metrics in runs:
             _mean_curve(axes, label, metrics, "return")
-        axes.axhline(dataset_mean, color="0.4", linestyle="--", linewidth=1.0, label="dataset, mean episode")
+        for number, mean in enumerate(dataset_means):
+            label = None if number else "dataset, mean episode"
+            axes.axhline(mean, color="0.4", linestyle="--", linewidth=1.0, label=label)
         axes.set(title=title, xlabel="learner updates", ylabel="return of an episode")
         axes.legend(loc="best", fontsize=8)
 

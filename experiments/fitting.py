@@ -38,6 +38,8 @@ class Fit(NamedTuple):
     """Windows of the held-out episodes."""
     held_out_loss: float | None
     """Loss of the averaged weights on held-out episodes; None if nothing was fitted."""
+    data: str
+    """Digest of the training episodes."""
 
 
 def fit_prior(
@@ -76,9 +78,9 @@ def fit_prior(
     prior = Prior(dataset=windows, transform=transform, denoiser=None)
     key_init, key_encode, key_updates = (_fit_key(part, seed) for part in (0, 1, 4))
     state = jax.device_put(jax.jit(generator.init)(key_init), shared)
-    if seed is None:
-        return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), held_out_windows, None)
     content = hashlib.sha256(tokens.tobytes() + train.bounds.tobytes()).hexdigest()
+    if seed is None:
+        return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), held_out_windows, None, content)
     identity = {"data": content, "uniform": data.uniform_unbounded, "config": config, "horizon": horizon}
     if seed:  # the first fit keeps the name it had before there were others
         identity["seed"] = seed
@@ -96,7 +98,7 @@ def fit_prior(
         checkpoints.close()
     held_out_z = encode(transform, transforms.pack(held_out_windows.steps), jax.random.key(2))
     loss = jax.jit(functools.partial(_held_out_loss, generator))(state.ema, held_out_windows, held_out_z)
-    return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), held_out_windows, float(loss))
+    return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), held_out_windows, float(loss), content)
 
 
 def _fit_key(part: int, seed: int | None) -> PRNGKey:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -16,6 +16,7 @@ import yaml
 from experiments.cache import key_of, plain
 from experiments.config import PRESETS, uses
 from experiments.errors import UserError
+from experiments.naming import METHODS
 from experiments.run_folder import Metrics
 
 NEEDED = (
@@ -23,21 +24,6 @@ NEEDED = (
     *("num_seeds", "sample_quality", "dataset_mean_return", "dataset_best_return", "wall_seconds"),
 )
 """What is read of a summary."""
-
-METHODS = {"none": "no augmentation", "unconditional": "unconditional", "simulated": "simulated", "coda": "CODA"}
-"""Augmentations, in words."""
-
-SETTINGS = {
-    "training.mix_ratio": "alpha (mix)",
-    "learner.alpha_bc": "alpha_BC",
-    "diffusion.num_steps": "N",
-    "training.num_trajectories": "trajectories a round",
-    "training.num_rounds": "rounds",
-    "training.updates_per_epoch": "updates an epoch",
-    "training.evaluation_episodes": "evaluation episodes",
-    "fit_seed": "fit seed",
-}
-"""Settings in words."""
 
 SYNTHETIC = {"unconditional": "unguided", "simulated": "simulated", "coda": "guided"}
 """What the synthetic trajectories of each augmentation are called in `sample_quality`."""
@@ -55,6 +41,16 @@ class Run:
     config: Mapping[str, Any]
     provenance: Mapping[str, Any] | None
     """What machine it ran on; None where that was not kept."""
+
+
+class Draw(NamedTuple):
+    """The episodes that a run learnt from, by their mean and best return.
+
+    Machines of different kinds differ in last bits, and so in the episodes that they roll out from the same teams.
+    """
+
+    mean: float
+    best: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,21 +81,15 @@ class Cell:
         return dict(sorted(found.items()))
 
     @property
-    def episodes(self) -> dict[int, tuple[float, float]]:
-        """Of each seed, the mean and the best return of the episodes it learnt from."""
-        return {
-            seed: (run.summary["dataset_mean_return"], run.summary["dataset_best_return"])
-            for run in self.runs
-            for seed in run.summary["seeds"]
-        }
+    def draws(self) -> dict[int, Draw]:
+        """What each seed learnt from."""
+        return {seed: draw_of(run) for run in self.runs for seed in run.summary["seeds"]}
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """The rows of all its runs."""
-        return {
-            name: np.concatenate([run.metrics[name] for run in self.runs if name in run.metrics])
-            for name in self.runs[0].metrics
-        }
+        """The rows of all its runs, in the columns that all of them have."""
+        shared = [name for name in self.runs[0].metrics if all(name in run.metrics for run in self.runs)]
+        return {name: np.concatenate([run.metrics[name] for run in self.runs]) for name in shared}
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -110,6 +100,11 @@ class Cell:
         """An error of one kind of trajectories, the mean over its runs, each counted by its seeds."""
         errors = [run.summary["sample_quality"][kind][name] for run in self.runs]
         return float(np.average(errors, weights=[len(run.summary["seeds"]) for run in self.runs]))
+
+
+def draw_of(run: Run) -> Draw:
+    """What a run learnt from."""
+    return Draw(run.summary["dataset_mean_return"], run.summary["dataset_best_return"])
 
 
 def read_run(path: Path) -> Run:
@@ -266,7 +261,7 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def main_setup(cells: Sequence[Cell]) -> Mapping[str, Any]:
-    """The setup that a table is about: the one in which most methods, then places, seeds and updates are there.
+    """The setup that a table is about: the one in which most methods, then places are there, nearest its preset.
 
     Augmentations have settings of their own: CODA's are chosen first, then what the others have besides.
     """
@@ -275,9 +270,15 @@ def main_setup(cells: Sequence[Cell]) -> Mapping[str, Any]:
     def weight(setup: Mapping[str, Any]) -> tuple[int, int, int, int, str]:
         members = [cell for cell in cells if agree(cell.setup, {**found, **setup})]
         methods = {(cell.place, cell.method) for cell in members}
+        default = flat(plain(PRESETS[preset])) if (preset := cells[0].place[0]) in PRESETS else {}
         seeds = sum(len(cell.returns) for cell in members)
-        updates = sum(cell.summary["updates"] for cell in members)
-        return len(methods), len({cell.place for cell in members}), seeds, updates, key_of(setup)
+        return (
+            len(methods),
+            len({cell.place for cell in members}),
+            -len(difference(setup, default)),
+            seeds,
+            key_of(setup),
+        )
 
     for augmentation in reversed(METHODS):
         setups = [cell.setup for cell in cells if cell.summary["augmentation"] == augmentation]

@@ -180,7 +180,7 @@ def train_policies(
     """Algorithm 2 for all seeds, a round at a time; returns what it adds to the summary.
 
     Raises:
-        UserError: NaNs in a round; its checkpoint is not written.
+        UserError: NaNs in a round, whose checkpoint is not written; or a checkpoint that learnt from other episodes.
     """
     _, training, program = algorithm(config, env, fit, mesh)
     by_seed, shared = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
@@ -246,8 +246,13 @@ def train_policies(
                 if is_guided:
                     state, _ = play(state, 0, plan(generate=True))
                     times["generate"] = clock.lap("generate")
-        checkpoints.save(0, state, {"seconds": clock.seconds, "times": times})
+        checkpoints.save(0, state, {"seconds": clock.seconds, "times": times, "data": fit.data})
     else:
+        if restored.notes["data"] != fit.data:
+            raise UserError(
+                f"{folder.path} has learnt from other episodes than the dataset holds now: machines of different kinds "
+                "roll out different ones; go on where it was begun, or choose another --run-dir"
+            )
         state, done, times = restored.tree, restored.step, restored.notes["times"]
         clock = Clock(_added(restored.notes["seconds"], clock.seconds))
         folder.metrics.cut_back(done)
@@ -263,7 +268,7 @@ def train_policies(
                 clock.seconds[name] += value
             clock.seconds["train"] += max(seconds - sum(share.values()), 0.0)
             record(number, report)
-            checkpoints.save(number, state, {"seconds": clock.seconds, "times": times})
+            checkpoints.save(number, state, {"seconds": clock.seconds, "times": times, "data": fit.data})
             progress.advance(note=f"return {report.returns.mean():.0f}")
 
     clock.lap()

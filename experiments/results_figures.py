@@ -5,16 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evidence import Evidence, Place, method_order
+from experiments.ablations import ablations
+from experiments.evidence import CODA, COLUMNS, Evidence, Place
 from experiments.figures import comparison_curves, likelihood_curves, panels
-from experiments.kept_runs import METHODS, SETTINGS, Cell, dataset_name
+from experiments.kept_runs import dataset_name
+from experiments.naming import method_name, setting_name
 from experiments.steering_curves import draw_likelihood, draw_quality
-
-
-def method_name(method: str) -> str:
-    """A method in words."""
-    name, _, guidance = method.partition(" ")
-    return METHODS[name] + (f", λ = {guidance}" if guidance else "")
 
 
 def draw_all(evidence: Evidence, folder: Path) -> list[str]:
@@ -30,9 +26,9 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
         curves = [(method_name(cell.method), cell.metrics) for cell in cells]
         title, stem = " ".join(place[1:]), "_".join(place)
         names += [f"returns_{stem}.png", f"likelihood_{stem}.png"]
-        comparison_curves(folder / names[-2], title, curves, float(np.mean(evidence.draws(place), axis=0)[0]))
+        comparison_curves(folder / names[-2], title, curves, [draw.mean for draw in evidence.draws(place)])
         likelihood_curves(folder / names[-1], title, curves)
-        if panels_of(evidence, place):
+        if ablations(evidence, place):
             names.append(f"ablations_{stem}.png")
             draw_ablations(folder / names[-1], evidence, place)
     for run in evidence.steering:
@@ -46,7 +42,7 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
 
 
 def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:
-    """Figure 4: each method's final return, normalised within its dataset, with the standard error over seeds."""
+    """Figure 4: final returns, normalised within a dataset, with the standard error, over the seeds that all share."""
     places, methods = evidence.complete(preset)
     width = 0.8 / len(methods)
     with panels(path, 1, 1, (max(6.0, 1.8 * len(places)), 4.0)) as grid:
@@ -56,7 +52,8 @@ def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:
                 cell = evidence.cell(place, method)
                 if cell is None:
                     continue
-                values = np.array(list(evidence.normalised(cell).values()))
+                scores = evidence.normalised(cell)
+                values = np.array([scores[seed] for seed in evidence.shared(place, methods)])
                 error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
                 at = position + (number - (len(methods) - 1) / 2) * width
                 axes.bar(at, values.mean(), 0.9 * width, yerr=error, color=f"C{number}", capsize=2)
@@ -67,63 +64,38 @@ def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:
         axes.legend(loc="best", fontsize=8)
 
 
-def panels_of(evidence: Evidence, place: Place) -> dict[str, dict[str, dict[Any, Cell]]]:
-    """Setting -> method -> value -> cell, for settings of which something was run with only that one changed."""
-    found: dict[str, dict[str, dict[Any, Cell]]] = {}
-    for cell, names in evidence.variants:
-        if cell.place != place or len(names) > 1:
-            continue
-        if names:
-            values = found.setdefault(names[0], {}).setdefault(cell.method, {})
-            alone = evidence.cell(place, cell.method)
-            values |= {other.setup[names[0]]: other for other in (cell, alone) if other is not None}
-        else:
-            values = found.setdefault("guidance", {}).setdefault("coda", {})
-            codas = (other for other in evidence.table if other.place == place and other.method.startswith("coda "))
-            values |= {float(other.method.removeprefix("coda ")): other for other in (cell, *codas)}
-    return dict(sorted(found.items()))
-
-
 def draw_ablations(path: Path, evidence: Evidence, place: Place) -> None:
-    """Return against the value of each setting that was changed alone, mean and standard error over seeds.
-
-    A method that does not know the setting is a line across; one that was not run with other values is left out.
-    """
-    grids = panels_of(evidence, place)
-    members = [cell for cell in evidence.table if cell.place == place]
-    used = {cell.method for cell in members} | {method for lines in grids.values() for method in lines}
-    names = sorted({method.partition(" ")[0] for method in used}, key=method_order)
-    with panels(path, 1, len(grids), (3.0 * len(grids) + 2.0, 3.6)) as grid:
-        for axes, (setting, lines) in zip(grid[0], grids.items(), strict=True):
-            values = sorted({value for line in lines.values() for value in line})
-            for method, line in lines.items():
-                name = method.partition(" ")[0]
-                known = [value for value in values if value in line]
-                returns = [np.array(list(line[value].returns.values())) for value in known]
+    """What each setting that was changed alone does to the gain over no augmentation: mean and standard error."""
+    found = ablations(evidence, place)
+    methods = ["none", *(cell.method for cell in evidence.table if cell.place == place and cell.method != "none")]
+    colours = {"coda": f"C{methods.index(CODA)}"} if CODA in methods else {}
+    colours |= {method: f"C{number}" for number, method in enumerate(methods)}
+    with panels(path, 1, len(found), (3.0 * len(found) + 2.0, 3.6)) as grid:
+        handles: dict[str, Any] = {}
+        for axes, ablation in zip(grid[0], found, strict=True):
+            for method, line in ablation.lines.items():
+                gains = [line[value] for value in ablation.values if value in line]
                 axes.errorbar(
-                    [values.index(value) for value in known],
-                    [r.mean() for r in returns],
-                    [r.std(ddof=1) / np.sqrt(len(r)) if len(r) > 1 else 0.0 for r in returns],
-                    color=f"C{names.index(name)}",
-                    linestyle="none" if setting == "fit_seed" else "-",
+                    [at for at, value in enumerate(ablation.values) if value in line],
+                    [g.mean() for g in gains],
+                    [g.std(ddof=1) / np.sqrt(len(g)) if len(g) > 1 else 0.0 for g in gains],
+                    color=colours.get(method, "0.5"),
+                    linestyle="none" if ablation.setting == "fit_seed" else "-",
                     marker="o",
                     capsize=3,
-                    label=METHODS[name],
+                    label=method_name(method),
                 )
-            for cell in members:
-                if setting not in cell.setup and not cell.method.startswith("coda"):
-                    style: dict[str, Any] = {"color": f"C{names.index(cell.method)}", "label": METHODS[cell.method]}
-                    axes.axhline(np.mean(list(cell.returns.values())), linestyle="--", linewidth=1.2, **style)
-            axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-            words = "lambda" if setting == "guidance" else SETTINGS.get(setting, setting)
-            axes.set(xlabel=words, xlim=(-0.5, len(values) - 0.5))
+            for method, gains in ablation.across.items():
+                axes.axhline(gains.mean(), color=colours[method], linestyle="--", label=method_name(method))
+            axes.axhline(0.0, color="C0", linewidth=1.0, label=method_name("none"))
+            axes.set_xticks(range(len(ablation.values)), ablation.values)
+            axes.set(xlabel=setting_name(ablation.setting), xlim=(-0.5, len(ablation.values) - 0.5))
+            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         limits = [limit for axes in grid[0] for limit in axes.get_ylim()]
-        handles: dict[str, Any] = {}
         for axes in grid[0]:
             axes.set_ylim(min(limits), max(limits))
-            handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        shown = [METHODS[name] for name in names if METHODS[name] in handles]
+        grid[0, 0].set(ylabel="gain over no augmentation")
         figure = grid[0, 0].figure
+        shown = [name for name in map(method_name, (*COLUMNS, "coda")) if name in handles]
         figure.legend([handles[name] for name in shown], shown, loc="outside right upper", fontsize=8)
         figure.suptitle(" ".join(place[1:]))
-        grid[0, 0].set(ylabel="return of an episode")

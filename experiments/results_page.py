@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from experiments.ablations import ablations, several_fits
 from experiments.claims import HOLDS, Claim, downstream_claims, game_claims, steering_claims
 from experiments.console import duration
 from experiments.evidence import Evidence, cell_order, gather
 from experiments.files import write_atomically
 from experiments.intervals import paired_difference
 from experiments.kept_runs import SYNTHETIC
-from experiments.results_figures import draw_all, method_name, panels_of
+from experiments.naming import method_name
+from experiments.results_figures import draw_all
 from experiments.results_tables import (
     aggregate_table,
     differences_table,
@@ -41,10 +43,12 @@ give the same page and pictures, bit for bit. How to read it:
   which is too narrow for a handful of seeds, and Student's t, which is not. It **does not hold** where both lie below
   zero, and is **not decidable at this scale** otherwise. CODA is judged at lambda 0.6, whichever lambda came out best.
   Nothing is corrected for the number of claims: of twenty true nulls, one may seem decided.
-- All seeds of a run share one denoiser, so they do not sample the variance of its fit; other fits are shown apart.
-- Machines of different kinds differ in last bits, and so roll out other episodes from the same behaviour teams: a draw
-  of the dataset, with its own fit. Seeds that ran on another kind of machine learnt from another draw; a difference of
-  methods is always over seeds that learnt from the same one.
+- All seeds of a run share one denoiser, so they do not sample the variance of its fit; other fits for the same seeds
+  are shown apart.
+- Machines of different kinds differ in last bits, and so roll out other episodes from the same behaviour teams: another
+  draw of the dataset, to which denoisers are fitted anew. A seed's difference is always between runs that learnt from
+  the same draw. Where a place has several, its seeds sample the draws too, but not as many as there are seeds, and the
+  intervals are too narrow by that; the differences in each draw stand beside.
 - The paper's numbers stand for other datasets (OG-MARL's), 16 seeds and 300,000 updates."""
 
 
@@ -97,36 +101,43 @@ def claims_table(claims: Sequence[Claim], link: str) -> str:
 def downstream_sections(evidence: Evidence, link: str) -> list[str]:
     """Table 1, its differences, Figure 4, Figures 5 to 8, ablations and fits."""
     sections = ["## Table 1: returns of the final policy", returns_table(evidence)]
-    if not evidence.table and not evidence.variants:
-        return sections
     presets = list(dict.fromkeys(place[0] for place in evidence.places()))
-    sections += [
-        setups(evidence),
-        "Differences over paired seeds:",
-        differences_table(evidence),
-        "## Figure 4: normalised within a dataset",
-        "0 is the mean policy before training, 1 the dataset's best episode. Over all datasets that have the three "
-        "methods, by the interquartile mean and its stratified bootstrap interval (the datasets are the strata):",
-        aggregate_table(evidence),
-        *(f"![returns]({link}/figure4_{preset}.png)" for preset in presets if evidence.complete(preset)[0]),
-        "## Figures 5 to 8: learning curves",
-        "Bands are one standard error over seeds.",
-        "\n".join(f"![returns]({link}/returns_{'_'.join(place)}.png)" for place in evidence.places()),
-        "## Ablations and other fits",
-        "Runs with other settings than Table 1's, less the same method there (CODA at other lambdas: less CODA at "
-        "0.6), and less the baselines with the very settings. `fit seed` is another fit of the denoiser for the same "
-        "policy seeds.",
-        variants_table(evidence),
-        "All seeds of a run share one denoiser. If fits did not matter, the means of several would lie about as far "
-        "apart as the standard error over a fit's seeds says:",
-        fits_table(evidence),
-        "Means over all seeds of a run, +- one standard error; lines across are methods without that setting:",
-        "\n".join(
-            f"![ablations]({link}/ablations_{'_'.join(place)}.png)"
-            for place in evidence.places()
-            if panels_of(evidence, place)
-        ),
-    ]
+    if evidence.table:
+        sections += [
+            setups(evidence),
+            "Differences over paired seeds:",
+            differences_table(evidence),
+            "## Figure 4: normalised within a dataset",
+            "0 is the mean policy before training, 1 the best of the episodes that a seed learnt from. Over all "
+            "datasets that have the three methods, and the seeds that all of them share, by the interquartile mean and "
+            "its stratified bootstrap interval (the datasets are the strata):",
+            aggregate_table(evidence),
+            *(f"![returns]({link}/figure4_{preset}.png)" for preset in presets if evidence.complete(preset)[0]),
+            "## Figures 5 to 8: learning curves",
+            "Bands are one standard error over seeds.",
+            "\n".join(f"![returns]({link}/returns_{'_'.join(place)}.png)" for place in evidence.places()),
+        ]
+    if evidence.variants:
+        sections += [
+            "## Ablations and other fits",
+            "Conditions with other settings than Table 1's, less the same method there (CODA at other lambdas: less "
+            "CODA at 0.6), and less the baselines with the very same settings.",
+            variants_table(evidence),
+        ]
+    pictures = [f"ablations_{'_'.join(place)}.png" for place in evidence.places() if ablations(evidence, place)]
+    if pictures:
+        sections += [
+            "Gains over no augmentation under the same settings, by the seeds that both have, +- one standard error; "
+            "dashed, methods of Table 1 that do not know the setting:",
+            "\n".join(f"![ablations]({link}/{name})" for name in pictures),
+        ]
+    if several_fits(evidence):
+        sections += [
+            "Other fits of the denoiser, for the same seeds on the same episodes. *By chance* is the standard "
+            "deviation to be expected if all fits were the same, from what fits and seeds leave unexplained; p is "
+            "that of the F test of a two-way analysis of variance:",
+            fits_table(evidence),
+        ]
     return sections
 
 
@@ -224,7 +235,7 @@ def explanation(evidence: Evidence, link: str) -> str:
         "dynamics error, actions shuffled",
         "log-likelihood of the synthetic actions",
         "... unguided",
-        "gain over no augmentation",
+        "gain over no augmentation, shared seeds",
     )
     text = table(header, rows)
     pictures = "\n".join(f"![likelihood]({link}/likelihood_{'_'.join(place)}.png)" for place in evidence.places())

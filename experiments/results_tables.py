@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments.ablations import several_fits
 from experiments.claims import compare, words
-from experiments.evidence import CODA, Evidence, method_order
+from experiments.evidence import CODA, COLUMNS, Evidence, method_order
 from experiments.intervals import interquartile_mean, interval, paired_difference
-from experiments.kept_runs import SETTINGS
-from experiments.results_figures import method_name
+from experiments.kept_runs import Cell
+from experiments.naming import method_name, seeds_name, setting_name, value_name
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -28,7 +29,7 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 def methods_of(evidence: Evidence) -> list[str]:
     """All methods of Table 1."""
-    return sorted({cell.method for cell in evidence.table}, key=method_order)
+    return [method for method in COLUMNS if any(cell.method == method for cell in evidence.table)]
 
 
 def returns_table(evidence: Evidence) -> str:
@@ -37,12 +38,15 @@ def returns_table(evidence: Evidence) -> str:
     rows = []
     for place in evidence.places():
         cells = [evidence.cell(place, method) for method in methods]
-        known = next(cell for cell in cells if cell is not None)
-        values = ("" if c is None else f"{spread(list(c.returns.values()))} ({len(c.returns)})" for c in cells)
-        mean, best = (
-            " and ".join(f"{value:,.0f}" for value in values) for values in zip(*evidence.draws(place), strict=True)
-        )
-        rows.append((place[0], place[1], place[2], f"{known.summary['updates']:,}", *values, mean, best))
+        updates = next(cell.summary["updates"] for cell in cells if cell is not None)
+        returns = ("" if c is None else f"{spread(list(c.returns.values()))} ({len(c.returns)})" for c in cells)
+        draws = evidence.draws(place)
+        of_seeds = [f" (seeds {seeds_name(seeds)})" if len(draws) > 1 else "" for seeds in draws.values()]
+        columns = [
+            "; ".join(f"{value:,.0f}{words}" for value, words in zip(values, of_seeds, strict=True))
+            for values in ([draw.mean for draw in draws], [draw.best for draw in draws])
+        ]
+        rows.append((*place, f"{updates:,}", *returns, *columns))
     names = [f"{method_name(method)} (seeds)" for method in methods]
     return table(("preset", "task", "dataset", "updates", *names, "dataset, mean episode", "best episode"), rows)
 
@@ -57,7 +61,7 @@ def setups(evidence: Evidence) -> str:
         for cell in evidence.table:
             if cell.place[:2] == scope:
                 known |= cell.setup
-        values = ", ".join(f"{SETTINGS[name]} {known[name]}" for name in shown if name in known)
+        values = ", ".join(f"{setting_name(name)} {value_name(known[name])}" for name in shown if name in known)
         lines.append(f"- {scope[0]}, {scope[1]}: {values}")
     return "\n".join(lines)
 
@@ -69,46 +73,58 @@ def differences_table(evidence: Evidence) -> str:
         for method in methods_of(evidence):
             others = [other for other in ("none", "unconditional", CODA) if method_order(other) < method_order(method)]
             for other in others:
-                if evidence.cell(place, method) and evidence.cell(place, other):
-                    found = compare(evidence, place, method, other)
+                a, b = evidence.cell(place, method), evidence.cell(place, other)
+                if a and b:
                     pair = f"{method_name(method)} - {method_name(other)}"
-                    rows.append((*place, pair, words(found)))
-    return table(("preset", "task", "dataset", "methods", "difference"), rows)
+                    rows.append((*place, pair, words(compare(evidence, place, method, other)), by_draw(evidence, a, b)))
+    return table(("preset", "task", "dataset", "methods", "difference", "in each draw of the dataset"), rows)
+
+
+def by_draw(evidence: Evidence, a: Cell, b: Cell) -> str:
+    """The mean difference of two cells in each draw of the dataset; nothing where there is one."""
+    draws = evidence.draws(a.place)
+    parts = []
+    for seeds in draws.values():
+        shared = [seed for seed in seeds if seed in a.returns and seed in b.returns]
+        if shared and len(draws) > 1:
+            mean = np.mean([a.returns[seed] - b.returns[seed] for seed in shared])
+            parts.append(f"{mean:+,.0f} (seeds {seeds_name(shared)})")
+    return "; ".join(parts)
 
 
 def aggregate_table(evidence: Evidence) -> str:
-    """Interquartile means over the datasets of a preset that have the three methods, by the seeds they all have."""
+    """Interquartile means over the datasets of a preset that have the three methods, by the seeds that all share."""
     rows = []
     for preset in dict.fromkeys(place[0] for place in evidence.places()):
         places, methods = evidence.complete(preset)
-        for method in methods:
+        seeds = sorted(set.intersection(*(set(evidence.shared(place, methods)) for place in places))) if places else []
+        for method in methods if len(seeds) > 1 else []:
             cells = [cell for place in places if (cell := evidence.cell(place, method)) is not None]
             scores = [evidence.normalised(cell) for cell in cells]
-            seeds = sorted(set.intersection(*map(set, scores)))
-            if seeds:
-                found = interval(np.array([[score[seed] for score in scores] for seed in seeds]), interquartile_mean)
-                bounds = f" [{found.low:.2f}, {found.high:.2f}]" if len(seeds) > 1 else ""
-                values = f"{found.value:.2f}{bounds}"
-                rows.append((preset, method_name(method), str(len(places)), str(len(seeds)), values))
-    return table(("preset", "method", "datasets", "seeds each", "interquartile mean [95 %]"), rows)
+            found = interval(np.array([[score[seed] for score in scores] for seed in seeds]), interquartile_mean)
+            value = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+            rows.append((preset, method_name(method), str(len(places)), seeds_name(seeds), value))
+    return table(("preset", "method", "datasets", "seeds", "interquartile mean [95 %]"), rows)
 
 
 def variants_table(evidence: Evidence) -> str:
     """Cells that are not in Table 1, less what they are a variant of, and less the baselines with their settings."""
     rows = []
     for cell, names in evidence.variants:
-        settings = ", ".join(f"{SETTINGS.get(name, name)} {cell.setup[name]}" for name in names)
-        values = f"{spread(list(cell.returns.values()))} ({len(cell.returns)})"
-        others = [evidence.alike(cell, method) for method in ("none", "unconditional") if method != cell.method]
-        others = [evidence.reference(cell), *others, None][:3]
+        baselines = [
+            None if method == cell.method else evidence.alike(cell, method) for method in ("none", "unconditional")
+        ]
         rows.append(
             (
                 *cell.place,
                 method_name(cell.method),
-                settings,
+                ", ".join(f"{setting_name(name)} {value_name(cell.setup[name])}" for name in names),
                 f"{cell.summary['updates']:,}",
-                values,
-                *("" if other is None else words(paired_difference(cell.returns, other.returns)) for other in others),
+                f"{spread(list(cell.returns.values()))} ({len(cell.returns)})",
+                *(
+                    "" if other is None else words(paired_difference(cell.returns, other.returns))
+                    for other in (evidence.reference(cell), *baselines)
+                ),
             )
         )
     return table(
@@ -121,23 +137,18 @@ def variants_table(evidence: Evidence) -> str:
 
 
 def fits_table(evidence: Evidence) -> str:
-    """How far returns with several fits of the denoiser lie apart, beside how far the seeds alone would put them."""
-    rows = []
-    for cell in evidence.table:
-        fits = {cell.setup["fit_seed"]: cell} if "fit_seed" in cell.setup else {}
-        for other, names in evidence.variants:
-            if names == ("fit_seed",) and (other.place, other.method) == (cell.place, cell.method):
-                fits[other.setup["fit_seed"]] = other
-        if len(fits) > 1:
-            returns = [np.array(list(fits[seed].returns.values())) for seed in sorted(fits)]
-            means = np.array([values.mean() for values in returns])
-            errors = np.array([values.std(ddof=1) / np.sqrt(len(values)) for values in returns])
-            numbers = (
-                ", ".join(f"{value:,.0f}" for value in means),
-                f"{means.mean():,.0f}",
-                f"{means.std(ddof=1):,.0f}",
-                f"{np.sqrt(np.mean(errors**2)):,.0f}",
-            )
-            rows.append((*cell.place, method_name(cell.method), str(len(fits)), *numbers))
-    header = ("preset", "task", "dataset", "method", "fits", "return of each", "mean", "standard deviation over fits")
-    return table((*header, "standard error over a fit's seeds"), rows)
+    """How far returns with several fits of the denoiser lie apart, beside what chance alone would make of it."""
+    rows = [
+        (
+            *fits.place,
+            method_name(fits.method),
+            seeds_name(list(fits.seeds)),
+            "; ".join(f"{value:,.0f} (fit {fit})" for fit, value in zip(fits.fit_seeds, fits.means, strict=True)),
+            f"{fits.spread:,.0f}",
+            f"{fits.chance:,.0f}",
+            f"{fits.p:.2f}",
+        )
+        for fits in several_fits(evidence)
+    ]
+    header = ("preset", "task", "dataset", "method", "seeds", "mean return of each fit")
+    return table((*header, "standard deviation over fits", "by chance", "p"), rows)

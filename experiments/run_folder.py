@@ -235,7 +235,7 @@ def _check_provenance(file: Path, now: dict[str, Any], allow_other_devices: bool
             f"{file.parent} was begun on {first['num_devices']} devices, here are {now['num_devices']}, which changes "
             "the numbers; use the same number, or go on with --allow-other-devices"
         )
-    changed = {name: now[name] for name in _CHANGES_NUMBERS if first.get(name) != now[name]}
+    changed = {name: now[name] for name in _CHANGES_NUMBERS if name in first and first[name] != now[name]}
     if changed:
         warn(f"{', '.join(changed)} changed since {file.parent} was begun: the numbers may differ in the last bits")
     first["resumed"].append(changed)

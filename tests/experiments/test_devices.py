@@ -52,4 +52,6 @@ def test_a_processor_is_named_by_what_decides_its_last_bits(tmp_path):
         "processor\t: 1\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: EPYC\nflags\t\t: fpu avx avx2\n"
     )
     assert processor(file) == "EPYC, cpu family 25, model 1, avx2"
-    assert processor(tmp_path / "none") == (platform.processor() or platform.machine()) != ""
+    file.write_bytes(b"processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\nodd\t: \xe9\n")
+    assert processor(file) == f"{platform.machine()}, CPU implementer 0x41, CPU part 0xd40"
+    assert processor(tmp_path / "none") == platform.machine()

@@ -91,7 +91,7 @@ def test_a_finished_run_is_shown_and_not_touched(finished, vault, capsys):
 
 
 @pytest.mark.parametrize("last_saved", [*(pytest.param(r, marks=pytest.mark.slow) for r in (None, 0)), 2])
-def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path, monkeypatch, last_saved):
+def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path, monkeypatch, capsys, last_saved):
     """The process dies between the rows of a round and its checkpoint, where most is at stake."""
     path = tmp_path / "resumed"
     save = Checkpoints.save
@@ -105,6 +105,12 @@ def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path
         patch.setattr(Checkpoints, "save", save_until)
         command("--vault", str(vault), "--run-dir", str(path))
     assert not (path / "summary.json").exists()
+    if last_saved == 2:
+        fit_prior = mamujoco.fit_prior
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(mamujoco, "fit_prior", lambda *args, **more: fit_prior(*args, **more)._replace(data="other"))
+            command("--vault", str(vault), "--run-dir", str(path))
+        assert "has learnt from other episodes" in " ".join(capsys.readouterr().err.split())
     command("--vault", str(vault), "--run-dir", str(path))
     assert (path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
     whole, resumed = (json.loads((p / "summary.json").read_text()) for p in (finished, path))

@@ -1,0 +1,125 @@
+"""What one setting does: gains over no augmentation where it alone was changed, and how far fits lie apart."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from experiments.evidence import COLUMNS, Evidence, Place, in_order
+from experiments.kept_runs import Cell
+from experiments.naming import value_name
+
+Gains = Float[np.ndarray, "S"]
+"""Returns less those of no augmentation under the same settings, a seed that both have."""
+
+
+class Ablation(NamedTuple):
+    """What changing one setting does at a place.
+
+    lines:  method -> name of the value -> gains; values ascend.
+    across: method -> gains, for methods of Table 1 that do not know the setting.
+    """
+
+    setting: str
+    values: tuple[str, ...]
+    lines: Mapping[str, Mapping[str, Gains]]
+    across: Mapping[str, Gains]
+
+
+def ablations(evidence: Evidence, place: Place) -> list[Ablation]:
+    """One for each setting of which there is a run at this place in which nothing else is changed."""
+    changed: dict[str, list[Cell]] = {}
+    for cell, names in evidence.variants:
+        if cell.place == place and not names:
+            changed.setdefault("guidance", []).append(cell)
+        elif cell.place == place and len(names) == 1 and cell.method in COLUMNS:
+            changed.setdefault(names[0], []).append(cell)
+    members = [cell for cell in evidence.table if cell.place == place and cell.method != "none"]
+    found = []
+    for setting, variants in sorted(changed.items()):
+        lines: dict[str, dict[str, Gains]] = {}
+        values: dict[str, Any] = {}
+        varied = {_line(cell, setting) for cell in variants}
+        for cell in [*variants, *(cell for cell in members if _line(cell, setting) in varied)]:
+            gains = gains_of(evidence, cell)
+            if cell.method != "none" and gains is not None:
+                value = float(cell.method.removeprefix("coda ")) if setting == "guidance" else cell.setup[setting]
+                values[value_name(value)] = value
+                lines.setdefault(_line(cell, setting), {})[value_name(value)] = gains
+        across = {
+            cell.method: gains
+            for cell in members
+            if setting not in cell.setup
+            and _line(cell, setting) not in varied
+            and (gains := gains_of(evidence, cell)) is not None
+        }
+        if lines:
+            found.append(Ablation(setting, tuple(sorted(values, key=lambda v: in_order(values[v]))), lines, across))
+    return found
+
+
+def _line(cell: Cell, setting: str) -> str:
+    """What a cell is a point of: its method, whatever its lambda where that is what varies."""
+    return "coda" if setting == "guidance" and cell.method.startswith("coda ") else cell.method
+
+
+def gains_of(evidence: Evidence, cell: Cell) -> Gains | None:
+    """A cell's gains; None where nothing can be compared."""
+    base = evidence.alike(cell, "none")
+    shared = [] if base is None else sorted(set(cell.returns) & set(base.returns))
+    return None if base is None or not shared else np.array([cell.returns[s] - base.returns[s] for s in shared])
+
+
+class Fits(NamedTuple):
+    """Returns of the same seeds, on the same episodes, with several fits of the denoiser: `[fits, seeds]`."""
+
+    place: Place
+    method: str
+    seeds: tuple[int, ...]
+    fit_seeds: tuple[int, ...]
+    returns: Float[np.ndarray, "F S"]
+
+    @property
+    def means(self) -> Float[np.ndarray, "F"]:
+        """The mean return of each fit."""
+        return self.returns.mean(axis=1)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the fits' mean returns."""
+        return float(self.means.std(ddof=1))
+
+    @property
+    def chance(self) -> float:
+        """What it would be by chance if all fits were the same: from what fits and seeds together leave unexplained."""
+        r = self.returns
+        rest = r - r.mean(axis=0, keepdims=True) - r.mean(axis=1, keepdims=True) + r.mean()
+        fits, seeds = r.shape
+        return float(np.sqrt(np.sum(np.square(rest)) / ((fits - 1) * (seeds - 1)) / seeds))
+
+    @property
+    def p(self) -> float:
+        """How likely fits that are the same would lie as far apart: the F test of two-way analysis of variance."""
+        fits, seeds = self.returns.shape
+        return float(stats.f.sf((self.spread / self.chance) ** 2, fits - 1, (fits - 1) * (seeds - 1)))
+
+
+def several_fits(evidence: Evidence) -> list[Fits]:
+    """For each method of Table 1 and draw of the data: two fits or more that share two seeds or more."""
+    found = []
+    for cell in evidence.table:
+        if "fit_seed" not in cell.setup:
+            continue
+        fits = {cell.setup["fit_seed"]: cell}
+        for other, names in evidence.variants:
+            if names == ("fit_seed",) and (other.place, other.method) == (cell.place, cell.method):
+                fits[other.setup["fit_seed"]] = other
+        for drawn in evidence.draws(cell.place).values():
+            here = sorted(fit for fit, member in fits.items() if len(set(drawn) & set(member.returns)) > 1)
+            seeds = [seed for seed in drawn if all(seed in fits[fit].returns for fit in here)]
+            if len(here) > 1 and len(seeds) > 1:
+                returns = np.array([[fits[fit].returns[seed] for seed in seeds] for fit in here])
+                found.append(Fits(cell.place, cell.method, tuple(seeds), tuple(here), returns))
+    return found

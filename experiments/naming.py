@@ -1,0 +1,43 @@
+"""What methods and settings are called on the page and in its pictures."""
+
+from typing import Any
+
+METHODS = {"none": "no augmentation", "unconditional": "unconditional", "simulated": "simulated", "coda": "CODA"}
+"""Augmentations."""
+
+SETTINGS = {
+    "guidance": "lambda",
+    "training.mix_ratio": "alpha (mix)",
+    "learner.alpha_bc": "alpha_BC",
+    "diffusion.num_steps": "N",
+    "training.num_trajectories": "trajectories a round",
+    "training.static_trajectories": "trajectories, once",
+    "training.num_rounds": "rounds",
+    "training.updates_per_epoch": "updates an epoch",
+    "training.evaluation_episodes": "evaluation episodes",
+    "fit_seed": "fit seed",
+}
+"""Settings; others go by their dotted names."""
+
+
+def method_name(method: str) -> str:
+    """A method: an augmentation, with the guidance scale of CODA."""
+    name, _, guidance = method.partition(" ")
+    return METHODS[name] + (f", λ = {guidance}" if guidance else "")
+
+
+def setting_name(setting: str) -> str:
+    """A setting, by its dotted name."""
+    return SETTINGS.get(setting, setting)
+
+
+def value_name(value: Any) -> str:
+    """The value of a setting."""
+    return str(value) if isinstance(value, bool) or not isinstance(value, int | float) else f"{value:g}"
+
+
+def seeds_name(seeds: list[int]) -> str:
+    """Seeds, ascending: `0-3` where they follow one another."""
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ", ".join(map(str, seeds))
