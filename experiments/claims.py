@@ -1,7 +1,8 @@
 """The paper's claims, and a verdict on each by a stated rule.
 
 The rules for MaMuJoCo were written when the first returns on Replay were known, and before steering and all other
-returns; the unit of normalised returns was chosen before those on Medium and Poor. Those for the games were written
+returns; the unit of normalised returns was chosen before those on Medium and Poor, and that 4ant has none after its
+own, which no verdict depends on. Those for the games were written
 when their numbers were known.
 
 *A is above B* holds where both 95 % intervals of the mean difference over paired seeds, bootstrap and Student's t, lie

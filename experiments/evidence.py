@@ -123,8 +123,8 @@ class Evidence:
         return found
 
     def complete(self, preset: str) -> tuple[list[Place], list[str]]:
-        """The places of a preset that have the paper's three methods, and the methods that all of these places have."""
-        ours = [place for place in self.places() if place[0] == preset]
+        """The places of a preset with the paper's three methods and a unit, and the methods that all of these have."""
+        ours = [place for place in self.places() if place[0] == preset and self.has_unit(place)]
         places = [place for place in ours if self.comparable(place, ("none", "unconditional", CODA))]
         methods = [method for method in COLUMNS if places and all(self.cell(place, method) for place in places)]
         return places, methods
@@ -148,12 +148,22 @@ class Evidence:
 
         Not its mean episode, because those of Poor return hardly more than untrained policies.
         """
-        untrained: dict[int, float] = {}
-        for other in self.table:
-            if other.place == cell.place:
-                untrained = {**other.untrained, **untrained}
-        zero = float(np.mean([untrained[seed] for seed in sorted(untrained)]))
+        zero = float(np.mean(self._untrained(cell.place)))
         return {seed: (value - zero) / (cell.draws[seed].best - zero) for seed, value in cell.returns.items()}
+
+    def has_unit(self, place: Place) -> bool:
+        """Whether the best episodes stand out from untrained policies, by more than the spread of these."""
+        untrained = self._untrained(place)
+        best = min(draw.best for draw in self.draws(place))
+        return best - untrained.mean() > (untrained.std(ddof=1) if len(untrained) > 1 else 0.0)
+
+    def _untrained(self, place: Place) -> np.ndarray:
+        """The return of each seed's policy before training, which is the same for all methods."""
+        found: dict[int, float] = {}
+        for cell in self.table:
+            if cell.place == place:
+                found = {**cell.untrained, **found}
+        return np.array([found[seed] for seed in sorted(found)])
 
 
 def gather(results: Path) -> Evidence:

@@ -112,6 +112,11 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
             "datasets that have the three methods, and the seeds that all of them share, by the interquartile mean and "
             "its stratified bootstrap interval (the datasets are the strata):",
             aggregate_table(evidence),
+            "\n".join(
+                f"Left out: {' '.join(place)}, whose best episode is within a standard deviation of untrained policies."
+                for place in evidence.places()
+                if not evidence.has_unit(place)
+            ),
             *(f"![returns]({link}/figure4_{preset}.png)" for preset in presets if evidence.complete(preset)[0]),
             "## Figures 5 to 8: learning curves",
             "Bands are one standard error over seeds.",
@@ -211,7 +216,7 @@ def explanation(evidence: Evidence, link: str) -> str:
         errors = [cell.quality(kind, name) for name in ("dynamics_error", "feature_distance")]
         base = evidence.cell(cell.place, "none")
         gain = None if base is None else paired_difference(cell.returns, base.returns)
-        if base is not None and gain is not None:
+        if base is not None and gain is not None and evidence.has_unit(cell.place):
             scores, base_scores = evidence.normalised(cell), evidence.normalised(base)
             shared = [score - base_scores[seed] for seed, score in scores.items() if seed in base_scores]
             found.append((float(np.mean(shared)), errors[0], likelihoods[0]))

@@ -300,6 +300,15 @@ def test_seeds_of_another_draw_of_the_data_are_compared_among_themselves(tmp_pat
     assert found is not None and (found.num_seeds, found.mean) == (4, 50.0)
 
 
+def test_a_dataset_no_better_than_untrained_policies_is_not_normalised(kept):
+    for file in kept.glob("good_*/summary.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "dataset_best_return": 1.5}))
+    evidence = gather(kept)
+    places, _ = evidence.complete("laptop")
+    assert [place[2] for place in places] == ["replay"]
+    assert len(evidence.places()) == 2
+
+
 def test_a_game_needs_sixteen_seeds_and_is_there_once(tmp_path, capsys):
     def keep_game(name: str, num_seeds: int):
         summary = {"game": "multiplication", "dataset": "skewed", "optimum": 1.0, "wall_seconds": 1.0}
