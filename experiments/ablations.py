@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from experiments.evidence import COLUMNS, Evidence, Place, in_order
+from experiments.intervals import differences
 from experiments.kept_runs import Cell
 from experiments.naming import value_name
 
@@ -68,8 +69,8 @@ def _line(cell: Cell, setting: str) -> str:
 def gains_of(evidence: Evidence, cell: Cell) -> Gains | None:
     """A cell's gains; None where nothing can be compared."""
     base = evidence.alike(cell, "none")
-    shared = [] if base is None else sorted(set(cell.returns) & set(base.returns))
-    return None if base is None or not shared else np.array([cell.returns[s] - base.returns[s] for s in shared])
+    gains = {} if base is None else differences(cell.returns, base.returns)
+    return np.array(list(gains.values())) if gains else None
 
 
 class Fits(NamedTuple):
@@ -103,6 +104,8 @@ class Fits(NamedTuple):
     def p(self) -> float:
         """How likely fits that are the same would lie as far apart: the F test of two-way analysis of variance."""
         fits, seeds = self.returns.shape
+        if self.chance == 0.0:  # the fits differ by the same at every seed
+            return float(self.spread == 0.0)
         return float(stats.f.sf((self.spread / self.chance) ** 2, fits - 1, (fits - 1) * (seeds - 1)))
 
 

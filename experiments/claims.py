@@ -2,8 +2,7 @@
 
 The rules for MaMuJoCo were written when the first returns on Replay were known, and before steering and all other
 returns; the unit of normalised returns was chosen before those on Medium and Poor, and that 4ant has none after its
-own, which no verdict depends on. Those for the games were written
-when their numbers were known.
+own, which no verdict depends on. Those for the games were written when their numbers were known.
 
 *A is above B* holds where both 95 % intervals of the mean difference over paired seeds, bootstrap and Student's t, lie
 above zero; it does not hold where both lie below; else it is not decidable at this scale. CODA is judged at lambda 0.6,
@@ -17,7 +16,7 @@ import numpy as np
 
 from experiments.cache import plain
 from experiments.evidence import CODA, Evidence, Game, Place, Steering
-from experiments.intervals import Difference, paired_difference
+from experiments.intervals import Difference, differences, paired_difference
 from experiments.steering_config import SteeringConfig
 
 HOLDS, FAILS = "holds", "does not hold"
@@ -124,7 +123,7 @@ def _strongest_gains(evidence: Evidence) -> Claim:
     for dataset in datasets:
         cells = [evidence.cell((preset, "2halfcheetah", dataset), method) for method in methods]
         ours, theirs = (evidence.normalised(cell) for cell in cells if cell is not None)
-        gains[dataset] = {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+        gains[dataset] = differences(ours, theirs)
 
     def both(first: str, second: str) -> dict[int, float]:
         return {s: (gains[first][s] + gains[second][s]) / 2 for s in gains[first] if s in gains[second]}

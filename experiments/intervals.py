@@ -70,12 +70,16 @@ def interval(scores: Float[np.ndarray, "S D"], statistic: Callable[[Float[np.nda
     return Interval(float(point[""][0]), *map(float, bounds[""][:, 0]))
 
 
+def differences(a: Mapping[int, float], b: Mapping[int, float]) -> dict[int, float]:
+    """The difference a - b of each seed that both have."""
+    return {seed: a[seed] - b[seed] for seed in sorted(set(a) & set(b))}
+
+
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
     """The difference a - b over the seeds both have; None with fewer than two of them."""
-    seeds = sorted(set(a) & set(b))
-    if len(seeds) < 2:
+    values = np.array(list(differences(a, b).values()), float)
+    if len(values) < 2:
         return None
-    values = np.array([a[seed] - b[seed] for seed in seeds], float)
     centre = float(values.mean())
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     student = Interval(centre, centre - reach, centre + reach)

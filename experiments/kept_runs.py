@@ -266,11 +266,12 @@ def main_setup(cells: Sequence[Cell]) -> Mapping[str, Any]:
     Augmentations have settings of their own: CODA's are chosen first, then what the others have besides.
     """
     found: dict[str, Any] = {}
+    preset = cells[0].place[0]
+    default = flat(plain(PRESETS[preset])) if preset in PRESETS else {}
 
     def weight(setup: Mapping[str, Any]) -> tuple[int, int, int, int, str]:
         members = [cell for cell in cells if agree(cell.setup, {**found, **setup})]
         methods = {(cell.place, cell.method) for cell in members}
-        default = flat(plain(PRESETS[preset])) if (preset := cells[0].place[0]) in PRESETS else {}
         seeds = sum(len(cell.returns) for cell in members)
         return (
             len(methods),

@@ -248,7 +248,7 @@ def train_policies(
                     times["generate"] = clock.lap("generate")
         checkpoints.save(0, state, {"seconds": clock.seconds, "times": times, "data": fit.data})
     else:
-        if restored.notes["data"] != fit.data:
+        if restored.notes.get("data", fit.data) != fit.data:  # older checkpoints do not know
             raise UserError(
                 f"{folder.path} has learnt from other episodes than the dataset holds now: machines of different kinds "
                 "roll out different ones; go on where it was begun, or choose another --run-dir"

@@ -1,12 +1,13 @@
 """The pictures of RESULTS.md: Figure 3, Figure 4, Figures 5 to 8 and ablations, drawn from what is kept."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.ablations import ablations
-from experiments.evidence import CODA, COLUMNS, Evidence, Place
+from experiments.ablations import Ablation, ablations
+from experiments.evidence import CODA, COLUMNS, Evidence
 from experiments.figures import comparison_curves, likelihood_curves, panels
 from experiments.kept_runs import dataset_name
 from experiments.naming import method_name, setting_name
@@ -28,9 +29,9 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
         names += [f"returns_{stem}.png", f"likelihood_{stem}.png"]
         comparison_curves(folder / names[-2], title, curves, [draw.mean for draw in evidence.draws(place)])
         likelihood_curves(folder / names[-1], title, curves)
-        if ablations(evidence, place):
+        if found := ablations(evidence, place):
             names.append(f"ablations_{stem}.png")
-            draw_ablations(folder / names[-1], evidence, place)
+            draw_ablations(folder / names[-1], title, found, [cell.method for cell in cells])
     for run in evidence.steering:
         summary, stem = run.summary, run.name
         names += [f"{stem}_likelihood.png", f"{stem}_quality.png"]
@@ -64,10 +65,11 @@ def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:
         axes.legend(loc="best", fontsize=8)
 
 
-def draw_ablations(path: Path, evidence: Evidence, place: Place) -> None:
-    """What each setting that was changed alone does to the gain over no augmentation: mean and standard error."""
-    found = ablations(evidence, place)
-    methods = ["none", *(cell.method for cell in evidence.table if cell.place == place and cell.method != "none")]
+def draw_ablations(path: Path, title: str, found: Sequence[Ablation], methods: Sequence[str]) -> None:
+    """What each setting that was changed alone does to the gain over no augmentation: mean and standard error.
+
+    The methods of the place have the colours of its learning curves.
+    """
     colours = {"coda": f"C{methods.index(CODA)}"} if CODA in methods else {}
     colours |= {method: f"C{number}" for number, method in enumerate(methods)}
     with panels(path, 1, len(found), (3.0 * len(found) + 2.0, 3.6)) as grid:
@@ -98,4 +100,4 @@ def draw_ablations(path: Path, evidence: Evidence, place: Place) -> None:
         figure = grid[0, 0].figure
         shown = [name for name in map(method_name, (*COLUMNS, "coda")) if name in handles]
         figure.legend([handles[name] for name in shown], shown, loc="outside right upper", fontsize=8)
-        figure.suptitle(" ".join(place[1:]))
+        figure.suptitle(title)

@@ -13,7 +13,7 @@ from experiments.claims import HOLDS, Claim, downstream_claims, game_claims, ste
 from experiments.console import duration
 from experiments.evidence import Evidence, cell_order, gather
 from experiments.files import write_atomically
-from experiments.intervals import paired_difference
+from experiments.intervals import differences, paired_difference
 from experiments.kept_runs import SYNTHETIC
 from experiments.naming import method_name
 from experiments.results_figures import draw_all
@@ -217,9 +217,8 @@ def explanation(evidence: Evidence, link: str) -> str:
         base = evidence.cell(cell.place, "none")
         gain = None if base is None else paired_difference(cell.returns, base.returns)
         if base is not None and gain is not None and evidence.has_unit(cell.place):
-            scores, base_scores = evidence.normalised(cell), evidence.normalised(base)
-            shared = [score - base_scores[seed] for seed, score in scores.items() if seed in base_scores]
-            found.append((float(np.mean(shared)), errors[0], likelihoods[0]))
+            shared = differences(evidence.normalised(cell), evidence.normalised(base))
+            found.append((float(np.mean(list(shared.values()))), errors[0], likelihoods[0]))
         rows.append(
             (
                 *cell.place,

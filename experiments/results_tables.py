@@ -8,7 +8,7 @@ import numpy as np
 from experiments.ablations import several_fits
 from experiments.claims import compare, words
 from experiments.evidence import CODA, COLUMNS, Evidence, method_order
-from experiments.intervals import interquartile_mean, interval, paired_difference
+from experiments.intervals import differences, interquartile_mean, interval, paired_difference
 from experiments.kept_runs import Cell
 from experiments.naming import method_name, seeds_name, setting_name, value_name
 
@@ -84,11 +84,11 @@ def by_draw(evidence: Evidence, a: Cell, b: Cell) -> str:
     """The mean difference of two cells in each draw of the dataset; nothing where there is one."""
     draws = evidence.draws(a.place)
     parts = []
+    found = differences(a.returns, b.returns)
     for seeds in draws.values():
-        shared = [seed for seed in seeds if seed in a.returns and seed in b.returns]
+        shared = [seed for seed in seeds if seed in found]
         if shared and len(draws) > 1:
-            mean = np.mean([a.returns[seed] - b.returns[seed] for seed in shared])
-            parts.append(f"{mean:+,.0f} (seeds {seeds_name(shared)})")
+            parts.append(f"{np.mean([found[seed] for seed in shared]):+,.0f} (seeds {seeds_name(shared)})")
     return "; ".join(parts)
 
 

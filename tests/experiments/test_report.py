@@ -208,8 +208,7 @@ def test_variants_are_compared_under_their_own_settings(kept):
     for method, offset in (("none", -10.0), ("coda", 30.0)):
         keep_run(kept / f"b_{method}", method, offset, task="2halfcheetah", **more)
     keep_run(kept / "other_lambda", "coda", 5.0, task="2halfcheetah", guidance=0.1)
-    for fit, offset in ((1, 60.0),):
-        keep_run(kept / f"fit_{fit}", "coda", offset, task="2halfcheetah", fit_seed=fit)
+    keep_run(kept / "fit_1", "coda", 60.0, task="2halfcheetah", fit_seed=1)
     evidence = gather(kept)
     variants = {(cell.method, *names): cell for cell, names in evidence.variants}
     bc = variants["coda 0.6", "learner.alpha_bc"]
@@ -240,10 +239,8 @@ def test_fits_are_compared_by_seeds_and_episodes_they_share(tmp_path):
         seeds = [8] if fit == 2 else [8, 9]
         keep_run(tmp_path / f"other_{fit}", "coda", 0.0, seeds=seeds, dataset_mean=90.0, fit_seed=fit)
     found, elsewhere = several_fits(gather(tmp_path))
-    assert (found.seeds, found.fit_seeds) == ((0, 1, 2), (0, 1)) and (elsewhere.seeds, elsewhere.fit_seeds) == (
-        (8, 9),
-        (0, 1),
-    )
+    assert (found.seeds, found.fit_seeds) == ((0, 1, 2), (0, 1))
+    assert (elsewhere.seeds, elsewhere.fit_seeds) == ((8, 9), (0, 1))
     np.testing.assert_array_equal(found.returns, returns)
     # Differences 4, 1 and 4: a paired t test, whose square is the F of two fits.
     difference = returns[1] - returns[0]
