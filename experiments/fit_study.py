@@ -26,7 +26,7 @@ from experiments.devices import set_up_devices
 from experiments.errors import UserError, one_line_errors, parse_command
 from experiments.files import write_atomically
 from experiments.fitting import fit_prior
-from experiments.quality import WINDOWS, measure_quality
+from experiments.quality import WINDOWS, quality_meter, real_trajectories
 
 Change = Callable[[ExperimentConfig], ExperimentConfig]
 
@@ -135,8 +135,9 @@ def measure(config: ExperimentConfig, env: mamujoco.Environment, episodes: Episo
         shape, chunk_size = (WINDOWS, horizon), config.training.chunk_size
         return sample_trajectories(fit.generator, prior, env.spec, config.diffusion, key, shape, chunk_size)
 
-    samples = jax.tree.map(lambda leaf: leaf[None], jax.jit(sample)(fit.prior, jax.random.key(0)))
-    quality = measure_quality(env, fit.held_out, {"unguided": samples})
+    samples = jax.jit(sample)(fit.prior, jax.random.key(0))
+    kinds = {"unguided": samples, **real_trajectories(fit.held_out, WINDOWS)}
+    quality = quality_meter(env, fit.held_out, WINDOWS)(kinds)
     return {"held_out_loss": fit.held_out_loss, "quality": quality}
 
 

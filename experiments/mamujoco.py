@@ -21,6 +21,7 @@ from coda_jax.envs import mamujoco
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner
 from coda_jax.marl.maddpg_bc import maddpg_bc
+from coda_jax.types import Trajectory
 from experiments.cache import enable_compilation_cache, plain
 from experiments.checkpoints import Checkpoints
 from experiments.config import PRESETS, ExperimentConfig, check, uses
@@ -30,7 +31,7 @@ from experiments.devices import set_up_devices
 from experiments.errors import UserError, one_line_errors, parse_command
 from experiments.figures import learning_curve
 from experiments.fitting import Fit, fit_prior
-from experiments.quality import measure_quality, show_quality
+from experiments.quality import WINDOWS, Quality, quality_meter, real_trajectories, show_quality, spread_over_seeds
 from experiments.run_folder import RunFolder, default_run_dir, open_run_folder
 
 NOT_NUMBERS = ("run_dir", "allow_other_devices")
@@ -216,6 +217,12 @@ def train_policies(
                 )
         return state, report
 
+    num_measured = min(WINDOWS, len(seeds) * state.unguided.reward.shape[1])
+    meter = quality_meter(env, fit.held_out, num_measured)
+
+    def measure(kinds: dict[str, Trajectory]) -> Quality:
+        return meter({name: spread_over_seeds(made, num_measured) for name, made in kinds.items()})
+
     def record(number: int, report: Report) -> None:
         columns = {
             "updates": np.full(len(seeds), number * updates_per_round),
@@ -235,6 +242,7 @@ def train_policies(
         state, report = play(state, 0, plan(evaluate=True))
         times = {"evaluate": clock.lap("evaluate"), "generate": 0.0}
         record(0, report)
+        first: Quality = {}
         if is_synthetic:
             with phase("sampling the first synthetic trajectories"):
                 state, _ = play(state, 0, plan(generate=True, guided=False))
@@ -246,15 +254,19 @@ def train_policies(
                 if is_guided:
                     state, _ = play(state, 0, plan(generate=True))
                     times["generate"] = clock.lap("generate")
-        checkpoints.save(0, state, {"seconds": clock.seconds, "times": times, "data": fit.data})
+                    first = measure({"guided, first round": state.synthetic})
+                    clock.lap("quality")
+        notes = {"times": times, "data": fit.data, "quality": first}
+        checkpoints.save(0, state, {**notes, "seconds": clock.seconds})
     else:
-        if restored.notes.get("data", fit.data) != fit.data:  # older checkpoints do not know
+        if restored.notes.get("data", fit.data) != fit.data:  # older checkpoints know neither this nor the quality
             raise UserError(
                 f"{folder.path} has learnt from other episodes than the dataset holds now: machines of different kinds "
                 "roll out different ones; go on where it was begun, or choose another --run-dir"
             )
-        state, done, times = restored.tree, restored.step, restored.notes["times"]
-        clock = Clock(_added(restored.notes["seconds"], clock.seconds))
+        state, done, notes = restored.tree, restored.step, restored.notes
+        times, first = notes["times"], notes.get("quality", {})
+        clock = Clock(_added(notes["seconds"], clock.seconds))
         folder.metrics.cut_back(done)
 
     with phase("training", total=training.num_rounds, done=done) as progress:
@@ -268,7 +280,7 @@ def train_policies(
                 clock.seconds[name] += value
             clock.seconds["train"] += max(seconds - sum(share.values()), 0.0)
             record(number, report)
-            checkpoints.save(number, state, {"seconds": clock.seconds, "times": times, "data": fit.data})
+            checkpoints.save(number, state, {**notes, "seconds": clock.seconds})
             progress.advance(note=f"return {report.returns.mean():.0f}")
 
     clock.lap()
@@ -279,7 +291,11 @@ def train_policies(
             "unconditional": {"unguided": state.unguided},
             "simulated": {"simulated": state.synthetic},
         }
-        quality = measure_quality(env, fit.held_out, kinds[config.augmentation])
+        quality = {
+            **measure(kinds[config.augmentation]),
+            **first,
+            **meter(real_trajectories(fit.held_out, num_measured)),
+        }
     clock.lap("quality")
 
     metrics = folder.metrics.read()

@@ -1,7 +1,7 @@
 """How real a run's synthetic trajectories are, beside held-out data and beside shuffled data."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -13,38 +13,49 @@ from coda_jax.types import Trajectory
 from experiments.console import phase, print_table
 
 WINDOWS = 256
-"""Trajectories that are measured."""
+"""Most trajectories of a set that are measured."""
 
 Quality = dict[str, dict[str, float]]
 """For each kind of trajectories, each error; all in standard deviations of the held-out data (`SampleQuality`)."""
 
 
-def measure_quality(env: Environment, held_out: Dataset, synthetic: Mapping[str, Trajectory]) -> Quality:
-    """Measures each set of synthetic trajectories `[seeds, M, H, ...]`, then real and shuffled ones for comparison."""
-    horizon = len(held_out.offsets)
-    num = min(WINDOWS, *(x.reward.shape[0] * x.reward.shape[1] for x in synthetic.values()))
-    key_real, key_reference = jax.random.split(jax.random.key(0))
-    draw = jax.jit(lambda held_out, key: sample_windows(held_out, key, num, horizon))
-    real, reference = draw(held_out, key_real), draw(held_out, key_reference)
-    kinds = {
-        **{name: spread_over_seeds(trajectory, num) for name, trajectory in synthetic.items()},
+def quality_meter(env: Environment, held_out: Dataset, num: int) -> Callable[[Mapping[str, Trajectory]], Quality]:
+    """Returns what measures sets of `num` trajectories `[num, H, ...]` against held-out ones; it compiles once."""
+    _, reference = _real_and_reference(held_out, num)
+    measure = jax.jit(functools.partial(sample_quality, env))
+
+    def meter(kinds: Mapping[str, Trajectory]) -> Quality:
+        quality: Quality = {}
+        with phase("measuring sample quality"):
+            for name, trajectory in kinds.items():
+                errors = jax.device_get(measure(trajectory, reference))
+                quality[name] = {
+                    "feature_distance": float(errors.feature_distance.mean()),
+                    "worst_feature_distance": float(errors.feature_distance.max()),
+                    "observation_error": float(errors.observation_error),
+                    "dynamics_error": float(errors.dynamics_error),
+                    "reward_error": float(errors.reward_error),
+                    "optimism": float(errors.optimism),
+                }
+        return quality
+
+    return meter
+
+
+def real_trajectories(held_out: Dataset, num: int) -> dict[str, Trajectory]:
+    """What synthetic trajectories are compared with: `num` held-out ones, by themselves and shuffled."""
+    real, _ = _real_and_reference(held_out, num)
+    return {
         "real": real,
         "real, actions shuffled": shuffled_actions(real),
         "real, steps shuffled": shuffled_steps(real),
     }
-    measure = jax.jit(functools.partial(sample_quality, env))
-    quality: Quality = {}
-    with phase("measuring sample quality"):
-        for name, trajectory in kinds.items():
-            errors = jax.device_get(measure(trajectory, reference))
-            quality[name] = {
-                "feature_distance": float(errors.feature_distance.mean()),
-                "worst_feature_distance": float(errors.feature_distance.max()),
-                "observation_error": float(errors.observation_error),
-                "dynamics_error": float(errors.dynamics_error),
-                "reward_error": float(errors.reward_error),
-            }
-    return quality
+
+
+def _real_and_reference(held_out: Dataset, num: int) -> tuple[Trajectory, Trajectory]:
+    draw = jax.jit(lambda held_out, key: sample_windows(held_out, key, num, len(held_out.offsets)))
+    key_real, key_reference = jax.random.split(jax.random.key(0))
+    return draw(held_out, key_real), draw(held_out, key_reference)
 
 
 def spread_over_seeds(trajectory: Trajectory, num: int) -> Trajectory:

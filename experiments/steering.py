@@ -38,7 +38,7 @@ from experiments.devices import set_up_devices
 from experiments.errors import UserError, one_line_errors, parse_command
 from experiments.files import write_atomically
 from experiments.fitting import Fit, fit_prior
-from experiments.quality import WINDOWS, measure_quality
+from experiments.quality import WINDOWS, quality_meter, real_trajectories
 from experiments.run_folder import RunFolder, open_run_folder
 from experiments.steering_config import SteeringConfig, base_of, seeds_of
 from experiments.steering_curves import (
@@ -274,9 +274,8 @@ def write_summary(
     """Draws the pictures and writes the summary."""
     points = read_points(folder.path / "steering.csv")
     training: dict[str, Any] = json.loads((trained / "summary.json").read_text(encoding="utf-8"))
-    held_out = real_windows(fit.held_out, min(WINDOWS, config.num_trajectories))
-    kinds = measure_quality(env, fit.held_out, {"held-out": jax.tree.map(lambda leaf: leaf[None], held_out)})
-    real = {name: errors for name, errors in kinds.items() if name.startswith("real")}
+    windows = min(WINDOWS, config.num_trajectories)
+    real = quality_meter(env, fit.held_out, windows)(real_trajectories(fit.held_out, windows))
     actions = base.training.horizon * env.spec.num_agents * env.spec.action_dim
     highest = -0.5 * actions * math.log(2 * math.pi)
     title = f"{base.task} {base.vault or base.dataset}"

@@ -34,6 +34,7 @@ def test_real_data_has_no_error():
     assert quality.observation_error == 0
     assert quality.dynamics_error < 1e-6
     assert quality.reward_error < 1e-6
+    np.testing.assert_allclose(quality.optimism, 0.0, atol=1e-6)
     assert np.max(quality.feature_distance) < 0.15  # two samples of 400
     assert np.max(MEASURE(REFERENCE, REFERENCE).feature_distance) == 0
 
@@ -54,6 +55,25 @@ def test_observations_and_rewards_are_compared_with_the_environments():
     np.testing.assert_allclose(quality.observation_error, 0.3, rtol=0.05)
     quality = MEASURE(dataclasses.replace(REAL, reward=REAL.reward - 0.7 * jnp.std(REFERENCE.reward)), REFERENCE)
     np.testing.assert_allclose(quality.reward_error, 0.7, rtol=1e-4)
+    np.testing.assert_allclose(quality.optimism, -0.7, rtol=1e-4)
+
+
+def test_optimism_is_what_the_actions_do_not_earn_when_played_from_the_first_state():
+    def paid_by_place(now, action):
+        return dataclasses.replace(DRIFT.step(now, action), reward=jnp.sum(now.state))
+
+    world = DRIFT._replace(step=paid_by_place)
+    steps = dataclasses.replace(REAL, reward=jnp.sum(REAL.state, axis=-1))
+    std = jnp.std(steps.reward)
+    true = sample_quality(world, steps, steps)
+    np.testing.assert_allclose([true.reward_error, true.optimism], 0.0, atol=1e-5)
+    # From the second token on, states are better than where the actions lead, and pay as such states do: each step by
+    # itself is paid right, but the actions earn less from the first state.
+    better = jnp.where(jnp.arange(H) > 0, std, 0.0)[None]
+    promised = dataclasses.replace(steps, state=steps.state + better[..., None] / 2, reward=steps.reward + better)
+    quality = sample_quality(world, promised, steps)
+    np.testing.assert_allclose(quality.reward_error, 0.0, atol=1e-5)
+    np.testing.assert_allclose(quality.optimism, (H - 2) / (H - 1), rtol=1e-4)
 
 
 def test_a_shifted_feature_is_as_far_as_its_shift():

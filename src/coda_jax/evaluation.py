@@ -1,9 +1,10 @@
 """Measuring a joint policy (returns, how likely it makes the actions of trajectories) and trajectories themselves.
 
-The quality of synthetic trajectories is told by three numbers, each beside what real data give: whether every feature
-is distributed as in held-out data, whether observations belong to the state beside them, and whether the environment
-itself would have made the step. The last is the *dynamics error*: (s_t, a_t) put into the simulator, stepped once, and
-compared with (s_{t+1}, r_t).
+The quality of synthetic trajectories is told by four numbers, each beside what real data give: whether every feature
+is distributed as in held-out data, whether observations belong to the state beside them, whether the environment itself
+would have made the step, and whether the actions earn the rewards. The third is the *dynamics error*: (s_t, a_t) put
+into the simulator, stepped once, and compared with (s_{t+1}, r_t). The last is the *optimism*: what a trajectory
+promises, less what its actions earn when they are played from s_0.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 
 from coda_jax import transforms
 from coda_jax.diffusion.guidance import gaussian_log_prob
-from coda_jax.envs.mamujoco import Environment
+from coda_jax.envs.mamujoco import Environment, EnvState
 from coda_jax.envs.rollout import episode_returns
 from coda_jax.marl.learner import Learner, LearnerState, unroll
 from coda_jax.types import PRNGKey, Trajectory
@@ -51,12 +52,16 @@ class SampleQuality:
     dynamics_error:    median over steps of the root mean square, over the state's features, of s_{t+1} against the
                        simulated one. A median, because the simulator throws impossible poses far away.
     reward_error:      median over steps of |r_t - simulated reward|.
+    optimism:          median over trajectories of the mean of r_t, less that of the rewards which the simulator gives
+                       when it plays the actions from the first state on; above 0 where a trajectory promises too much.
+                       Errors that add up along the way count here, and those that cancel do not.
     """
 
     feature_distance: Float[Array, "*batch C"]
     observation_error: Float[Array, "*batch"]
     dynamics_error: Float[Array, "*batch"]
     reward_error: Float[Array, "*batch"]
+    optimism: Float[Array, "*batch"]
 
 
 def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajectory) -> SampleQuality:
@@ -73,16 +78,9 @@ def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajecto
     shown = jax.vmap(lambda state: env.place(state).obs.reshape(-1))(trajectory.state.reshape(-1, env.spec.state_dim))
     obs_error = rms(tokens[:, obs_channels] - shown, scale[obs_channels])
 
-    def simulate(step: tuple[Array, Array]) -> tuple[Array, Array]:
-        led = env.step(env.place(step[0]), step[1])
-        return led.state, led.reward
-
-    before = (trajectory.state[:, :-1], trajectory.action[:, :-1])
-    next_state, reward = jax.lax.map(
-        simulate, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), before), batch_size=SIMULATIONS
-    )
-    state_error = trajectory.state[:, 1:].reshape(next_state.shape) - next_state
-    reward_error = trajectory.reward[:, :-1].reshape(reward.shape) - reward
+    next_state, reward, earned = _simulate(env, trajectory)
+    state_error = (trajectory.state[:, 1:] - next_state).reshape(-1, env.spec.state_dim)
+    promised = trajectory.reward[:, :-1]
 
     def median(error: Float[Array, "N"]) -> Float[Array, ""]:
         return jnp.median(jnp.where(jnp.isfinite(error), error, jnp.inf))  # a pose MJX cannot step counts as far off
@@ -92,8 +90,28 @@ def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajecto
         feature_distance=distance / scale,
         observation_error=jnp.sqrt(jnp.mean(jnp.square(obs_error))),
         dynamics_error=median(rms(state_error, scale[: env.spec.state_dim])),
-        reward_error=median(jnp.abs(reward_error)) / reward_std,
+        reward_error=median(jnp.abs(promised - reward).reshape(-1)) / reward_std,
+        optimism=median(jnp.mean(promised - earned, axis=1)) / reward_std,
     )
+
+
+def _simulate(
+    env: Environment, trajectory: Trajectory
+) -> tuple[Float[Array, "B steps S"], Float[Array, "B steps"], Float[Array, "B steps"]]:
+    """Where each step leads and what it earns by itself, and what it earns when all are played one after the other."""
+
+    def each(states_and_actions: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        def step(played: EnvState, now: tuple[Array, Array]) -> tuple[EnvState, tuple[Array, Array, Array]]:
+            # Both in one call: MJX's step takes long to compile.
+            both = jax.tree.map(lambda a, b: jnp.stack([a, b]), env.place(now[0]), played)
+            led = jax.vmap(env.step, in_axes=(0, None))(both, now[1])
+            return jax.tree.map(lambda leaf: leaf[1], led), (led.state[0], led.reward[0], led.reward[1])
+
+        states, _ = states_and_actions
+        return jax.lax.scan(step, env.place(states[0]), states_and_actions)[1]
+
+    steps = (trajectory.state[:, :-1], trajectory.action[:, :-1])
+    return jax.lax.map(each, steps, batch_size=SIMULATIONS // 2)
 
 
 def shuffled_actions(trajectory: Trajectory) -> Trajectory:

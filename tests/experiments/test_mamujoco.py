@@ -77,8 +77,9 @@ def test_a_run_folder_holds_what_it_promises(finished):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["training"]["num_rounds"] == 3
     quality = json.loads((finished / "summary.json").read_text())["sample_quality"]
-    assert set(quality) == {"guided", "unguided", "real", "real, actions shuffled", "real, steps shuffled"}
-    assert quality["guided"] != quality["unguided"]
+    synthetic = {"guided", "guided, first round", "unguided"}
+    assert set(quality) == {*synthetic, "real", "real, actions shuffled", "real, steps shuffled"}
+    assert len({quality[name]["dynamics_error"] for name in synthetic}) == 3
     assert json.loads((finished / "provenance.json").read_text())["num_devices"] == 2
     assert (finished / "figures" / "learning_curve.png").stat().st_size > 5000
 
@@ -115,6 +116,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path
     assert (path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
     whole, resumed = (json.loads((p / "summary.json").read_text()) for p in (finished, path))
     assert whole["returns_per_seed"] == resumed["returns_per_seed"]
+    assert whole["sample_quality"] == resumed["sample_quality"]
 
 
 @pytest.mark.parametrize("augmentation", ["none", "unconditional", pytest.param("simulated", marks=pytest.mark.slow)])
