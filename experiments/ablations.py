@@ -1,6 +1,6 @@
 """What one setting does: gains over no augmentation where it alone was changed, and how far fits lie apart."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,31 +29,40 @@ class Ablation(NamedTuple):
     across: Mapping[str, Gains]
 
 
+def variants_by_settings(evidence: Evidence, place: Place) -> dict[tuple[str, ...], list[Cell]]:
+    """The variants at a place by the settings that are changed in them, of which `guidance` is lambda.
+
+    Other fits of the denoiser are none: `several_fits` has them.
+    """
+    changed: dict[tuple[str, ...], list[Cell]] = {}
+    for cell, names in evidence.variants:
+        settings = names if cell.method in COLUMNS else ("guidance", *names)
+        if cell.place == place and settings != ("fit_seed",):
+            changed.setdefault(settings, []).append(cell)
+    return dict(sorted(changed.items(), key=lambda item: (len(item[0]), item[0])))
+
+
 def ablations(evidence: Evidence, place: Place) -> list[Ablation]:
     """One for each setting of which there is a run at this place in which nothing else is changed."""
-    changed: dict[str, list[Cell]] = {}
-    for cell, names in evidence.variants:
-        if cell.place == place and not names:
-            changed.setdefault("guidance", []).append(cell)
-        elif cell.place == place and len(names) == 1 and cell.method in COLUMNS:
-            changed.setdefault(names[0], []).append(cell)
     members = [cell for cell in evidence.table if cell.place == place and cell.method != "none"]
     found = []
-    for setting, variants in sorted(changed.items()):
+    for (setting, *others), variants in variants_by_settings(evidence, place).items():
+        if others:
+            continue
         lines: dict[str, dict[str, Gains]] = {}
         values: dict[str, Any] = {}
-        varied = {_line(cell, setting) for cell in variants}
-        for cell in [*variants, *(cell for cell in members if _line(cell, setting) in varied)]:
+        varied = {line_of(cell, [setting]) for cell in variants}
+        for cell in [*variants, *(cell for cell in members if line_of(cell, [setting]) in varied)]:
             gains = gains_of(evidence, cell)
             if cell.method != "none" and gains is not None:
-                value = float(cell.method.removeprefix("coda ")) if setting == "guidance" else cell.setup[setting]
+                value = value_of(cell, setting)
                 values[value_name(value)] = value
-                lines.setdefault(_line(cell, setting), {})[value_name(value)] = gains
+                lines.setdefault(line_of(cell, [setting]), {})[value_name(value)] = gains
         across = {
             cell.method: gains
             for cell in members
             if setting not in cell.setup
-            and _line(cell, setting) not in varied
+            and line_of(cell, [setting]) not in varied
             and (gains := gains_of(evidence, cell)) is not None
         }
         if lines:
@@ -61,9 +70,14 @@ def ablations(evidence: Evidence, place: Place) -> list[Ablation]:
     return found
 
 
-def _line(cell: Cell, setting: str) -> str:
+def line_of(cell: Cell, settings: Sequence[str]) -> str:
     """What a cell is a point of: its method, whatever its lambda where that is what varies."""
-    return "coda" if setting == "guidance" and cell.method.startswith("coda ") else cell.method
+    return "coda" if "guidance" in settings and cell.method.startswith("coda ") else cell.method
+
+
+def value_of(cell: Cell, setting: str) -> Any:
+    """The value of a setting that varies."""
+    return float(cell.method.removeprefix("coda ")) if setting == "guidance" else cell.setup[setting]
 
 
 def gains_of(evidence: Evidence, cell: Cell) -> Gains | None:

@@ -87,7 +87,7 @@ def comparison_curves(
     """
     with picture(path) as axes:
         for label, metrics in runs:
-            _mean_curve(axes, label, metrics, "return")
+            mean_curve(axes, label, metrics, "return")
         for number, mean in enumerate(dataset_means):
             label = None if number else "dataset, mean episode"
             axes.axhline(mean, color="0.4", linestyle="--", linewidth=1.0, label=label)
@@ -107,9 +107,9 @@ def likelihood_curves(path: Path, title: str, runs: Sequence[tuple[str, Mapping[
             # A row tells of the policy that started its round.
             trained["updates"] = metrics["updates"][metrics["round"] < metrics["round"].max()]
             if np.any(trained["synthetic_log_likelihood"]):
-                _mean_curve(axes, label, trained, "synthetic_log_likelihood", color=f"C{number}")
+                mean_curve(axes, label, trained, "synthetic_log_likelihood", color=f"C{number}")
                 if "unguided_log_likelihood" in trained:
-                    _mean_curve(axes, None, trained, "unguided_log_likelihood", color=f"C{number}", linestyle="--")
+                    mean_curve(axes, None, trained, "unguided_log_likelihood", color=f"C{number}", linestyle="--")
         axes.set(
             title=f"{title} (dashed: sampled without guidance)",
             xlabel="learner updates",
@@ -119,7 +119,8 @@ def likelihood_curves(path: Path, title: str, runs: Sequence[tuple[str, Mapping[
             axes.legend(loc="best", fontsize=8)
 
 
-def _mean_curve(axes: Axes, label: str | None, metrics: Mapping[str, np.ndarray], column: str, **style: Any) -> None:
+def mean_curve(axes: Axes, label: str | None, metrics: Mapping[str, np.ndarray], column: str, **style: Any) -> None:
+    """Draws a column of `metrics.csv` against updates: the mean over seeds in a band of one standard error."""
     updates = np.unique(metrics["updates"])
     curves = np.stack([metrics[column][metrics["seed"] == seed] for seed in np.unique(metrics["seed"])])
     mean = curves.mean(axis=0)

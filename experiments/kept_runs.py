@@ -96,10 +96,20 @@ class Cell:
         """The summary of its first run, for what all its runs share."""
         return self.runs[0].summary
 
-    def quality(self, kind: str, name: str) -> float:
-        """An error of one kind of trajectories, the mean over its runs, each counted by its seeds."""
-        errors = [run.summary["sample_quality"][kind][name] for run in self.runs]
-        return float(np.average(errors, weights=[len(run.summary["seeds"]) for run in self.runs]))
+    def quality(self, kind: str, name: str) -> float | None:
+        """An error of one kind of trajectories, the mean over its runs, each counted by its seeds.
+
+        None where no run has it; runs that were too old to measure it do not count.
+        """
+        known = [
+            (error, len(run.summary["seeds"]))
+            for run in self.runs
+            if (error := run.summary["sample_quality"].get(kind, {}).get(name)) is not None
+        ]
+        if not known:
+            return None
+        errors, weights = zip(*known, strict=True)
+        return float(np.average(errors, weights=weights))
 
 
 def draw_of(run: Run) -> Draw:

@@ -1,16 +1,16 @@
 """The pictures of RESULTS.md: Figure 3, Figure 4, Figures 5 to 8 and ablations, drawn from what is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.ablations import Ablation, ablations
-from experiments.evidence import CODA, COLUMNS, Evidence
-from experiments.figures import comparison_curves, likelihood_curves, panels
-from experiments.kept_runs import dataset_name
-from experiments.naming import method_name, setting_name
+from experiments.ablations import Ablation, ablations, line_of, value_of, variants_by_settings
+from experiments.evidence import CODA, COLUMNS, Evidence, in_order, method_order
+from experiments.figures import comparison_curves, likelihood_curves, mean_curve, panels
+from experiments.kept_runs import Cell, dataset_name
+from experiments.naming import method_name, setting_name, value_name
 from experiments.steering_curves import draw_likelihood, draw_quality
 
 
@@ -32,6 +32,9 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
         if found := ablations(evidence, place):
             names.append(f"ablations_{stem}.png")
             draw_ablations(folder / names[-1], title, found, [cell.method for cell in cells])
+        if changed := variants_by_settings(evidence, place):
+            names.append(f"variants_{stem}.png")
+            draw_variants(folder / names[-1], title, changed, cells)
     for run in evidence.steering:
         summary, stem = run.summary, run.name
         names += [f"{stem}_likelihood.png", f"{stem}_quality.png"]
@@ -82,7 +85,6 @@ def draw_ablations(path: Path, title: str, found: Sequence[Ablation], methods: S
                     [g.mean() for g in gains],
                     [g.std(ddof=1) / np.sqrt(len(g)) if len(g) > 1 else 0.0 for g in gains],
                     color=colours.get(method, "0.5"),
-                    linestyle="none" if ablation.setting == "fit_seed" else "-",
                     marker="o",
                     capsize=3,
                     label=method_name(method),
@@ -101,3 +103,40 @@ def draw_ablations(path: Path, title: str, found: Sequence[Ablation], methods: S
         shown = [name for name in map(method_name, (*COLUMNS, "coda")) if name in handles]
         figure.legend([handles[name] for name in shown], shown, loc="outside right upper", fontsize=8)
         figure.suptitle(title)
+
+
+def draw_variants(
+    path: Path, title: str, changed: Mapping[tuple[str, ...], Sequence[Cell]], table: Sequence[Cell]
+) -> None:
+    """Learning curves where settings were changed, beside those of Table 1: a colour a value, a dash a method."""
+    dashes = {"none": ":", "unconditional": "--", "simulated": "-."}
+    columns = min(3, len(changed))
+    rows = -(-len(changed) // columns)
+    with panels(path, rows, columns, (4.2 * columns, 3.8 * rows)) as grid:
+        for axes in grid.flat[len(changed) :]:
+            axes.remove()
+        used = grid.flat[: len(changed)]
+        for axes, (settings, variants) in zip(used, changed.items(), strict=True):
+            varied = {line_of(cell, settings) for cell in variants}
+            shown = [(cell, _values(cell, settings)) for cell in table if line_of(cell, settings) in varied]
+            shown += [(cell, _values(cell, settings)) for cell in variants]
+            values = sorted({value for _, value in shown}, key=lambda value: [*map(in_order, value)])
+            for cell, value in sorted(shown, key=lambda pair: (method_order(pair[0].method), values.index(pair[1]))):
+                named = [value_name(v) for v, name in zip(value, settings, strict=True) if name != "guidance"]
+                label = ", ".join([method_name(cell.method), *named])
+                colour, dash = f"C{values.index(value) + 1}", dashes.get(cell.method, "-")
+                mean_curve(axes, label, cell.metrics, "return", color=colour, linestyle=dash)
+            for cell in table:
+                if cell.method == "none" and "none" not in varied:
+                    mean_curve(axes, method_name("none"), cell.metrics, "return", color="C0", linestyle=dashes["none"])
+            axes.set_title(", ".join(map(setting_name, settings)), fontsize=9)
+            axes.set(xlabel="learner updates", ylabel="return of an episode")
+            axes.legend(loc="best", fontsize=7)
+        limits = [limit for axes in used for limit in axes.get_ylim()]
+        for axes in used:
+            axes.set_ylim(min(limits), max(limits))
+        used[0].figure.suptitle(title)
+
+
+def _values(cell: Cell, settings: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(value_of(cell, setting) for setting in settings)

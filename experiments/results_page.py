@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.ablations import ablations, several_fits
+from experiments.ablations import ablations, several_fits, variants_by_settings
 from experiments.claims import HOLDS, Claim, downstream_claims, game_claims, steering_claims
 from experiments.console import duration
 from experiments.evidence import Evidence, cell_order, gather
@@ -136,6 +136,13 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
             "dashed, methods of Table 1 that do not know the setting:",
             "\n".join(f"![ablations]({link}/{name})" for name in pictures),
         ]
+    curves = [f"variants_{'_'.join(place)}.png" for place in evidence.places() if variants_by_settings(evidence, place)]
+    if curves:
+        sections += [
+            "Learning curves where settings were changed, beside those of Table 1 (dotted, no augmentation; dashed, "
+            "unconditional):",
+            "\n".join(f"![variants]({link}/{name})" for name in curves),
+        ]
     if several_fits(evidence):
         sections += [
             "Other fits of the denoiser, for the same seeds on the same episodes. *By chance* is the standard "
@@ -213,18 +220,22 @@ def explanation(evidence: Evidence, link: str) -> str:
         columns = [cell.metrics.get(f"{kind}_log_likelihood") for kind in ("synthetic", "unguided")]
         likelihoods = [None if column is None else float(column[last].mean()) for column in columns]
         kind = SYNTHETIC[cell.summary["augmentation"]]
-        errors = [cell.quality(kind, name) for name in ("dynamics_error", "feature_distance")]
+        shuffled = "real, actions shuffled"
+        dynamics = cell.quality(kind, "dynamics_error")
+        errors = [
+            *(dynamics, cell.quality(shuffled, "dynamics_error"), cell.quality(kind, "feature_distance")),
+            *(cell.quality(name, "optimism") for name in (kind, f"{kind}, first round", shuffled)),
+        ]
         base = evidence.cell(cell.place, "none")
         gain = None if base is None else paired_difference(cell.returns, base.returns)
         if base is not None and gain is not None and evidence.has_unit(cell.place):
             shared = differences(evidence.normalised(cell), evidence.normalised(base))
-            found.append((float(np.mean(list(shared.values()))), errors[0], likelihoods[0]))
+            found.append((float(np.mean(list(shared.values()))), dynamics, likelihoods[0]))
         rows.append(
             (
                 *cell.place,
                 method_name(cell.method),
-                *(f"{error:.2f}" for error in errors),
-                f"{cell.quality('real, actions shuffled', 'dynamics_error'):.2f}",
+                *("" if error is None else f"{error:.2f}" for error in errors),
                 *("" if likelihood is None else f"{likelihood:.1f}" for likelihood in likelihoods),
                 "" if gain is None else f"{gain.mean:+,.0f}",
             )
@@ -235,8 +246,11 @@ def explanation(evidence: Evidence, link: str) -> str:
         "dataset",
         "method",
         "dynamics error",
+        "... actions shuffled",
         "distance to data",
-        "dynamics error, actions shuffled",
+        "optimism",
+        "... of the first set",
+        "... actions shuffled",
         "log-likelihood of the synthetic actions",
         "... unguided",
         "gain over no augmentation, shared seeds",

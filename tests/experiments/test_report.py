@@ -128,6 +128,7 @@ def test_the_page_and_its_pictures_come_again_with_the_same_bytes(kept, tmp_path
     assert pictures[0] == pictures[1]
     assert set(pictures[0]) == {
         "ablations_laptop_2halfcheetah_replay.png",
+        "variants_laptop_2halfcheetah_replay.png",
         "figure4_laptop.png",
         *(f"{kind}_laptop_2halfcheetah_{d}.png" for kind in ("returns", "likelihood") for d in ("replay", "good")),
         "steering_likelihood.png",
@@ -219,7 +220,7 @@ def test_variants_are_compared_under_their_own_settings(kept):
     assert evidence.alike(mix, "none") is evidence.cell(mix.place, "none")
     assert evidence.reference(variants[("coda 0.1",)]) is evidence.cell(mix.place, "coda 0.6")
     found = {ablation.setting: ablation for ablation in ablations(evidence, mix.place)}
-    assert sorted(found) == ["fit_seed", "guidance", "learner.alpha_bc", "training.mix_ratio"]
+    assert sorted(found) == ["guidance", "learner.alpha_bc", "training.mix_ratio"]
     assert found["guidance"].values == ("0.1", "0.6") and list(found["guidance"].across) == ["unconditional"]
     np.testing.assert_array_equal(found["guidance"].lines["coda"]["0.1"], [5, 5, 5])
     np.testing.assert_array_equal(found["learner.alpha_bc"].lines["coda 0.6"]["2.5"], [40, 40, 40])
@@ -272,6 +273,11 @@ def test_quality_counts_all_runs_of_a_condition(tmp_path):
     (other / "summary.json").write_text(json.dumps(summary))
     (cell,) = gather(tmp_path).table
     assert cell.quality("guided", "dynamics_error") == pytest.approx((3 * 0.4 + 0.8) / 4)
+    assert cell.quality("guided", "optimism") is None
+    summary["sample_quality"]["guided"]["optimism"] = 0.2
+    (other / "summary.json").write_text(json.dumps(summary))
+    (cell,) = gather(tmp_path).table
+    assert cell.quality("guided", "optimism") == pytest.approx(0.2)  # of the run that measured it
 
 
 def test_runs_of_other_episodes_are_not_compared(kept, capsys):
