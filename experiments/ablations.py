@@ -8,7 +8,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from experiments.evidence import COLUMNS, Evidence, Place, in_order
-from experiments.intervals import differences
+from experiments.intervals import Difference, differences, paired_difference
 from experiments.kept_runs import Cell
 from experiments.naming import value_name
 
@@ -140,3 +140,14 @@ def several_fits(evidence: Evidence) -> list[Fits]:
                 returns = np.array([[fits[fit].returns[seed] for seed in seeds] for fit in here])
                 found.append(Fits(cell.place, cell.method, tuple(seeds), tuple(here), returns))
     return found
+
+
+def gain_by_fits(evidence: Evidence, place: Place, method: str) -> Difference | None:
+    """A method less no augmentation, each fit counted once, by its mean over seeds; None with fewer than two fits."""
+    base = evidence.cell(place, "none")
+    ours, theirs = [], []
+    for fits in several_fits(evidence):
+        if base is not None and (fits.place, fits.method) == (place, method) and set(fits.seeds) <= set(base.returns):
+            ours += fits.means.tolist()
+            theirs += [np.mean([base.returns[seed] for seed in fits.seeds])] * len(fits.means)
+    return paired_difference(dict(enumerate(ours)), dict(enumerate(theirs)))

@@ -20,6 +20,7 @@ from experiments.results_figures import draw_all
 from experiments.results_tables import (
     aggregate_table,
     differences_table,
+    fits_gains,
     fits_table,
     returns_table,
     setups,
@@ -149,6 +150,9 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
             "deviation to be expected if all fits were the same, from what fits and seeds leave unexplained; p is "
             "that of the F test of a two-way analysis of variance:",
             fits_table(evidence),
+            "With each fit counted once, by its mean over seeds, in place of seeds (fits to one draw have their "
+            "baseline in common):",
+            fits_gains(evidence),
         ]
     return sections
 

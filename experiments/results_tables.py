@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.ablations import several_fits
+from experiments.ablations import gain_by_fits, several_fits
 from experiments.claims import compare, words
 from experiments.evidence import CODA, COLUMNS, Evidence, method_order
 from experiments.intervals import differences, interquartile_mean, interval, paired_difference
@@ -152,3 +152,13 @@ def fits_table(evidence: Evidence) -> str:
     ]
     header = ("preset", "task", "dataset", "method", "seeds", "mean return of each fit")
     return table((*header, "standard deviation over fits", "by chance", "p"), rows)
+
+
+def fits_gains(evidence: Evidence) -> str:
+    """For each method with several fits, its gain over no augmentation by fits instead of seeds."""
+    members = dict.fromkeys((fits.place, fits.method) for fits in several_fits(evidence))
+    return "\n".join(
+        f"- {' '.join(place)}: {method_name(method)} - {method_name('none')}: "
+        f"{words(gain_by_fits(evidence, place, method), pairs='fits')}"
+        for place, method in members
+    )
