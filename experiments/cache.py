@@ -93,3 +93,11 @@ def plain(config: Any) -> Any:
     if config is None or isinstance(config, bool | int | float | str):
         return config
     raise TypeError(f"{config!r} of type {type(config).__name__} does not belong into a configuration")
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found

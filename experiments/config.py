@@ -123,7 +123,7 @@ def uses(augmentation: str, setting: str) -> bool:
         return setting not in ("guidance", "diffusion.guidance_schedule", "training.num_trajectories")
     unused = {"guidance", "fit_seed", "data.uniform_unbounded", "training.static_trajectories"}
     if augmentation == "none":
-        unused |= {"training.mix_ratio", "training.chunk_size", "training.num_trajectories"}
+        unused |= {"training.mix_ratio", "training.chunk_size", "training.num_trajectories", "training.burn_in"}
     return setting not in unused and not setting.startswith(("diffusion.", "denoiser."))
 
 
@@ -195,6 +195,11 @@ def check(config: ExperimentConfig) -> None:
     for flag, seed in {"--seed": config.seed, "--fit-seed": config.fit_seed}.items():
         if seed < 0:
             raise UserError(f"{flag} is {seed}; it must be zero or larger")
+    if not 0 <= config.training.burn_in < config.training.num_rounds:
+        raise UserError(
+            f"--training.burn-in is {config.training.burn_in}; it must be zero or larger, and leave some of the "
+            f"{config.training.num_rounds} rounds"
+        )
     if not 0.0 <= config.training.mix_ratio <= 1.0:
         raise UserError(f"--training.mix-ratio is {config.training.mix_ratio}; it must lie between 0 and 1")
     if not 0.0 < config.data.held_out_fraction < 1.0:

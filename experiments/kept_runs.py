@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from experiments.cache import key_of, plain
+from experiments.cache import flat, key_of, plain
 from experiments.config import PRESETS, uses
 from experiments.errors import UserError
 from experiments.naming import METHODS
@@ -250,14 +250,6 @@ def dataset_name(summary: Mapping[str, Any]) -> str:
     """A dataset's name; of a vault the ends of its path, as a word that a table and a file name bear."""
     vault = summary.get("vault")
     return summary["dataset"] if vault is None else re.sub(r"[^\w.+-]", "_", "_".join(Path(vault).parts[-2:]))
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
 
 
 def agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.types import Trajectory
-from experiments.cache import enable_compilation_cache, plain
+from experiments.cache import enable_compilation_cache, flat, plain
 from experiments.checkpoints import Checkpoints
 from experiments.config import PRESETS, ExperimentConfig, check, uses
 from experiments.console import phase, print_config, print_table, say
@@ -73,14 +73,15 @@ def identity_of(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def run_dir_of(config: ExperimentConfig) -> Path:
-    """The run folder that the settings name."""
+    """The run folder that the settings name, by what sets them apart from their preset: new settings change no name."""
+    usual = flat(plain(PRESETS[config.preset]))
     return default_run_dir(
         task=config.task,
         dataset=str(config.vault or config.dataset),
         augmentation=config.augmentation,
         guidance=config.guidance,
         preset=config.preset,
-        config=identity_of(config),
+        config={name: value for name, value in flat(identity_of(config)).items() if value != usual[name]},
     )
 
 
@@ -191,13 +192,19 @@ def train_policies(
     is_synthetic, is_guided = config.augmentation != "none", config.augmentation == "coda"
     is_renewed = config.augmentation in ("coda", "simulated")
 
-    def plan(generate: bool = False, num_updates: int = 0, evaluate: bool = False, guided: bool = is_guided) -> Plan:
+    def plan(
+        generate: bool = False,
+        num_updates: int = 0,
+        evaluate: bool = False,
+        guided: bool = is_guided,
+        mixed: bool = False,
+    ) -> Plan:
         values = Plan(
             generate=jnp.bool_(generate),
             num_updates=jnp.int32(num_updates),
             evaluate=jnp.bool_(evaluate),
             guidance=jnp.float32(config.guidance if guided else 0.0),
-            mix_ratio=jnp.float32(training.mix_ratio if is_synthetic and num_updates else 0.0),
+            mix_ratio=jnp.float32(training.mix_ratio if mixed else 0.0),
         )
         return jax.device_put(values, shared)
 
@@ -254,8 +261,9 @@ def train_policies(
                 if is_guided:
                     state, _ = play(state, 0, plan(generate=True))
                     times["generate"] = clock.lap("generate")
-                    first = measure({"guided, first round": state.synthetic})
-                    clock.lap("quality")
+                    if training.burn_in == 0:
+                        first = measure({"guided, first round": state.synthetic})
+                        clock.lap("quality")
         notes = {"times": times, "data": fit.data, "quality": first}
         checkpoints.save(0, state, {**notes, "seconds": clock.seconds})
     else:
@@ -271,9 +279,10 @@ def train_policies(
 
     with phase("training", total=training.num_rounds, done=done) as progress:
         for number in range(done + 1, training.num_rounds + 1):
-            renew = is_renewed and number > 1
+            mixed = is_synthetic and number > training.burn_in
+            renew = is_renewed and mixed and number > 1
             clock.lap()
-            state, report = play(state, number, plan(renew, updates_per_round, evaluate=True))
+            state, report = play(state, number, plan(renew, updates_per_round, evaluate=True, mixed=mixed))
             seconds = clock.lap()
             share = {"generate": times["generate"] if renew else 0.0, "evaluate": times["evaluate"]}
             for name, value in share.items():

@@ -13,6 +13,7 @@ SETTINGS = {
     "training.num_trajectories": "trajectories a round",
     "training.static_trajectories": "trajectories, once",
     "training.num_rounds": "rounds",
+    "training.burn_in": "burn-in rounds",
     "training.updates_per_epoch": "updates an epoch",
     "training.evaluation_episodes": "evaluation episodes",
     "fit_seed": "fit seed",

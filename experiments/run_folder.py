@@ -55,7 +55,7 @@ def default_run_dir(*, task: str, dataset: str, augmentation: str, guidance: flo
         augmentation: how the data are augmented.
         guidance: lambda, the guidance scale.
         preset: name of the preset.
-        config: all that determines the numbers of the run, the names above included.
+        config: all else that sets it apart; what is named above may be in it too.
     """
     name = f"{task}-{Path(dataset).stem}-{augmentation}-g{guidance:g}-{preset}-{key_of(config)}"
     return Path("runs", re.sub(r"[^\w.+-]", "_", name))

@@ -55,6 +55,8 @@ class CodaConfig:
     """N_policy: learner updates an epoch."""
     num_rounds: int = 5
     """Rounds of generation, updates and evaluation."""
+    burn_in: int = 0
+    """Rounds on the recorded data alone that come first: the first guided set would imitate an untrained policy."""
     num_trajectories: int = 1000
     """B: synthetic trajectories a round and seed, in place of the last round's."""
     static_trajectories: int = 5_000

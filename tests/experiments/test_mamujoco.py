@@ -136,6 +136,17 @@ def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentatio
         assert quality["simulated"]["dynamics_error"] < 1e-3 < quality["real, actions shuffled"]["dynamics_error"]
 
 
+def test_burn_in_is_on_recorded_data_alone(vault, tmp_path, finished):
+    common = ("--vault", str(vault), "--training.num-rounds", "2")
+    command(*common, "--run-dir", str(tmp_path / "unmixed"), "--training.mix-ratio", "0")
+    command(*common, "--run-dir", str(tmp_path / "burn_in"), "--training.burn-in", "1")
+    unmixed, burnt_in, mixed = table(tmp_path / "unmixed"), table(tmp_path / "burn_in"), table(finished)
+    assert burnt_in[:4] == unmixed[:4]  # untrained, and after the first round
+    for others in (unmixed[4:], mixed[2:4]):
+        assert {row["critic_loss"] for row in others}.isdisjoint(row["critic_loss"] for row in burnt_in[2:])
+    assert [float(row["synthetic_log_likelihood"]) < 0 for row in burnt_in] == [False] * 4 + [True] * 2
+
+
 @pytest.mark.slow
 def test_another_fit_is_asked_for_by_its_seed(vault, tmp_path, finished):
     path = tmp_path / "fit"
@@ -180,6 +191,7 @@ def refusal(capsys, *flags: str) -> str:
         (["--fit-seed", "-1"], ["--fit-seed", "-1"]),
         (["--preset", "huge"], ["--preset", "huge", "laptop"]),
         (["--training.mix-ratio", "1.5"], ["--training.mix-ratio", "1.5"]),
+        (["--training.burn-in", "3"], ["--training.burn-in", "3 rounds"]),
         (["--training.horizon", "1"], ["--training.horizon", "1", "2"]),
         (["--diffusion.num-steps", "1"], ["num_steps", "1"]),
         (["--vault", "nowhere/at/all.vlt"], ["nowhere/at/all.vlt"]),

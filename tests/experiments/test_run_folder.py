@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 import yaml
 
 from experiments import provenance, run_folder
+from experiments.config import PRESETS
 from experiments.errors import UserError
+from experiments.mamujoco import run_dir_of
 from experiments.run_folder import Metrics, default_run_dir, open_run_folder
 
 CONFIG = {"task": "2halfcheetah", "guidance": 0.6, "diffusion": {"num_steps": 64, "clip": 1e-6}}
@@ -177,6 +180,15 @@ def test_the_default_folder_derives_from_the_config():
     assert folder != default_run_dir(**names, config=CONFIG | {"seed": 1})
     vault = default_run_dir(**(names | {"dataset": "/data/my vaults/Good one.vlt"}), config=CONFIG)
     assert vault.name.startswith("2halfcheetah-Good_one-coda-")
+
+
+def test_a_folder_is_named_by_what_sets_it_apart_from_its_preset():
+    names = {"task": "2halfcheetah", "dataset": "replay", "augmentation": "coda", "guidance": 0.6, "preset": "laptop"}
+    usual = PRESETS["laptop"]
+    assert run_dir_of(usual) == default_run_dir(**names, config={})
+    other = dataclasses.replace(usual, training=dataclasses.replace(usual.training, burn_in=1))
+    assert run_dir_of(other) == default_run_dir(**names, config={"training.burn_in": 1})
+    assert run_dir_of(dataclasses.replace(usual, run_dir=Path("a"))) == run_dir_of(usual)  # no number depends on it
 
 
 def test_changes_that_are_not_committed_are_kept_within_limits(tmp_path, monkeypatch):

@@ -72,6 +72,7 @@ def test_a_setting_that_a_run_does_not_use_makes_no_other_run(tmp_path):
         "training.num_trajectories": (1, 1, 2),
         "training.static-trajectories": (1, 2, 1),
         "fit-seed": (1, 2, 2),
+        "training.burn-in": (1, 2, 2),
     }
     for name, expected in counts.items():
         groups = [{"grid": {**methods, name: [1, 0.5] if name == "training.mix-ratio" else [1, 2]}}]
