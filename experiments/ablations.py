@@ -142,12 +142,11 @@ def several_fits(evidence: Evidence) -> list[Fits]:
     return found
 
 
-def gain_by_fits(evidence: Evidence, place: Place, method: str) -> Difference | None:
-    """A method less no augmentation, each fit counted once, by its mean over seeds; None with fewer than two fits."""
-    base = evidence.cell(place, "none")
-    ours, theirs = [], []
+def gain_over_fits(evidence: Evidence, place: Place, method: str) -> Difference | None:
+    """A method less no augmentation, each seed by its mean over the fits it was trained with; None for too few."""
+    ours: dict[int, float] = {}
     for fits in several_fits(evidence):
-        if base is not None and (fits.place, fits.method) == (place, method) and set(fits.seeds) <= set(base.returns):
-            ours += fits.means.tolist()
-            theirs += [np.mean([base.returns[seed] for seed in fits.seeds])] * len(fits.means)
-    return paired_difference(dict(enumerate(ours)), dict(enumerate(theirs)))
+        if (fits.place, fits.method) == (place, method):
+            ours |= dict(zip(fits.seeds, fits.returns.mean(axis=0).tolist(), strict=True))
+    base = evidence.cell(place, "none")
+    return None if base is None else paired_difference(ours, base.returns)

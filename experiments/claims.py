@@ -74,15 +74,15 @@ def judge(found: Difference | None, sign: int) -> str:
     return HOLDS if found.sign == sign else FAILS
 
 
-def words(found: Difference | None, digits: int = 0, unit: str = "", pairs: str = "seeds") -> str:
-    """A difference with both its intervals, over paired seeds or whatever else the pairs are."""
+def words(found: Difference | None, digits: int = 0, unit: str = "") -> str:
+    """A difference with both its intervals."""
     if found is None:
-        return f"fewer than two paired {pairs}"
+        return "fewer than two paired seeds"
     low, high = (f"{value:.{digits}f}" for value in found.bootstrap[1:])
     t_low, t_high = (f"{value:.{digits}f}" for value in found.student[1:])
     return (
         f"{found.mean:+.{digits}f}{unit}, bootstrap [{low}, {high}], t [{t_low}, {t_high}], "
-        f"{found.num_pairs} paired {pairs}"
+        f"{found.num_seeds} paired seeds"
     )
 
 

@@ -103,10 +103,12 @@ def likelihood_curves(path: Path, title: str, runs: Sequence[tuple[str, Mapping[
     """
     with picture(path) as axes:
         for number, (label, metrics) in enumerate(runs):
-            trained = {name: column[metrics["round"] > 0] for name, column in metrics.items()}
-            # A row tells of the policy that started its round.
-            trained["updates"] = metrics["updates"][metrics["round"] < metrics["round"].max()]
-            if np.any(trained["synthetic_log_likelihood"]):
+            # A row tells of the policy that started its round; rounds without synthetic data have zeros.
+            trained = {"updates": metrics["updates"][metrics["round"] < metrics["round"].max()]}
+            trained["seed"] = metrics["seed"][metrics["round"] > 0]
+            for name in {"synthetic_log_likelihood", "unguided_log_likelihood"} & set(metrics):
+                trained[name] = np.where(metrics[name] == 0, np.nan, metrics[name])[metrics["round"] > 0]
+            if not np.isnan(trained["synthetic_log_likelihood"]).all():
                 mean_curve(axes, label, trained, "synthetic_log_likelihood", color=f"C{number}")
                 if "unguided_log_likelihood" in trained:
                     mean_curve(axes, None, trained, "unguided_log_likelihood", color=f"C{number}", linestyle="--")

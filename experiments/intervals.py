@@ -30,13 +30,13 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The mean difference of two methods, by seeds (or other units) that both have.
+    """The mean difference of two methods, by seeds that both have.
 
     bootstrap: percentile interval, which is too narrow for a handful of seeds.
     student:   interval of Student's t, which knows how few they are but takes differences for Gaussian.
     """
 
-    num_pairs: int
+    num_seeds: int
     mean: float
     bootstrap: Interval
     student: Interval

@@ -100,7 +100,11 @@ def run(config: ExperimentConfig) -> None:
         convention, episodes = load_vault(config.task, config.vault, config.data.max_transitions)
     env = mamujoco.make(config.task) if convention is None else convention.env
     with open_run_folder(
-        path, identity, num_devices=mesh.size, allow_other_devices=config.allow_other_devices
+        path,
+        identity,
+        num_devices=mesh.size,
+        allow_other_devices=config.allow_other_devices,
+        defaults=identity_of(PRESETS[config.preset]),
     ) as folder:
         say(f"run folder: {path}")
         if not folder.finished:

@@ -10,7 +10,7 @@ from experiments.ablations import Ablation, ablations, line_of, value_of, varian
 from experiments.evidence import CODA, COLUMNS, Evidence, in_order, method_order
 from experiments.figures import comparison_curves, likelihood_curves, mean_curve, panels
 from experiments.kept_runs import Cell, dataset_name
-from experiments.naming import method_name, setting_name, value_name
+from experiments.naming import method_name, seeds_name, setting_name, value_name
 from experiments.steering_curves import draw_likelihood, draw_quality
 
 
@@ -24,7 +24,8 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
             draw_bars(folder / names[-1], evidence, preset)
     for place in evidence.places():
         cells = [cell for cell in evidence.table if cell.place == place]
-        curves = [(method_name(cell.method), cell.metrics) for cell in cells]
+        seeds = sorted({seed for cell in cells for seed in cell.returns})
+        curves = [(method_name(cell.method) + _of_seeds(cell, seeds), cell.metrics) for cell in cells]
         title, stem = " ".join(place[1:]), "_".join(place)
         names += [f"returns_{stem}.png", f"likelihood_{stem}.png"]
         comparison_curves(folder / names[-2], title, curves, [draw.mean for draw in evidence.draws(place)])
@@ -112,6 +113,7 @@ def draw_variants(
     dashes = {"none": ":", "unconditional": "--", "simulated": "-."}
     columns = min(3, len(changed))
     rows = -(-len(changed) // columns)
+    seeds = sorted({seed for cell in table for seed in cell.returns})
     with panels(path, rows, columns, (4.2 * columns, 3.8 * rows)) as grid:
         for axes in grid.flat[len(changed) :]:
             axes.remove()
@@ -123,7 +125,7 @@ def draw_variants(
             values = sorted({value for _, value in shown}, key=lambda value: [*map(in_order, value)])
             for cell, value in sorted(shown, key=lambda pair: (method_order(pair[0].method), values.index(pair[1]))):
                 named = [value_name(v) for v, name in zip(value, settings, strict=True) if name != "guidance"]
-                label = ", ".join([method_name(cell.method), *named])
+                label = ", ".join([method_name(cell.method), *named]) + _of_seeds(cell, seeds)
                 colour, dash = f"C{values.index(value) + 1}", dashes.get(cell.method, "-")
                 mean_curve(axes, label, cell.metrics, "return", color=colour, linestyle=dash)
             for cell in table:
@@ -136,6 +138,11 @@ def draw_variants(
         for axes in used:
             axes.set_ylim(min(limits), max(limits))
         used[0].figure.suptitle(title)
+
+
+def _of_seeds(cell: Cell, seeds: Sequence[int]) -> str:
+    """Words that name the seeds of a curve where it has not all that are there."""
+    return "" if list(cell.returns) == list(seeds) else f" (seeds {seeds_name(list(cell.returns))})"
 
 
 def _values(cell: Cell, settings: Sequence[str]) -> tuple[Any, ...]:

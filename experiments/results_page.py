@@ -110,8 +110,9 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
             differences_table(evidence),
             "## Figure 4: normalised within a dataset",
             "0 is the mean policy before training, 1 the best of the episodes that a seed learnt from. Over all "
-            "datasets that have the three methods, and the seeds that all of them share, by the interquartile mean and "
-            "its stratified bootstrap interval (the datasets are the strata):",
+            "datasets that have the three methods, and the seeds that all of them share, with stratified bootstrap "
+            "intervals (the datasets are the strata). Where datasets differ more than seeds, the interquartile mean is "
+            "that of the middle datasets: the mean stands beside it.",
             aggregate_table(evidence),
             "\n".join(
                 f"Left out: {' '.join(place)}, whose best episode is within a standard deviation of untrained policies."
@@ -150,8 +151,7 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
             "deviation to be expected if all fits were the same, from what fits and seeds leave unexplained; p is "
             "that of the F test of a two-way analysis of variance:",
             fits_table(evidence),
-            "With each fit counted once, by its mean over seeds, in place of seeds (fits to one draw have their "
-            "baseline in common):",
+            "With each seed's mean over all its fits in place of one fit's return:",
             fits_gains(evidence),
         ]
     return sections

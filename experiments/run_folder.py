@@ -159,7 +159,7 @@ class RunFolder:
 
 @contextlib.contextmanager
 def open_run_folder(
-    path: Path, config: Any, *, num_devices: int, allow_other_devices: bool = False
+    path: Path, config: Any, *, num_devices: int, allow_other_devices: bool = False, defaults: Any = None
 ) -> Iterator[RunFolder]:
     """Begins a run folder or takes it up again, and keeps other processes out meanwhile.
 
@@ -168,6 +168,7 @@ def open_run_folder(
         config: all that determines the numbers of the run.
         num_devices: how many devices the seeds are sharded over.
         allow_other_devices: go on although the run began on another number of devices.
+        defaults: what settings were before there were any such, for folders that are older than a setting.
 
     Raises:
         UserError: if the folder belongs to another configuration, another process, another number of devices, or to
@@ -185,7 +186,10 @@ def open_run_folder(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process works in {path}; wait for it, or choose another --run-dir") from error
-        _check_config(path / "config.yaml", plain(config))
+        if (path / "config.yaml").exists():
+            check_settings(path, config, defaults)
+        else:
+            write_atomically(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
         folder = RunFolder(path)
         if not folder.finished:
             _check_provenance(path / "provenance.json", provenance(num_devices), allow_other_devices)
@@ -193,22 +197,27 @@ def open_run_folder(
         yield folder
 
 
-def _check_config(file: Path, config: dict[str, Any]) -> None:
-    """Writes the configuration of a new run; compares it with that of an older one."""
-    if not file.exists():
-        write_atomically(file, yaml.safe_dump(config, sort_keys=False))
-        return
+def check_settings(path: Path, config: Any, defaults: Any = None) -> None:
+    """Refuses a run folder whose `config.yaml` has other settings, by a `UserError`; see `open_run_folder`."""
+    file = path / "config.yaml"
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read; choose another --run-dir") from error
-    difference = _first_difference(found, config)
+    difference = _first_difference(_completed(found, plain(defaults)), plain(config))
     if difference is not None:
         setting, there, here = difference
         raise UserError(
             f"{file.parent} belongs to another run: {setting} is {there} there and {here} here; "
             "choose another --run-dir or delete that folder"
         )
+
+
+def _completed(found: Any, defaults: Any) -> Any:
+    """A nested mapping, with the defaults of what it lacks."""
+    if not (isinstance(found, dict) and isinstance(defaults, dict)):
+        return found
+    return {**defaults, **{name: _completed(value, defaults.get(name)) for name, value in found.items()}}
 
 
 def _first_difference(there: Any, here: Any, setting: str = "") -> tuple[str, str, str] | None:

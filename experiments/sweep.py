@@ -29,7 +29,8 @@ import yaml
 from experiments.config import PRESETS, ExperimentConfig, check, uses
 from experiments.console import Phase, duration, phase, say
 from experiments.errors import UserError, one_line_errors, parse_command
-from experiments.mamujoco import run_dir_of
+from experiments.mamujoco import identity_of, run_dir_of
+from experiments.run_folder import check_settings
 
 JOB = (sys.executable, "-m", "experiments.mamujoco")
 """The command of a run; its flags follow."""
@@ -101,6 +102,9 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line_errors():
         config = parse_command(SweepConfig, args)
         runs = shard(read_sweep(config.settings, config.output), config.shard)
+        for run in runs:
+            if run.finished:  # a preset may have changed since
+                check_settings(run.path, identity_of(run.config), identity_of(PRESETS[run.config.preset]))
         if config.list:
             show(runs, {})
             return

@@ -13,7 +13,7 @@ import yaml
 from scipy import stats
 
 from experiments import report, results_page
-from experiments.ablations import ablations, gain_by_fits, several_fits
+from experiments.ablations import ablations, gain_over_fits, several_fits
 from experiments.claims import FAILS, HOLDS, NO_RUN, UNDECIDED, downstream_claims, game_claims, judge, steering_claims
 from experiments.evidence import gather
 from experiments.intervals import interquartile_mean, interval, mean, paired_difference
@@ -248,9 +248,9 @@ def test_fits_are_compared_by_seeds_and_episodes_they_share(tmp_path):
     t = difference.mean() / (difference.std(ddof=1) / math.sqrt(3))
     assert (found.spread / found.chance) ** 2 == pytest.approx(t**2)
     assert found.p == pytest.approx(stats.ttest_rel(*returns).pvalue)
-    # By fits: both less the same baseline, 200, 201 and 202; the other draw has none.
-    gain = gain_by_fits(gather(tmp_path), found.place, found.method)
-    assert (gain.num_pairs, gain.mean) == (2, pytest.approx(returns.mean() - 201))
+    # Seeds by their mean over fits, less 200, 201 and 202; the other draw has no baseline.
+    gain = gain_over_fits(gather(tmp_path), found.place, found.method)
+    assert (gain.num_seeds, gain.mean) == (3, pytest.approx(returns.mean() - 201))
 
 
 def test_a_single_seed_at_a_larger_scale_displaces_nothing(kept):
@@ -303,7 +303,7 @@ def test_seeds_of_another_draw_of_the_data_are_compared_among_themselves(tmp_pat
     assert scores[0] == pytest.approx((200 - zero) / (500 - zero))
     assert scores[5] == pytest.approx((205 - zero) / (1000 - zero))
     found = paired_difference(coda.returns, none.returns)
-    assert found is not None and (found.num_pairs, found.mean) == (4, 50.0)
+    assert found is not None and (found.num_seeds, found.mean) == (4, 50.0)
 
 
 def test_a_dataset_no_better_than_untrained_policies_is_not_normalised(kept):
@@ -403,7 +403,7 @@ def test_the_paper_s_scale_is_judged_before_the_laptop_s(kept):
 def test_intervals_have_the_right_centre_and_width():
     """Against closed forms: t's interval of four numbers, and the bootstrap's standard error for many."""
     found = paired_difference({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 9: 50.0}, {0: 0.0, 1: 0.0, 2: 0.0, 3: 0.0})
-    assert found.num_pairs == 4 and found.mean == 2.5
+    assert found.num_seeds == 4 and found.mean == 2.5
     reach = 3.1824463 * math.sqrt(5 / 3) / 2  # t_{0.975, 3}
     np.testing.assert_allclose(found.student, (2.5, 2.5 - reach, 2.5 + reach), rtol=1e-6)
     scores = np.random.default_rng(0).normal(size=(400, 2))

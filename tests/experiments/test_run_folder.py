@@ -56,6 +56,21 @@ def test_another_config_is_refused_and_nothing_overwritten(tmp_path, other, word
     assert snapshot(tmp_path) == before
 
 
+def test_a_setting_that_is_newer_than_a_folder_was_at_its_default(tmp_path):
+    defaults = CONFIG | {"diffusion": {"num_steps": 128, "clip": 1e-6, "churn": 0.0}}
+    newer = CONFIG | {"diffusion": CONFIG["diffusion"] | {"churn": 0.0}}
+    for config in (CONFIG, newer):
+        with open_run_folder(tmp_path / "a", config, num_devices=2, defaults=defaults if config is newer else None):
+            pass
+    newer = CONFIG | {"diffusion": CONFIG["diffusion"] | {"churn": 1.0}}
+    words = "diffusion.churn is 0.0 there and 1.0 here"
+    with (
+        pytest.raises(UserError, match=words),
+        open_run_folder(tmp_path / "a", newer, num_devices=2, defaults=defaults),
+    ):
+        pass
+
+
 def test_a_nan_in_the_config_equals_itself(tmp_path):
     for _ in range(2):
         with open_run_folder(tmp_path / "a", {"limit": float("nan")}, num_devices=2):

@@ -23,6 +23,8 @@ import json, pathlib, sys, time
 run = pathlib.Path(sys.argv[sys.argv.index("--run-dir") + 1])
 run.mkdir(exist_ok=True)
 guidance = float(sys.argv[sys.argv.index("--guidance") + 1])
+training = "{num_rounds: 3, epochs_per_round: 1, updates_per_epoch: 10}"
+(run / "config.yaml").write_text(f"{{preset: laptop, guidance: {guidance}, training: {training}}}")
 with (run / "journal").open("a") as journal:
     journal.write("started\\n")
 table = run / "metrics.csv"
@@ -126,6 +128,17 @@ def test_a_run_that_fails_is_told_at_the_end_and_stops_no_other(tmp_path, fake_j
     with pytest.raises(SystemExit):
         sweep.main([str(file)])
     assert [len(journal) for journal in journals(tmp_path / "runs")] == [4, 4, 2]  # what is finished is left alone
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_the_one_asked_for(tmp_path, fake_job, capsys):
+    file = write_sweep(tmp_path / "s.yaml", tmp_path / "runs", [0.1])
+    sweep.main([str(file)])
+    (settings,) = tmp_path.glob("runs/*/config.yaml")
+    settings.write_text(settings.read_text().replace("training:", "learner: {alpha_bc: 5.0}, training:"))
+    with pytest.raises(SystemExit) as ended:
+        sweep.main([str(file), "--list"])
+    assert ended.value.code == 2
+    assert "learner.alpha_bc is 5.0 there and 10.0 here" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("whole_group", [False, pytest.param(True, marks=pytest.mark.slow)])
