@@ -28,7 +28,7 @@ from experiments.results_tables import (
     table,
     variants_table,
 )
-from experiments.steering_curves import POLICIES, curve, sampled
+from experiments.steering_curves import POLICIES, Part, Points, curve, sampled
 
 DISCUSSION = "discussion.md"
 """A file beside the kept runs whose text is taken over as it is: what no rule can write."""
@@ -173,6 +173,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
                     if likelihood is None or dynamics is None or distance is None:
                         continue
                     peak = int(likelihood.values.mean(axis=1).argmax())
+                    scale = float(likelihood.guidance[peak])
                     rows.append(
                         (
                             run.name,
@@ -181,8 +182,9 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
                             schedule,
                             str(num_steps),
                             *(spread(likelihood.values[at].tolist(), 1) for at in (0, 1, peak, -1)),
-                            f"{likelihood.guidance[peak]:g}",
+                            f"{scale:g}",
                             *(spread(line.values[at].tolist(), 2) for line in (dynamics, distance) for at in (0, peak)),
+                            *(response(run.points, (policy, schedule, num_steps, at)) for at in (0.0, scale)),
                         )
                     )
     header = (
@@ -200,6 +202,8 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
         "at peak",
         "distance to data unguided",
         "at peak",
+        "response to actions unguided",
+        "at peak",
     )
     pictures = [
         f"![{kind}]({link}/{run.name}_{kind}.png)" for run in evidence.steering for kind in ("likelihood", "quality")
@@ -208,9 +212,18 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
         "## Figure 3: steering, and what it costs",
         "Mean action log-likelihood of generated trajectories under the policy they are steered toward (Gaussian, "
         "standard deviation 1, summed over horizon and agents), mean +- s.e. over seeds; one noise for all lambdas.",
+        "The response to actions is 1 where generated next states are where the steered actions lead in the simulator, 0 "
+        "where they are where the unguided actions of the same noise would have led; of unguided samples it is told "
+        "beside the actions of other samples.",
         table(header, rows),
         "\n".join(pictures),
     ]
+
+
+def response(points: Points, at: tuple[str, str, int, float]) -> str:
+    """How far trajectories at a point follow their actions, over seeds; nothing where that was not measured."""
+    values = [errors.action_response for errors in points[Part(*at)].values()]
+    return spread(values, 2) if np.isfinite(values).all() else ""
 
 
 def explanation(evidence: Evidence, link: str) -> str:

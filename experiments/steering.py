@@ -25,7 +25,7 @@ from coda_jax.coda import Prior, all_finite, policy_guide, sample_trajectories
 from coda_jax.data.dataset import Dataset, sample_windows, split_episodes
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.envs import mamujoco
-from coda_jax.evaluation import action_log_likelihood, sample_quality
+from coda_jax.evaluation import action_log_likelihood, action_response, sample_quality
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.types import PRNGKey, Trajectory
 from experiments import mamujoco as main_job
@@ -150,18 +150,28 @@ def make_sampler(
 
 def make_measure(
     env: mamujoco.Environment, mesh: Mesh
-) -> Callable[[Trajectory, Trajectory], tuple[Float[Array, "S L"], Float[Array, "S L"]]]:
-    """Dynamics error and mean distance of the features of trajectories `[S, L, W, H, ...]`, one set after the other."""
+) -> Callable[[Trajectory, Trajectory, Trajectory, Float[Array, "L"]], tuple[Float[Array, "S L"], ...]]:
+    """Dynamics error, mean distance of the features, and response to actions of trajectories `[S, L, W, H, ...]`.
 
-    def measure(windows: Trajectory, reference: Trajectory):
+    One set after the other; beside them the function takes those that the same noise gives without guidance `[S, W, H,
+    ...]`, real ones, and the scales.
+    """
+
+    def measure(windows: Trajectory, unguided: Trajectory, reference: Trajectory, scale: Float[Array, ""]):
         quality = sample_quality(env, windows, reference)
-        return quality.dynamics_error, quality.feature_distance.mean()
+        action = jnp.where(scale == 0, jnp.roll(unguided.action, 1, axis=0), unguided.action)
+        response = action_response(env, windows, action, jnp.std(reference.state, axis=(0, 1)))
+        return quality.dynamics_error, quality.feature_distance.mean(), response
 
-    def each(windows: Trajectory, reference: Trajectory):
-        return jax.lax.map(lambda of_seed: jax.lax.map(lambda w: measure(w, reference), of_seed), windows)
+    def each(windows: Trajectory, unguided: Trajectory, reference: Trajectory, scales: Float[Array, "L"]):
+        def of_seed(both: tuple[Trajectory, Trajectory]):
+            return jax.lax.map(lambda point: measure(point[0], both[1], reference, point[1]), (both[0], scales))
 
-    by_seed, shared = PartitionSpec("seed"), PartitionSpec()
-    return jax.jit(jax.shard_map(each, mesh=mesh, in_specs=(by_seed, shared), out_specs=by_seed, check_vma=False))
+        return jax.lax.map(of_seed, (windows, unguided))
+
+    seed, shared = PartitionSpec("seed"), PartitionSpec()
+    specs = (seed, seed, shared, shared)
+    return jax.jit(jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=seed, check_vma=False))
 
 
 def sample_points(
@@ -202,6 +212,7 @@ def sample_points(
     todo = missing(parts, points, seeds.tolist())
     work = sum(part.num_steps for part in parts)
     compiled_for, compiled = None, None
+    unguided: dict[int, Trajectory] = {}
     with phase("steering, in diffusion steps", total=work, done=work - sum(p.num_steps for p in todo)) as progress:
         for block in blocks_of(todo, config.scales_per_call):
             policy, schedule, num_steps, _ = block[0]
@@ -218,7 +229,10 @@ def sample_points(
             log_likelihood, windows, finite = jax.block_until_ready(compiled(*arguments))
             sampling = time.monotonic() - start
             _refuse_nans(block, seeds, np.asarray(finite))
-            errors = jax.device_get(measure(windows, reference))
+            if num_steps not in unguided:  # the same for all policies and schedules
+                first = windows if block[0].guidance == 0 else compiled(*arguments[:-1], 0 * arguments[-1])[1]
+                unguided = {num_steps: jax.tree.map(lambda leaf: leaf[:, 0], first)}
+            errors = jax.device_get(measure(windows, unguided[num_steps], reference, arguments[-1]))
             seconds["sample"] += sampling
             seconds["measure"] += time.monotonic() - start - sampling
             for number, part in enumerate(block):

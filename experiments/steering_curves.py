@@ -23,6 +23,7 @@ COLUMNS = (
     "log_likelihood",
     "dynamics_error",
     "feature_distance",
+    "action_response",
 )
 POLICIES = {"initial": "policy at initialisation", "trained": "policy trained on the data"}
 """The policies that trajectories are steered toward, in words."""
@@ -38,11 +39,16 @@ class Part(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """What is measured of a seed's trajectories at a point; see `SampleQuality` for the last two."""
+    """What is measured of a seed's trajectories at a point; see `SampleQuality` for the second and third.
+
+    action_response: see `evaluation.action_response`, beside the actions that the same noise gives without guidance; at
+        lambda 0 beside those of other trajectories. Not a number in files that are older than it.
+    """
 
     log_likelihood: float
     dynamics_error: float
     feature_distance: float
+    action_response: float = math.nan
 
 
 Points = dict[Part, dict[int, Errors]]
@@ -84,7 +90,7 @@ def read_points(path: Path) -> Points:
         return points
     with path.open(encoding="utf-8", newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
-    if tuple(header) != COLUMNS:
+    if tuple(header) not in (COLUMNS, COLUMNS[:-1]):
         raise UserError(f"{path} has the columns {', '.join(header)}; expected {', '.join(COLUMNS)}")
     for number, row in enumerate(rows):
         try:
@@ -97,8 +103,10 @@ def read_points(path: Path) -> Points:
 
 
 def curve(points: Points, policy: str, schedule: str, num_steps: int, measure: str) -> Curve | None:
-    """The curve of one measure (a field of `Errors`); None where there is none."""
+    """The curve of one measure (a field of `Errors`); None where there is none. Responses begin above lambda 0."""
     of = sorted(part for part in points if part[:3] == (policy, schedule, num_steps))
+    if measure == "action_response":
+        of = [part for part in of if part.guidance > 0]
     if not of:
         return None
     seeds = tuple(sorted(points[of[0]]))
@@ -120,11 +128,12 @@ def draw_likelihood(path: Path, title: str, points: Points, highest: float) -> N
         points: all points.
         highest: the log-likelihood of the policy's own actions.
     """
-    _draw(path, title, points, {"log_likelihood": "log-likelihood of the actions"}, {"the policy's own": highest})
+    measures = {"log_likelihood": "log-likelihood of the actions"}
+    _draw(path, title, points, measures, {"log_likelihood": {"the policy's own": highest}})
 
 
 def draw_quality(path: Path, title: str, points: Points, real: Mapping[str, float]) -> None:
-    """Draws what steering costs: dynamics error and distance to the data against lambda.
+    """Draws what steering costs against lambda: dynamics error, distance to the data, and the response to actions.
 
     Args:
         path: the PNG to write.
@@ -133,10 +142,17 @@ def draw_quality(path: Path, title: str, points: Points, real: Mapping[str, floa
         real: dynamics error of shuffled data, by name.
     """
     measures = {"dynamics_error": "dynamics error", "feature_distance": "distance to the data"}
-    _draw(path, title, points, measures, real)
+    levels = {"dynamics_error": dict(real)}
+    unguided = [errors.action_response for part in points if part.guidance == 0 for errors in points[part].values()]
+    if np.isfinite(unguided).all():
+        measures["action_response"] = "response of next states to actions"
+        levels["action_response"] = {"unguided, beside other actions": float(np.mean(unguided))}
+    _draw(path, title, points, measures, levels)
 
 
-def _draw(path: Path, title: str, points: Points, measures: Mapping[str, str], levels: Mapping[str, float]) -> None:
+def _draw(
+    path: Path, title: str, points: Points, measures: Mapping[str, str], levels: Mapping[str, Mapping[str, float]]
+) -> None:
     numbers, schedules = sampled(points)
     columns = [(schedule, num_steps) for schedule in schedules for num_steps in numbers]
     scales = sorted({part.guidance for part in points if part.guidance > 0})
@@ -149,13 +165,14 @@ def _draw(path: Path, title: str, points: Points, measures: Mapping[str, str], l
                     line = curve(points, policy, schedule, num_steps, measure)
                     if line is not None:
                         _draw_curve(axes, line, POLICIES[policy], f"C{number}")
-                for (name, level), style in zip(levels.items() if row == 0 else (), (":", "--"), strict=False):
+                for (name, level), style in zip(levels.get(measure, {}).items(), (":", "--"), strict=False):
                     axes.axhline(level, color="0.4", linestyle=style, linewidth=1.0, label=name)
                 axes.set_xscale("symlog", linthresh=scales[0], linscale=0.5)
                 axes.set_xlim(-scales[0] / 4, 1.6 * scales[-1])
                 axes.set(xlabel="guidance scale λ (left: 0)", ylabel=label)
                 axes.set_title(f"{title}\n{schedule}, N = {num_steps}", fontsize=9)
-        grid[0, -1].legend(loc="best", fontsize=7)
+            if measure in levels:
+                grid[row, -1].legend(loc="best", fontsize=7)
 
 
 def _draw_curve(axes: Axes, line: Curve, label: str, colour: str) -> None:

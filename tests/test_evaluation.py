@@ -9,7 +9,7 @@ import pytest
 
 from coda_jax import transforms
 from coda_jax.envs.rollout import rollout
-from coda_jax.evaluation import sample_quality, shuffled_actions, shuffled_steps
+from coda_jax.evaluation import action_response, sample_quality, shuffled_actions, shuffled_steps
 from tests.drift import DRIFT, SPEC
 
 B, H = 400, 4
@@ -74,6 +74,19 @@ def test_optimism_is_what_the_actions_do_not_earn_when_played_from_the_first_sta
     quality = sample_quality(world, promised, steps)
     np.testing.assert_allclose(quality.reward_error, 0.0, atol=1e-5)
     np.testing.assert_allclose(quality.optimism, (H - 2) / (H - 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_action_response_is_the_share_of_the_actions_effect_that_next_states_follow(share):
+    std = jnp.std(REFERENCE.state, axis=(0, 1))
+    moved = jax.random.uniform(jax.random.key(2), REAL.action.shape, minval=-0.5, maxval=0.5)
+    done = 0.1 * jnp.cumsum(REAL.action + share * moved, axis=1)[..., 0]  # states go where this action leads
+    state = REAL.state[:, :1] + jnp.concatenate([jnp.zeros_like(done[:, :1]), done[:, :-1]], axis=1)
+    steered = dataclasses.replace(REAL, state=state, action=REAL.action + moved)
+    response = jax.jit(lambda *arguments: action_response(DRIFT, *arguments))
+    np.testing.assert_allclose(response(steered, REAL.action, std), share, atol=1e-4)
+    impossible = dataclasses.replace(steered, state=steered.state.at[0, 1].set(1e9))
+    np.testing.assert_allclose(response(impossible, REAL.action, std), share, atol=1e-4)
 
 
 def test_a_shifted_feature_is_as_far_as_its_shift():

@@ -114,6 +114,38 @@ def _simulate(
     return jax.lax.map(each, steps, batch_size=SIMULATIONS // 2)
 
 
+FAR = 10.0
+"""Standard deviations: a step that the simulator takes further than this is from an impossible pose."""
+
+
+def action_response(
+    env: Environment, trajectory: Trajectory, other: Float[Array, "B H A U"], state_std: Float[Array, "S"]
+) -> Float[Array, ""]:
+    """How much of what its actions do, beside other actions, the next states of trajectories `[B, H, ...]` follow.
+
+    1 where s_{t+1} is where a_t leads, 0 where it is where the other action leads: the regression of the one difference
+    to the other action's next state, s_{t+1} - f(s_t, other_t), on the true one, f(s_t, a_t) - f(s_t, other_t). Beside
+    the actions that the same noise gives without guidance, it tells whether guidance moved consequences with actions.
+
+    Args:
+        env: the environment f of the trajectories.
+        trajectory: what is measured; H at least 2.
+        other: the other actions.
+        state_std: the unit of each feature of the state.
+    """
+
+    def simulate(step: tuple[Array, Array]) -> Array:
+        return jax.vmap(env.step, in_axes=(None, 0))(env.place(step[0]), step[1]).state
+
+    start, end = (x.reshape(-1, env.spec.state_dim) for x in (trajectory.state[:, :-1], trajectory.state[:, 1:]))
+    actions = jnp.stack([trajectory.action, other], axis=2)[:, :-1].reshape(-1, 2, *other.shape[2:])
+    led = jax.lax.map(simulate, (start, actions), batch_size=SIMULATIONS // 2)
+    caused, followed = ((x - led[:, 1]) / (state_std + 1e-8)[None] for x in (led[:, 0], end))
+    is_near = jnp.max(jnp.abs(jnp.stack([caused, followed])), axis=(0, 2)) < FAR  # not where it is not finite either
+    caused, followed = (jnp.where(is_near[:, None], x, 0.0) for x in (caused, followed))
+    return jnp.sum(caused * followed) / jnp.sum(caused**2)
+
+
 def shuffled_actions(trajectory: Trajectory) -> Trajectory:
     """The trajectories `[B, H, ...]` with the actions of their neighbours: what errors are if actions do not matter."""
     return dataclasses.replace(trajectory, action=jnp.roll(trajectory.action, 1, axis=0))

@@ -18,7 +18,7 @@ from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from experiments import fitting, steering
 from experiments.config import PRESETS, ExperimentConfig
-from experiments.steering_curves import Errors, Part, curve, missing, read_points, write_points
+from experiments.steering_curves import COLUMNS, Errors, Part, curve, missing, read_points, write_points
 from tests.drift import DRIFT, drift_episodes
 
 FLAGS = shlex.split(
@@ -80,9 +80,8 @@ def finished(tmp_path_factory):
 def test_one_row_for_each_point_and_seed(finished):
     with (finished / "steering.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == (
-        ["policy", "schedule", "num_steps", "lambda", "seed", "log_likelihood", "dynamics_error", "feature_distance"]
-    )
+    assert tuple(rows[0]) == COLUMNS
+    assert all(math.isfinite(float(row["action_response"])) for row in rows)
     assert len(rows) == 2 * 2 * 3 * 2
     assert {row["policy"] for row in rows} == {"initial", "trained"}
     assert {row["lambda"] for row in rows} == {"0", "1e-06", "0.003"}
