@@ -212,8 +212,8 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
         "## Figure 3: steering, and what it costs",
         "Mean action log-likelihood of generated trajectories under the policy they are steered toward (Gaussian, "
         "standard deviation 1, summed over horizon and agents), mean +- s.e. over seeds; one noise for all lambdas.",
-        "The response to actions is 1 where generated next states are where the steered actions lead in the simulator, 0 "
-        "where they are where the unguided actions of the same noise would have led; of unguided samples it is told "
+        "The response to actions is 1 where generated next states are where the steered actions lead in the simulator, "
+        "0 where they are where the unguided actions of the same noise would have led; of unguided samples it is told "
         "beside the actions of other samples.",
         table(header, rows),
         "\n".join(pictures),
