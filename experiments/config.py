@@ -120,7 +120,8 @@ def uses(augmentation: str, setting: str) -> bool:
     if augmentation == "coda":
         return setting != "training.static_trajectories"
     if augmentation == "unconditional":
-        return setting not in ("guidance", "diffusion.guidance_schedule", "training.num_trajectories")
+        of_guidance = ("guidance", "diffusion.guidance_schedule", "diffusion.through_denoiser")
+        return setting not in (*of_guidance, "training.num_trajectories")
     unused = {"guidance", "fit_seed", "data.uniform_unbounded", "training.static_trajectories"}
     if augmentation == "none":
         unused |= {"training.mix_ratio", "training.chunk_size", "training.num_trajectories", "training.burn_in"}

@@ -10,6 +10,7 @@ SETTINGS = {
     "training.mix_ratio": "alpha (mix)",
     "learner.alpha_bc": "alpha_BC",
     "diffusion.num_steps": "N",
+    "diffusion.through_denoiser": "guided through the denoiser",
     "training.num_trajectories": "trajectories a round",
     "training.static_trajectories": "trajectories, once",
     "training.num_rounds": "rounds",

@@ -265,6 +265,42 @@ def test_constant_direction_shifts_the_mean_by_the_known_amount():
     np.testing.assert_allclose(shifts[32] / shifts[128], 1.0, atol=0.09)
 
 
+@pytest.mark.parametrize("through_denoiser", [False, True])
+def test_consequences_follow_an_action_better_through_the_denoiser(through_denoiser):
+    """Gaussian data in which a consequence goes with the action, 0.8 of it; the guide pushes the action.
+
+    All maps are functions of the covariance, so that the shift of the two has a closed form. Pushed alone, the action
+    leaves three quarters of its consequence behind; through the denoiser most of it follows.
+    """
+    covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
+    config = SamplerConfig(num_steps=128, through_denoiser=through_denoiser)
+    values, basis = np.linalg.eigh(covariance)
+
+    def of(function):
+        return (basis * function(values)) @ basis.T
+
+    def denoise(tau, sigma):
+        shrink = jnp.asarray(values) / (jnp.asarray(values) + sigma**2)
+        return tau @ ((jnp.asarray(basis) * shrink[None]) @ jnp.asarray(basis).T).astype(tau.dtype)
+
+    push = jnp.array([1.0, 0.0]).reshape(1, 1, 2)
+    shape, key = (4, 1, 2), jax.random.key(0)
+    pushed = heun_sample(denoise, key, shape, config, lambda x: jnp.broadcast_to(push, x.shape), 0.05)
+    shift = np.asarray(pushed - heun_sample(denoise, jax.random.clone(key), shape, config))[0, 0]
+    sigmas, scales = np.asarray(karras_sigmas(128), np.float64), np.asarray(guidance_schedule("annealed", 128))
+    expected = np.zeros(2)
+    for sigma, following, scale in zip(sigmas[:-1], sigmas[1:], scales, strict=True):
+        middle = (sigma + following) / 2  # of an Euler step that moves by (sigma' - sigma) d
+        direction = np.array([1.0, 0.0])
+        if through_denoiser:
+            direction = of(lambda v, s=sigma: v / (v + s**2))[0]
+            direction /= np.linalg.norm(direction)
+        expected += 0.05 * scale * of(lambda v, s=middle: np.sqrt(v / (v + s**2))) @ direction
+    np.testing.assert_allclose(shift, expected, rtol=0.03)
+    response = shift[1] / (0.8 * shift[0])
+    assert response > 0.55 if through_denoiser else response < 0.3
+
+
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("num_steps", [32, 128])
 def test_last_step_of_a_constant_schedule_is_the_update_of_appendix_b(num_steps, normalise):

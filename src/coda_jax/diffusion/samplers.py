@@ -36,6 +36,9 @@ class SamplerConfig:
     """Standard deviation of the fresh noise; slightly above 1 makes up for detail lost in denoising."""
     guidance_schedule: Literal["annealed", "constant"] = "annealed"
     """How the guidance scale is spread over the steps."""
+    through_denoiser: bool = False
+    """Whether the guide's direction is carried back through the denoiser (reconstruction guidance, Ho et al. 2022), so
+    that the consequences of actions move with them. A departure from the paper, which moves the actions alone."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 2:
@@ -98,10 +101,16 @@ def heun_sample(
         if config.S_churn > 0:
             key_step = jax.random.fold_in(key_churn, step.n)
             tau_hat = tau + step.churn_std * jax.random.normal(key_step, shape)  # l. 6-7
-        denoised = denoise(tau_hat, step.sigma_hat)  # l. 8, in the unconstrained space
+        if guide is not None and config.through_denoiser:
+            denoised, pull_back = jax.vjp(lambda tau: denoise(tau, step.sigma_hat), tau_hat)
+        else:
+            denoised, pull_back = denoise(tau_hat, step.sigma_hat), None  # l. 8, in the unconstrained space
         d = (tau_hat - denoised) / step.sigma_hat  # l. 9, before guidance
         if guide is not None:
-            tau_hat = tau_hat + step.lambda_ * guide(denoised)  # l. 10-17
+            g = guide(denoised)  # l. 10-15
+            if pull_back is not None:
+                g = _of_length(pull_back(g)[0], g)
+            tau_hat = tau_hat + step.lambda_ * g  # l. 16-17
         tau_next = tau_hat + (step.sigma_next - step.sigma_hat) * d  # l. 18, from the churned and guided point
         return tau_hat, d, tau_next
 
@@ -117,6 +126,12 @@ def heun_sample(
     tau, _ = jax.lax.scan(heun_step, tau, jax.tree.map(lambda x: x[:-1], steps))
     _, _, tau = euler_step(tau, jax.tree.map(lambda x: x[-1], steps))
     return tau
+
+
+def _of_length(direction: Float[Array, "B H C"], model: Float[Array, "B H C"]) -> Float[Array, "B H C"]:
+    """The direction, as long over horizon and channels as its model; zero where there is none."""
+    length, wanted = (jnp.sqrt(jnp.sum(x**2, axis=(1, 2), keepdims=True)) for x in (direction, model))
+    return direction * (wanted / (length + 1e-12))
 
 
 def sample_in_chunks(
