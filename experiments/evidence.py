@@ -58,6 +58,11 @@ class Steering:
     training: Run | None
     """The run that trained its policies, where it is kept too."""
 
+    @property
+    def through_denoiser(self) -> bool:
+        """Whether its guidance passed through the denoiser, which older runs did not know."""
+        return self.config.get("steered", {}).get("diffusion", {}).get("through_denoiser", False)
+
     def curve(self, policy: str, measure: str) -> Curve | None:
         """A curve under the annealed schedule at the largest number of steps."""
         most = max(part.num_steps for part in self.points)
@@ -227,10 +232,11 @@ def _steering(results: Path) -> tuple[Steering, ...]:
             provenance=read_provenance(path),
             training=read_run(training) if (training / "summary.json").exists() else None,
         )
-        condition = tuple(summary[name] for name in ("preset", "task", "dataset", "vault", "fit_seed"))
+        names = ("preset", "task", "dataset", "vault", "fit_seed")
+        condition = (*(summary[name] for name in names), run.through_denoiser)
         other = found.setdefault(condition, run)
         if other is not run:
-            raise UserError(f"{path} and {other.path} are of the same preset, data and fit; remove one")
+            raise UserError(f"{path} and {other.path} are of the same preset, data, fit and guidance; remove one")
     return tuple(sorted(found.values(), key=lambda run: _preset_order(run.summary["preset"])))
 
 

@@ -178,6 +178,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
                         (
                             run.name,
                             str(run.summary["fit_seed"]),
+                            "through the denoiser" if run.through_denoiser else "actions alone",
                             policy,
                             schedule,
                             str(num_steps),
@@ -190,6 +191,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
     header = (
         "run",
         "fit",
+        "guided",
         "policy",
         "schedule",
         "N",

@@ -72,19 +72,20 @@ def keep_returns(path, returns: list[float]):
     (path / "summary.json").write_text(json.dumps({**summary, "returns_per_seed": returns}))
 
 
-def keep_steering(path, likelihoods: dict[float, list[float]], preset: str = "laptop"):
-    """What is kept of a steering run: the same likelihoods `[seeds]` for both policies."""
+def keep_steering(path, likelihoods: dict[float, list[float]], preset: str = "laptop", through_denoiser: bool = False):
+    """What is kept of a steering run: the same likelihoods `[seeds]` for both policies; responses only of one kind."""
+    errors = (0.5, 0.1, 0.7) if through_denoiser else (0.5, 0.1)
     path.mkdir(parents=True)
     points = {
-        Part(policy, schedule, 32, scale): {seed: Errors(value, 0.5, 0.1) for seed, value in enumerate(values)}
+        Part(policy, schedule, 32, scale): {seed: Errors(value, *errors) for seed, value in enumerate(values)}
         for policy in ("initial", "trained")
         for schedule in ("annealed", "constant")
         for scale, values in likelihoods.items()
     }
     write_points(path / "steering.csv", points)
-    (path / "config.yaml").write_text(
-        yaml.safe_dump({"preset": preset, "num_trajectories": 128, "guidance": [0.0, 0.6]})
-    )
+    config = {"preset": preset, "num_trajectories": 128, "guidance": [0.0, 0.6]}
+    steered = {"diffusion": {"through_denoiser": True}} if through_denoiser else {}
+    (path / "config.yaml").write_text(yaml.safe_dump({**config, "steered": steered}))
     summary = {
         "task": "2halfcheetah",
         "dataset": "replay",
@@ -183,6 +184,17 @@ def test_steering_is_judged_at_the_largest_preset_and_never_at_smoke(kept):
     keep_steering(kept / "z" / "steering", flat, preset="paper")
     claim = steering_claims(gather(kept).steering)[0]
     assert claim.verdict == FAILS and claim.figure == "z_steering_likelihood.png"
+
+
+def test_steering_through_the_denoiser_stands_beside_and_decides_no_claim(kept, tmp_path):
+    keep_steering(kept / "a_through", {0.0: [-150, -149], 0.6: [-160, -159]}, through_denoiser=True)
+    assert steering_claims(gather(kept).steering)[0].verdict == HOLDS
+    report.main(["--results", str(kept), "--output", str(tmp_path / "page.md")])
+    rows = [line for line in (tmp_path / "page.md").read_text().splitlines() if "| initial | annealed |" in line]
+    assert [("through" in row, row.endswith("| 0.70 +- 0.00 | 0.70 +- 0.00 |")) for row in rows] == [
+        (True, True),
+        (False, False),
+    ]
 
 
 @pytest.mark.parametrize("damage", ["", "policy,schedule\n", None])
