@@ -173,7 +173,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
                     if likelihood is None or dynamics is None or distance is None:
                         continue
                     peak = int(likelihood.values.mean(axis=1).argmax())
-                    scale = float(likelihood.guidance[peak])
+                    first, scale = float(likelihood.guidance[1]), float(likelihood.guidance[peak])
                     rows.append(
                         (
                             run.name,
@@ -185,7 +185,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
                             *(spread(likelihood.values[at].tolist(), 1) for at in (0, 1, peak, -1)),
                             f"{scale:g}",
                             *(spread(line.values[at].tolist(), 2) for line in (dynamics, distance) for at in (0, peak)),
-                            *(response(run.points, (policy, schedule, num_steps, at)) for at in (0.0, scale)),
+                            *(response(run.points, (policy, schedule, num_steps, at)) for at in (first, scale)),
                         )
                     )
     header = (
@@ -204,7 +204,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
         "at peak",
         "distance to data unguided",
         "at peak",
-        "response to actions unguided",
+        "response to actions, smallest lambda",
         "at peak",
     )
     pictures = [
@@ -214,9 +214,8 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
         "## Figure 3: steering, and what it costs",
         "Mean action log-likelihood of generated trajectories under the policy they are steered toward (Gaussian, "
         "standard deviation 1, summed over horizon and agents), mean +- s.e. over seeds; one noise for all lambdas.",
-        "The response to actions is 1 where generated next states are where the steered actions lead in the simulator, "
-        "0 where they are where the unguided actions of the same noise would have led; of unguided samples it is told "
-        "beside the actions of other samples.",
+        "The response to actions is how far generated next states move with the actions that guidance moves: 1 where "
+        "they move as the simulator's do, 0 where they stay.",
         table(header, rows),
         "\n".join(pictures),
     ]

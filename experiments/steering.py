@@ -150,28 +150,26 @@ def make_sampler(
 
 def make_measure(
     env: mamujoco.Environment, mesh: Mesh
-) -> Callable[[Trajectory, Trajectory, Trajectory, Float[Array, "L"]], tuple[Float[Array, "S L"], ...]]:
+) -> Callable[[Trajectory, Trajectory, Trajectory], tuple[Float[Array, "S L"], ...]]:
     """Dynamics error, mean distance of the features, and response to actions of trajectories `[S, L, W, H, ...]`.
 
-    One set after the other; beside them the function takes those that the same noise gives without guidance `[S, W, H,
-    ...]`, real ones, and the scales.
+    One set after the other; beside them the function takes those of the same noise without guidance, `[S, W, H, ...]`,
+    and real ones.
     """
 
-    def measure(windows: Trajectory, unguided: Trajectory, reference: Trajectory, scale: Float[Array, ""]):
+    def measure(windows: Trajectory, unguided: Trajectory, reference: Trajectory):
         quality = sample_quality(env, windows, reference)
-        action = jnp.where(scale == 0, jnp.roll(unguided.action, 1, axis=0), unguided.action)
-        response = action_response(env, windows, action, jnp.std(reference.state, axis=(0, 1)))
+        response = action_response(env, windows, unguided, jnp.std(reference.state, axis=(0, 1)))
         return quality.dynamics_error, quality.feature_distance.mean(), response
 
-    def each(windows: Trajectory, unguided: Trajectory, reference: Trajectory, scales: Float[Array, "L"]):
+    def each(windows: Trajectory, unguided: Trajectory, reference: Trajectory):
         def of_seed(both: tuple[Trajectory, Trajectory]):
-            return jax.lax.map(lambda point: measure(point[0], both[1], reference, point[1]), (both[0], scales))
+            return jax.lax.map(lambda of_scale: measure(of_scale, both[1], reference), both[0])
 
         return jax.lax.map(of_seed, (windows, unguided))
 
     seed, shared = PartitionSpec("seed"), PartitionSpec()
-    specs = (seed, seed, shared, shared)
-    return jax.jit(jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=seed, check_vma=False))
+    return jax.jit(jax.shard_map(each, mesh=mesh, in_specs=(seed, seed, shared), out_specs=seed, check_vma=False))
 
 
 def sample_points(
@@ -232,7 +230,7 @@ def sample_points(
             if num_steps not in unguided:  # the same for all policies and schedules
                 first = windows if block[0].guidance == 0 else compiled(*arguments[:-1], 0 * arguments[-1])[1]
                 unguided = {num_steps: jax.tree.map(lambda leaf: leaf[:, 0], first)}
-            errors = jax.device_get(measure(windows, unguided[num_steps], reference, arguments[-1]))
+            errors = jax.device_get(measure(windows, unguided[num_steps], reference))
             seconds["sample"] += sampling
             seconds["measure"] += time.monotonic() - start - sampling
             for number, part in enumerate(block):

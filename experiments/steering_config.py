@@ -35,6 +35,8 @@ class SteeringConfig:
     """First seed; not used with `--run`."""
     fit_seed: int | None = None
     """Seed of the denoiser's fit; by default that of the run, or 0."""
+    through_denoiser: bool | None = None
+    """Whether guidance passes through the denoiser; by default as in the run, or the preset."""
     num_trajectories: int = 2048
     """Trajectories a point and seed; 256 for a laptop."""
     num_steps: tuple[int, ...] = (32, 128)
@@ -68,7 +70,8 @@ def base_of(config: SteeringConfig) -> ExperimentConfig:
         if not (config.run / "summary.json").exists():
             raise UserError(f"{config.run} is no finished run: it has no summary.json")
         base = read_config(config.run / "config.yaml")
-        return base if config.fit_seed is None else dataclasses.replace(base, fit_seed=config.fit_seed)
+        base = base if config.fit_seed is None else dataclasses.replace(base, fit_seed=config.fit_seed)
+        return _guided(base, config)
     check_choice("--preset", config.preset, tuple(PRESETS))
     preset = PRESETS[config.preset]
     updates_per_round = preset.training.epochs_per_round * preset.training.updates_per_epoch
@@ -84,7 +87,14 @@ def base_of(config: SteeringConfig) -> ExperimentConfig:
         training=dataclasses.replace(preset.training, num_rounds=rounds),
     )
     check(base)
-    return base
+    return _guided(base, config)
+
+
+def _guided(base: ExperimentConfig, config: SteeringConfig) -> ExperimentConfig:
+    if config.through_denoiser is None:
+        return base
+    diffusion = dataclasses.replace(base.diffusion, through_denoiser=config.through_denoiser)
+    return dataclasses.replace(base, diffusion=diffusion)
 
 
 def seeds_of(base: ExperimentConfig) -> np.ndarray:

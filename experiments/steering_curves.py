@@ -41,8 +41,7 @@ class Part(NamedTuple):
 class Errors(NamedTuple):
     """What is measured of a seed's trajectories at a point; see `SampleQuality` for the second and third.
 
-    action_response: see `evaluation.action_response`, beside the actions that the same noise gives without guidance; at
-        lambda 0 beside those of other trajectories. Not a number in files that are older than it.
+    action_response: see `evaluation.action_response`; not a number at lambda 0, and in files that are older than it.
     """
 
     log_likelihood: float
@@ -103,10 +102,8 @@ def read_points(path: Path) -> Points:
 
 
 def curve(points: Points, policy: str, schedule: str, num_steps: int, measure: str) -> Curve | None:
-    """The curve of one measure (a field of `Errors`); None where there is none. Responses begin above lambda 0."""
+    """The curve of one measure (a field of `Errors`); None where there is none."""
     of = sorted(part for part in points if part[:3] == (policy, schedule, num_steps))
-    if measure == "action_response":
-        of = [part for part in of if part.guidance > 0]
     if not of:
         return None
     seeds = tuple(sorted(points[of[0]]))
@@ -143,10 +140,9 @@ def draw_quality(path: Path, title: str, points: Points, real: Mapping[str, floa
     """
     measures = {"dynamics_error": "dynamics error", "feature_distance": "distance to the data"}
     levels = {"dynamics_error": dict(real)}
-    unguided = [errors.action_response for part in points if part.guidance == 0 for errors in points[part].values()]
-    if np.isfinite(unguided).all():
+    if any(np.isfinite(errors.action_response) for by_seed in points.values() for errors in by_seed.values()):
         measures["action_response"] = "response of next states to actions"
-        levels["action_response"] = {"unguided, beside other actions": float(np.mean(unguided))}
+        levels["action_response"] = {"as the simulator's": 1.0}
     _draw(path, title, points, measures, levels)
 
 

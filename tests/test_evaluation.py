@@ -78,15 +78,24 @@ def test_optimism_is_what_the_actions_do_not_earn_when_played_from_the_first_sta
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_action_response_is_the_share_of_the_actions_effect_that_next_states_follow(share):
+    """Whatever errors the unguided trajectories have: the guided ones have the same."""
     std = jnp.std(REFERENCE.state, axis=(0, 1))
-    moved = jax.random.uniform(jax.random.key(2), REAL.action.shape, minval=-0.5, maxval=0.5)
-    done = 0.1 * jnp.cumsum(REAL.action + share * moved, axis=1)[..., 0]  # states go where this action leads
-    state = REAL.state[:, :1] + jnp.concatenate([jnp.zeros_like(done[:, :1]), done[:, :-1]], axis=1)
-    steered = dataclasses.replace(REAL, state=state, action=REAL.action + moved)
+    key_moved, key_error = jax.random.split(jax.random.key(2))
+    moved = jax.random.uniform(key_moved, REAL.action.shape, minval=-0.5, maxval=0.5)
+    error = jax.random.normal(key_error, REAL.state.shape)
+
+    def follow(action):
+        done = 0.1 * jnp.cumsum(action, axis=1)[..., 0]  # states go where this action leads
+        exact = REAL.state[:, :1] + jnp.concatenate([jnp.zeros_like(done[:, :1]), done[:, :-1]], axis=1)
+        return dataclasses.replace(REAL, state=exact + error, action=action)
+
+    unguided = follow(REAL.action)
+    guided = dataclasses.replace(follow(REAL.action + share * moved), action=REAL.action + moved)
     response = jax.jit(lambda *arguments: action_response(DRIFT, *arguments))
-    np.testing.assert_allclose(response(steered, REAL.action, std), share, atol=1e-4)
-    impossible = dataclasses.replace(steered, state=steered.state.at[0, 1].set(1e9))
-    np.testing.assert_allclose(response(impossible, REAL.action, std), share, atol=1e-4)
+    np.testing.assert_allclose(response(guided, unguided, std), share, atol=1e-4)
+    impossible = dataclasses.replace(guided, state=guided.state.at[0, 1].set(1e9))
+    np.testing.assert_allclose(response(impossible, unguided, std), share, atol=1e-4)
+    assert jnp.isnan(response(unguided, unguided, std))
 
 
 def test_a_shifted_feature_is_as_far_as_its_shift():

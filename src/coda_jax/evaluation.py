@@ -119,31 +119,39 @@ FAR = 10.0
 
 
 def action_response(
-    env: Environment, trajectory: Trajectory, other: Float[Array, "B H A U"], state_std: Float[Array, "S"]
+    env: Environment, guided: Trajectory, unguided: Trajectory, state_std: Float[Array, "S"]
 ) -> Float[Array, ""]:
-    """How much of what its actions do, beside other actions, the next states of trajectories `[B, H, ...]` follow.
+    """How far the next states of guided trajectories `[B, H, ...]` move with their actions: 1 as in the environment.
 
-    1 where s_{t+1} is where a_t leads, 0 where it is where the other action leads: the regression of the one difference
-    to the other action's next state, s_{t+1} - f(s_t, other_t), on the true one, f(s_t, a_t) - f(s_t, other_t). Beside
-    the actions that the same noise gives without guidance, it tells whether guidance moved consequences with actions.
+    Guidance moves an action from a to a', which in the environment f moves its consequence by f(s', a') - f(s', a).
+    What it moves the generated next state by, beyond what the state s' explains, is the change of the sample's own
+    error, measured at the action a. The response is the regression of this on that, over all steps and features; 0
+    where next states stay where they were, and not a number where no action moved.
 
     Args:
-        env: the environment f of the trajectories.
-        trajectory: what is measured; H at least 2.
-        other: the other actions.
+        env: the environment of the trajectories.
+        guided: what is measured; H at least 2.
+        unguided: what the same noise gives without guidance.
         state_std: the unit of each feature of the state.
     """
 
-    def simulate(step: tuple[Array, Array]) -> Array:
-        return jax.vmap(env.step, in_axes=(None, 0))(env.place(step[0]), step[1]).state
+    def lead(step: tuple[Array, Array, Array, Array]) -> Array:
+        state, action, state_0, action_0 = step
+        start = jax.vmap(env.place)(jnp.stack([state, state, state_0]))
+        return jax.vmap(env.step)(start, jnp.stack([action, action_0, action_0])).state
 
-    start, end = (x.reshape(-1, env.spec.state_dim) for x in (trajectory.state[:, :-1], trajectory.state[:, 1:]))
-    actions = jnp.stack([trajectory.action, other], axis=2)[:, :-1].reshape(-1, 2, *other.shape[2:])
-    led = jax.lax.map(simulate, (start, actions), batch_size=SIMULATIONS // 2)
-    caused, followed = ((x - led[:, 1]) / (state_std + 1e-8)[None] for x in (led[:, 0], end))
+    def flat(leaf: Array) -> Array:
+        return leaf.reshape(-1, *leaf.shape[2:])
+
+    steps = [x for made in (guided, unguided) for x in (flat(made.state[:, :-1]), flat(made.action[:, :-1]))]
+    led = jax.lax.map(lead, tuple(steps), batch_size=SIMULATIONS // 4) / (state_std + 1e-8)[None, None]
+    end, end_0 = (flat(made.state[:, 1:]) / (state_std + 1e-8)[None] for made in (guided, unguided))
+    caused = led[:, 0] - led[:, 1]
+    followed = (end - led[:, 1]) - (end_0 - led[:, 2])
     is_near = jnp.max(jnp.abs(jnp.stack([caused, followed])), axis=(0, 2)) < FAR  # not where it is not finite either
     caused, followed = (jnp.where(is_near[:, None], x, 0.0) for x in (caused, followed))
-    return jnp.sum(caused * followed) / jnp.sum(caused**2)
+    has_moved = jnp.any(guided.action != unguided.action)
+    return jnp.where(has_moved, jnp.sum(caused * followed) / jnp.sum(caused**2), jnp.nan)
 
 
 def shuffled_actions(trajectory: Trajectory) -> Trajectory:

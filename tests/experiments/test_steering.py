@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 
 from coda_jax.coda import CodaConfig
 from coda_jax.data.vault import write_vault
@@ -81,7 +82,7 @@ def test_one_row_for_each_point_and_seed(finished):
     with (finished / "steering.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
-    assert all(math.isfinite(float(row["action_response"])) for row in rows)
+    assert all(math.isfinite(float(row["action_response"])) == (row["lambda"] != "0") for row in rows)
     assert len(rows) == 2 * 2 * 3 * 2
     assert {row["policy"] for row in rows} == {"initial", "trained"}
     assert {row["lambda"] for row in rows} == {"0", "1e-06", "0.003"}
@@ -91,7 +92,8 @@ def test_one_row_for_each_point_and_seed(finished):
 def test_without_guidance_the_schedule_does_not_matter(finished):
     points = read_points(finished / "steering.csv")
     for policy in ("initial", "trained"):
-        assert points[Part(policy, "annealed", 32, 0.0)] == points[Part(policy, "constant", 32, 0.0)]
+        annealed, constant = (points[Part(policy, schedule, 32, 0.0)] for schedule in ("annealed", "constant"))
+        assert [errors[:3] for errors in annealed.values()] == [errors[:3] for errors in constant.values()]
 
 
 @pytest.mark.slow
@@ -100,7 +102,7 @@ def test_samples_without_guidance_are_the_same_for_both_policies(finished):
     points = read_points(finished / "steering.csv")
     initial, trained = (points[Part(policy, "annealed", 32, 0.0)] for policy in ("initial", "trained"))
     for seed in (0, 1):
-        assert initial[seed][1:] == trained[seed][1:]
+        assert initial[seed][1:3] == trained[seed][1:3]
         assert initial[seed].log_likelihood != trained[seed].log_likelihood
 
 
@@ -153,6 +155,19 @@ def test_an_interrupted_command_goes_on_with_the_same_numbers(finished, tmp_path
         command(*flags)
     assert sampled[0] > len(kept)  # what was kept was not sampled again
     assert (tmp_path / "resumed" / "steering.csv").read_bytes() == (finished / "steering.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_through_a_denoiser_of_independent_channels_guidance_is_what_it_is_without(finished, tmp_path):
+    command("--run", finished / "training", "--run-dir", tmp_path / "through", "--through-denoiser", "True")
+    through, alone = (read_points(path / "steering.csv") for path in (tmp_path / "through", finished))
+    for part, by_seed in alone.items():
+        expected = [errors.log_likelihood for errors in by_seed.values()]
+        found = [errors.log_likelihood for errors in through[part].values()]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert yaml.safe_load((tmp_path / "through" / "config.yaml").read_text())["steered"]["diffusion"][
+        "through_denoiser"
+    ]
 
 
 @pytest.mark.slow
