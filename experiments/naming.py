@@ -28,6 +28,11 @@ def method_name(method: str) -> str:
     return METHODS[name] + (f", λ = {guidance}" if guidance else "")
 
 
+def guidance_name(through_denoiser: bool) -> str:
+    """What guidance moves: the actions, as in the paper, or all that depends on them."""
+    return "through the denoiser" if through_denoiser else "actions alone"
+
+
 def setting_name(setting: str) -> str:
     """A setting, by its dotted name."""
     return SETTINGS.get(setting, setting)
@@ -35,7 +40,9 @@ def setting_name(setting: str) -> str:
 
 def value_name(value: Any) -> str:
     """The value of a setting."""
-    return str(value) if isinstance(value, bool) or not isinstance(value, int | float) else f"{value:g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def seeds_name(seeds: list[int]) -> str:

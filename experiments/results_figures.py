@@ -10,7 +10,7 @@ from experiments.ablations import Ablation, ablations, line_of, value_of, varian
 from experiments.evidence import CODA, COLUMNS, Evidence, in_order, method_order
 from experiments.figures import comparison_curves, likelihood_curves, mean_curve, panels
 from experiments.kept_runs import Cell, dataset_name
-from experiments.naming import method_name, seeds_name, setting_name, value_name
+from experiments.naming import guidance_name, method_name, seeds_name, setting_name, value_name
 from experiments.steering_curves import draw_likelihood, draw_quality
 
 
@@ -39,7 +39,7 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
     for run in evidence.steering:
         summary, stem = run.summary, run.name
         names += [f"{stem}_likelihood.png", f"{stem}_quality.png"]
-        title = f"{summary['task']} {dataset_name(summary)}"
+        title = f"{summary['task']} {dataset_name(summary)}, {guidance_name(run.through_denoiser)}"
         draw_likelihood(folder / names[-2], title, run.points, summary["highest_log_likelihood"])
         real = {name: errors["dynamics_error"] for name, errors in summary["real"].items() if name != "real"}
         draw_quality(folder / names[-1], title, run.points, real)

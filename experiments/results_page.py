@@ -15,7 +15,7 @@ from experiments.evidence import Evidence, cell_order, gather
 from experiments.files import write_atomically
 from experiments.intervals import differences, paired_difference
 from experiments.kept_runs import SYNTHETIC
-from experiments.naming import method_name
+from experiments.naming import guidance_name, method_name
 from experiments.results_figures import draw_all
 from experiments.results_tables import (
     aggregate_table,
@@ -178,7 +178,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
                         (
                             run.name,
                             str(run.summary["fit_seed"]),
-                            "through the denoiser" if run.through_denoiser else "actions alone",
+                            guidance_name(run.through_denoiser),
                             policy,
                             schedule,
                             str(num_steps),

@@ -38,6 +38,7 @@ from experiments.devices import set_up_devices
 from experiments.errors import UserError, one_line_errors, parse_command
 from experiments.files import write_atomically
 from experiments.fitting import Fit, fit_prior
+from experiments.naming import guidance_name
 from experiments.quality import WINDOWS, quality_meter, real_trajectories
 from experiments.run_folder import RunFolder, open_run_folder
 from experiments.steering_config import SteeringConfig, base_of, seeds_of
@@ -290,7 +291,7 @@ def write_summary(
     real = quality_meter(env, fit.held_out, windows)(real_trajectories(fit.held_out, windows))
     actions = base.training.horizon * env.spec.num_agents * env.spec.action_dim
     highest = -0.5 * actions * math.log(2 * math.pi)
-    title = f"{base.task} {base.vault or base.dataset}"
+    title = f"{base.task} {base.vault or base.dataset}, {guidance_name(base.diffusion.through_denoiser)}"
     draw_likelihood(folder.figures / "likelihood.png", title, points, highest)
     shuffled = {name: errors["dynamics_error"] for name, errors in real.items() if name != "real"}
     draw_quality(folder.figures / "quality.png", title, points, shuffled)

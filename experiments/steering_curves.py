@@ -141,7 +141,7 @@ def draw_quality(path: Path, title: str, points: Points, real: Mapping[str, floa
     measures = {"dynamics_error": "dynamics error", "feature_distance": "distance to the data"}
     levels = {"dynamics_error": dict(real)}
     if any(np.isfinite(errors.action_response) for by_seed in points.values() for errors in by_seed.values()):
-        measures["action_response"] = "response of next states to actions"
+        measures["action_response"] = "response to actions"
         levels["action_response"] = {"as the simulator's": 1.0}
     _draw(path, title, points, measures, levels)
 
@@ -152,7 +152,7 @@ def _draw(
     numbers, schedules = sampled(points)
     columns = [(schedule, num_steps) for schedule in schedules for num_steps in numbers]
     scales = sorted({part.guidance for part in points if part.guidance > 0})
-    with panels(path, len(measures), len(columns), (3.2 * len(columns), 3.0 * len(measures))) as grid:
+    with panels(path, len(measures), len(columns), (max(4.8, 3.2 * len(columns)), 3.0 * len(measures))) as grid:
         for row, (measure, label) in enumerate(measures.items()):
             for axes, (schedule, num_steps) in zip(grid[row], columns, strict=True):
                 if axes is not grid[row, 0]:
