@@ -237,6 +237,8 @@ def sample_points(
             for number, part in enumerate(block):
                 columns = (np.asarray(column)[:, number] for column in (log_likelihood, *errors))
                 points[part] = {int(seed): Errors(*map(float, row)) for seed, *row in zip(seeds, *columns, strict=True)}
+                if part.guidance == 0:  # other schedules are other programs, and differ in last bits
+                    points[part] = {s: e._replace(action_response=math.nan) for s, e in points[part].items()}
             write_points(table, {part: points[part] for part in parts if part in points})
             write_atomically(cost, json.dumps(seconds) + "\n")
             speed = config.scales_per_call * config.num_trajectories * len(seeds) / sampling

@@ -126,14 +126,16 @@ def action_response(
     Guidance moves an action from a to a', which in the environment f moves its consequence by f(s', a') - f(s', a).
     What it moves the generated next state by, beyond what the state s' explains, is the change of the sample's own
     error, measured at the action a. The response is the regression of this on that, over all steps and features; 0
-    where next states stay where they were, and not a number where no action moved.
+    where next states go on as the unguided actions lead, and not a number where no action moved. Both sets are taken to
+    err alike: where unguided samples neglect their actions, guided ones without any error lie below 1.
 
     Args:
         env: the environment of the trajectories.
         guided: what is measured; H at least 2.
         unguided: what the same noise gives without guidance.
-        state_std: the unit of each feature of the state.
+        state_std: the unit of each feature of the state; one of 0 leaves its feature out.
     """
+    unit = jnp.where(state_std > 0, state_std, jnp.inf)
 
     def lead(step: tuple[Array, Array, Array, Array]) -> Array:
         state, action, state_0, action_0 = step
@@ -144,8 +146,8 @@ def action_response(
         return leaf.reshape(-1, *leaf.shape[2:])
 
     steps = [x for made in (guided, unguided) for x in (flat(made.state[:, :-1]), flat(made.action[:, :-1]))]
-    led = jax.lax.map(lead, tuple(steps), batch_size=SIMULATIONS // 4) / (state_std + 1e-8)[None, None]
-    end, end_0 = (flat(made.state[:, 1:]) / (state_std + 1e-8)[None] for made in (guided, unguided))
+    led = jax.lax.map(lead, tuple(steps), batch_size=SIMULATIONS // 4) / unit[None, None]
+    end, end_0 = (flat(made.state[:, 1:]) / unit[None] for made in (guided, unguided))
     caused = led[:, 0] - led[:, 1]
     followed = (end - led[:, 1]) - (end_0 - led[:, 2])
     is_near = jnp.max(jnp.abs(jnp.stack([caused, followed])), axis=(0, 2)) < FAR  # not where it is not finite either

@@ -269,8 +269,9 @@ def test_constant_direction_shifts_the_mean_by_the_known_amount():
 def test_consequences_follow_an_action_better_through_the_denoiser(through_denoiser):
     """Gaussian data in which a consequence goes with the action, 0.8 of it; the guide pushes the action.
 
-    All maps are functions of the covariance, so that the shift of the two has a closed form. Pushed alone, the action
-    leaves three quarters of its consequence behind; through the denoiser most of it follows.
+    All maps are functions of the covariance, so that the shift of the two has a closed form. At a correlation of 0.8
+    the action, pushed alone, leaves three quarters of its consequence behind; through the denoiser most of it follows.
+    The nearer the correlation to 1, the more follows either way.
     """
     covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
     config = SamplerConfig(num_steps=128, through_denoiser=through_denoiser)
