@@ -30,18 +30,19 @@ from coda_jax.diffusion.generator import Generator, GeneratorConfig, fit_chunk, 
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs import mamujoco
+from coda_jax.envs.base import Environment
 from coda_jax.envs.rollout import rollout
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.types import PRNGKey, Trajectory
-from experiments.benchmark_gate import check_gate, read_baseline, yardstick
-from experiments.cache import enable_compilation_cache
-from experiments.config import PRESETS
-from experiments.console import phase, print_table
-from experiments.devices import largest_divisor, set_up_devices, visible_cores
-from experiments.errors import UserError, one_line_errors, parse_command
-from experiments.files import write_atomically
+from experiments.evidence.benchmark_gate import check_gate, read_baseline, yardstick
+from experiments.host.cache import enable_compilation_cache
+from experiments.host.console import phase, print_table
+from experiments.host.devices import largest_divisor, set_up_devices, visible_cores
+from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.files import write_atomically
+from experiments.pipeline.settings import PRESETS
 
 with contextlib.redirect_stderr(io.StringIO()):  # it warns of robots that are not used here
     from gymnasium_robotics import mamujoco_v1
@@ -188,7 +189,7 @@ def sharded(function: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Work:
     return lambda: program(keys, *arguments)
 
 
-def random_dataset(env: mamujoco.Environment) -> Dataset:
+def random_dataset(env: Environment) -> Dataset:
     """Two thousand steps of noise."""
     spec, steps, rng = env.spec, 2000, np.random.default_rng(0)
     episodes = episodes_from_arrays(
@@ -209,7 +210,7 @@ def random_prior(generator: Generator, dataset: Dataset) -> Prior:
 
 
 def generation(
-    env: mamujoco.Environment,
+    env: Environment,
     learner: Learner,
     dataset: Dataset,
     denoiser: GeneratorConfig,
@@ -247,7 +248,7 @@ def generation(
     ]
 
 
-def fitting(env: mamujoco.Environment, denoiser: GeneratorConfig, alone: Mesh, everywhere: Mesh) -> list[Figure]:
+def fitting(env: Environment, denoiser: GeneratorConfig, alone: Mesh, everywhere: Mesh) -> list[Figure]:
     """Optimiser steps of the laptop preset's denoiser at 256 windows a step."""
     num_updates, batch_size, num_channels = 20, 256, transforms.num_channels(env.spec)
     generator = make_generator(dataclasses.replace(denoiser, batch_size=batch_size), num_channels, HORIZON)
@@ -306,7 +307,7 @@ def learning(learner: Learner, laptop_learner: Learner, dataset: Dataset, everyw
     ]
 
 
-def simulation(env: mamujoco.Environment, alone: Mesh, everywhere: Mesh) -> list[Figure]:
+def simulation(env: Environment, alone: Mesh, everywhere: Mesh) -> list[Figure]:
     """Steps under random actions: 16 environments a device in MJX, and gymnasium-robotics' single one in C."""
     num_steps, num_envs = 200, 16
     spec = env.spec
@@ -336,7 +337,7 @@ def simulation(env: mamujoco.Environment, alone: Mesh, everywhere: Mesh) -> list
 
 
 def compilation(
-    env: mamujoco.Environment,
+    env: Environment,
     learner: Learner,
     dataset: Dataset,
     denoiser: GeneratorConfig,

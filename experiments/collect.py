@@ -20,13 +20,13 @@ from coda_jax.envs import mamujoco
 from coda_jax.envs.rollout import episode_returns
 from coda_jax.marl.matd3 import Matd3Config, Matd3State, matd3, team_policy
 from coda_jax.types import Params, PRNGKey
-from experiments.cache import enable_compilation_cache, plain
-from experiments.config import check_choice, check_positive
-from experiments.console import phase, print_table
-from experiments.devices import set_up_devices
-from experiments.errors import UserError, one_line_errors, parse_command
-from experiments.figures import team_curves
-from experiments.run_folder import open_run_folder
+from experiments.host.cache import enable_compilation_cache, plain
+from experiments.host.console import phase, print_table
+from experiments.host.devices import set_up_devices
+from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.plots import team_curves
+from experiments.host.run_folder import open_run_folder
+from experiments.pipeline.settings import check_choice, check_positive
 
 EPISODES = 10
 """Noise-free episodes that measure a snapshot."""

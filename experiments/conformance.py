@@ -28,16 +28,17 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float
 
+from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.factorization import factorize
 from coda_jax.envs.kinematics import ancestors
-from coda_jax.envs.mamujoco import TASKS, Environment, EnvState, build, load_model
+from coda_jax.envs.mamujoco import TASKS, build, load_model
 from coda_jax.envs.physics import roots
 from coda_jax.envs.robots import HALF_CHEETAH, Robot
-from experiments.cache import enable_compilation_cache
-from experiments.config import check_choice
-from experiments.console import print_table
-from experiments.errors import one_line_errors, parse_command
-from experiments.files import write_atomically
+from experiments.host.cache import enable_compilation_cache
+from experiments.host.console import print_table
+from experiments.host.errors import one_line_errors, parse_command
+from experiments.host.files import write_atomically
+from experiments.pipeline.settings import check_choice
 
 GYMNASIUM = {
     "halfcheetah": "HalfCheetah-v5",

@@ -22,15 +22,15 @@ from coda_jax.data.vault import write_vault
 from coda_jax.data.vault_files import OpenVault, VaultError, open_vault
 from coda_jax.envs import mamujoco
 from coda_jax.envs.rendering import RenderingError
-from experiments.cache import enable_compilation_cache
-from experiments.config import DataConfig, check_choice, check_positive
-from experiments.console import print_histogram, say
-from experiments.dataset_cards import write_cards
-from experiments.datasets import load_vault
-from experiments.devices import set_up_devices
-from experiments.download import download_vaults
-from experiments.errors import UserError, one_line_errors, parse_command
-from experiments.film import film
+from experiments.datasets.cards import write_cards
+from experiments.datasets.download import download_vaults
+from experiments.datasets.film import film
+from experiments.datasets.named import load_vault
+from experiments.host.cache import enable_compilation_cache
+from experiments.host.console import print_histogram, say
+from experiments.host.devices import set_up_devices
+from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.pipeline.settings import DataConfig, check_choice, check_positive
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,16 +17,17 @@ from jax.sharding import Mesh
 from coda_jax.coda import Prior, sample_trajectories
 from coda_jax.data.dataset import Episodes, split_episodes
 from coda_jax.envs import mamujoco
+from coda_jax.envs.base import Environment
 from coda_jax.types import PRNGKey, Trajectory
-from experiments.cache import enable_compilation_cache, key_of
-from experiments.config import PRESETS, ExperimentConfig, check_positive
-from experiments.console import say
-from experiments.datasets import load_dataset
-from experiments.devices import set_up_devices
-from experiments.errors import UserError, one_line_errors, parse_command
-from experiments.files import write_atomically
-from experiments.fitting import fit_prior
-from experiments.quality import WINDOWS, quality_meter, real_trajectories
+from experiments.datasets.named import load_dataset
+from experiments.host.cache import enable_compilation_cache, key_of
+from experiments.host.console import say
+from experiments.host.devices import set_up_devices
+from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.files import write_atomically
+from experiments.pipeline.fitting import fit_prior
+from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
+from experiments.pipeline.settings import PRESETS, ExperimentConfig, check_positive
 
 Change = Callable[[ExperimentConfig], ExperimentConfig]
 
@@ -125,7 +126,7 @@ def main(args: Sequence[str] | None = None) -> None:
         say(markdown(results).rstrip())
 
 
-def measure(config: ExperimentConfig, env: mamujoco.Environment, episodes: Episodes, mesh: Mesh) -> dict[str, Any]:
+def measure(config: ExperimentConfig, env: Environment, episodes: Episodes, mesh: Mesh) -> dict[str, Any]:
     """Fits a variant, samples from it and measures the samples."""
     train, held_out = split_episodes(episodes, config.data.held_out_fraction)
     horizon = config.training.horizon

@@ -18,21 +18,29 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from coda_jax.coda import Coda, CodaConfig, CodaState, Plan, Prior, Report, across_seeds, coda
 from coda_jax.data.dataset import split_episodes, statistics
 from coda_jax.envs import mamujoco
+from coda_jax.envs.base import Environment
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.types import Trajectory
-from experiments.cache import enable_compilation_cache, flat, plain
-from experiments.checkpoints import Checkpoints
-from experiments.config import PRESETS, ExperimentConfig, check, uses
-from experiments.console import phase, print_config, print_table, say
-from experiments.datasets import load_dataset, load_vault
-from experiments.devices import set_up_devices
-from experiments.errors import UserError, one_line_errors, parse_command
-from experiments.figures import learning_curve
-from experiments.fitting import Fit, fit_prior
-from experiments.quality import WINDOWS, Quality, quality_meter, real_trajectories, show_quality, spread_over_seeds
-from experiments.run_folder import RunFolder, default_run_dir, open_run_folder
+from experiments.datasets.named import load_dataset, load_vault
+from experiments.host.cache import enable_compilation_cache, flat, plain
+from experiments.host.checkpoints import Checkpoints
+from experiments.host.console import phase, print_config, print_table, say
+from experiments.host.devices import set_up_devices
+from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.plots import learning_curve
+from experiments.host.run_folder import RunFolder, default_run_dir, open_run_folder
+from experiments.pipeline.fitting import Fit, fit_prior
+from experiments.pipeline.quality import (
+    WINDOWS,
+    Quality,
+    quality_meter,
+    real_trajectories,
+    show_quality,
+    spread_over_seeds,
+)
+from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, uses
 
 NOT_NUMBERS = ("run_dir", "allow_other_devices")
 """Settings that do not change the numbers of a run."""
@@ -160,9 +168,7 @@ def run(config: ExperimentConfig) -> None:
         show(folder.read_summary())
 
 
-def algorithm(
-    config: ExperimentConfig, env: mamujoco.Environment, fit: Fit, mesh: Mesh
-) -> tuple[Learner, CodaConfig, Coda]:
+def algorithm(config: ExperimentConfig, env: Environment, fit: Fit, mesh: Mesh) -> tuple[Learner, CodaConfig, Coda]:
     """The learner of a run, the settings of Algorithm 2 for its augmentation, and Algorithm 2 for all its seeds."""
     training = config.training
     if config.augmentation == "unconditional":
@@ -176,7 +182,7 @@ def algorithm(
 
 def train_policies(
     config: ExperimentConfig,
-    env: mamujoco.Environment,
+    env: Environment,
     fit: Fit,
     mesh: Mesh,
     folder: RunFolder,

@@ -10,14 +10,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.cache import enable_compilation_cache, key_of, plain
-from experiments.console import print_config, say
-from experiments.devices import set_up_devices
-from experiments.errors import one_line_errors, parse_command
-from experiments.polynomial_config import GAMES, PolynomialConfig, check, dataset_of
-from experiments.polynomial_report import show, write_report
-from experiments.polynomial_training import train_all
-from experiments.run_folder import open_run_folder
+from experiments.games.report import show, write_report
+from experiments.games.settings import GAMES, PolynomialConfig, check, dataset_of
+from experiments.games.training import train_all
+from experiments.host.cache import enable_compilation_cache, key_of, plain
+from experiments.host.console import print_config, say
+from experiments.host.devices import set_up_devices
+from experiments.host.errors import one_line_errors, parse_command
+from experiments.host.run_folder import open_run_folder
 
 DEPARTURES = (
     "beside Tables 2 and 4, whose settings are in brackets: {diffusion} diffusion steps, {guided} where policy-guided "

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import tyro
 
-from experiments.comparison import compare_runs
-from experiments.console import say
-from experiments.errors import UserError, one_line_errors, parse_command
+from experiments.evidence.comparison import compare_runs
+from experiments.host.console import say
+from experiments.host.errors import UserError, one_line_errors, parse_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 raise UserError("a comparison needs --output, a folder for its table and pictures")
             compare_runs(config.runs, config.output)
             return
-        from experiments.results_page import write_page  # slow to import: rliable
+        from experiments.evidence.page import write_page  # slow to import: rliable
 
         output = config.output or Path("RESULTS.md")
         if output.is_dir():

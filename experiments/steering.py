@@ -25,24 +25,14 @@ from coda_jax.coda import Prior, all_finite, policy_guide, sample_trajectories
 from coda_jax.data.dataset import Dataset, sample_windows, split_episodes
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.envs import mamujoco
+from coda_jax.envs.base import Environment
 from coda_jax.evaluation import action_log_likelihood, action_response, sample_quality
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.types import PRNGKey, Trajectory
 from experiments import mamujoco as main_job
-from experiments.cache import enable_compilation_cache, key_of, plain
-from experiments.checkpoints import Checkpoints
-from experiments.config import ExperimentConfig
-from experiments.console import phase, print_config, print_table, say
-from experiments.datasets import load_dataset, load_vault
-from experiments.devices import set_up_devices
-from experiments.errors import UserError, one_line_errors, parse_command
-from experiments.files import write_atomically
-from experiments.fitting import Fit, fit_prior
-from experiments.naming import guidance_name
-from experiments.quality import WINDOWS, quality_meter, real_trajectories
-from experiments.run_folder import RunFolder, open_run_folder
-from experiments.steering_config import SteeringConfig, base_of, seeds_of
-from experiments.steering_curves import (
+from experiments.datasets.named import load_dataset, load_vault
+from experiments.evidence.naming import guidance_name
+from experiments.guidance.curves import (
     POLICIES,
     Errors,
     Part,
@@ -55,6 +45,17 @@ from experiments.steering_curves import (
     sampled,
     write_points,
 )
+from experiments.guidance.settings import SteeringConfig, base_of, seeds_of
+from experiments.host.cache import enable_compilation_cache, key_of, plain
+from experiments.host.checkpoints import Checkpoints
+from experiments.host.console import phase, print_config, print_table, say
+from experiments.host.devices import set_up_devices
+from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.files import write_atomically
+from experiments.host.run_folder import RunFolder, open_run_folder
+from experiments.pipeline.fitting import Fit, fit_prior
+from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
+from experiments.pipeline.settings import ExperimentConfig
 
 Sampled = tuple[Float[Array, "S L"], Trajectory, Bool[Array, "S L"]]
 """Mean log-likelihood, the trajectories `[S, L, W, H, ...]` to measure, and whether all numbers are finite."""
@@ -102,7 +103,7 @@ def run(config: SteeringConfig, base: ExperimentConfig) -> None:
 
 
 def load_policies(
-    base: ExperimentConfig, env: mamujoco.Environment, fit: Fit, mesh: Mesh, trained: Path
+    base: ExperimentConfig, env: Environment, fit: Fit, mesh: Mesh, trained: Path
 ) -> tuple[Learner, dict[str, LearnerState]]:
     """The learner, and its states `[S, ...]` at initialisation and after training."""
     learner, _, program = main_job.algorithm(base, env, fit, mesh)
@@ -119,7 +120,7 @@ def make_sampler(
     config: SteeringConfig,
     base: ExperimentConfig,
     sampler: SamplerConfig,
-    env: mamujoco.Environment,
+    env: Environment,
     fit: Fit,
     learner: Learner,
     mesh: Mesh,
@@ -150,7 +151,7 @@ def make_sampler(
 
 
 def make_measure(
-    env: mamujoco.Environment, mesh: Mesh
+    env: Environment, mesh: Mesh
 ) -> Callable[[Trajectory, Trajectory, Trajectory], tuple[Float[Array, "S L"], ...]]:
     """Dynamics error, mean distance of the features, and response to actions of trajectories `[S, L, W, H, ...]`.
 
@@ -176,7 +177,7 @@ def make_measure(
 def sample_points(
     config: SteeringConfig,
     base: ExperimentConfig,
-    env: mamujoco.Environment,
+    env: Environment,
     fit: Fit,
     learner: Learner,
     policies: dict[str, LearnerState],
@@ -280,7 +281,7 @@ def _refuse_nans(block: Sequence[Part], seeds: np.ndarray, finite: np.ndarray) -
 def write_summary(
     config: SteeringConfig,
     base: ExperimentConfig,
-    env: mamujoco.Environment,
+    env: Environment,
     fit: Fit,
     trained: Path,
     seconds: dict[str, float],

@@ -26,11 +26,11 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from experiments.config import PRESETS, ExperimentConfig, check, uses
-from experiments.console import Phase, duration, phase, say
-from experiments.errors import UserError, one_line_errors, parse_command
+from experiments.host.console import Phase, duration, phase, say
+from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.run_folder import check_settings
 from experiments.mamujoco import identity_of, run_dir_of
-from experiments.run_folder import check_settings
+from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, uses
 
 JOB = (sys.executable, "-m", "experiments.mamujoco")
 """The command of a run; its flags follow."""

@@ -5,12 +5,10 @@ And steps of pure noise for any task, where only the sizes of the data matter.
 
 import jax
 import jax.numpy as jnp
-import mujoco
 import numpy as np
-from mujoco import mjx
 
 from coda_jax.data.dataset import Episodes, episodes_from_arrays
-from coda_jax.envs.mamujoco import Environment, EnvState
+from coda_jax.envs.base import Environment, EnvState
 from coda_jax.types import TaskSpec
 
 SPEC = TaskSpec(name="drift", num_agents=2, state_dim=2, obs_dim=1, action_dim=1, episode_length=5)
@@ -24,23 +22,22 @@ def _show(state, reward, time) -> EnvState:
         terminal=jnp.zeros((), bool),
         truncated=time >= SPEC.episode_length,
         time=time,
-        physics=mjx.make_data(mujoco.MjModel.from_xml_string("<mujoco/>")),
     )
 
 
-def _place(state) -> EnvState:
+def _set_state(state) -> EnvState:
     return _show(state, jnp.zeros(()), jnp.zeros((), jnp.int32))
 
 
 def _reset(key) -> EnvState:
-    return _place(jax.random.normal(key, (2,)))
+    return _set_state(jax.random.normal(key, (2,)))
 
 
 def _step(now: EnvState, action) -> EnvState:
     return _show(now.state + 0.1 * action[:, 0], jnp.sum(action), now.time + 1)
 
 
-DRIFT = Environment(reset=_reset, step=_step, place=_place, spec=SPEC)
+DRIFT = Environment(reset=_reset, step=_step, set_state=_set_state, spec=SPEC)
 
 
 def noise_episodes(spec: TaskSpec, num_episodes: int, length: int) -> Episodes:

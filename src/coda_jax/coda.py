@@ -27,7 +27,7 @@ from coda_jax.data.dataset import Dataset, sample_windows
 from coda_jax.diffusion.generator import Generator
 from coda_jax.diffusion.guidance import Guide, gaussian_log_prob, score_guide
 from coda_jax.diffusion.samplers import SamplerConfig, heun_sample, sample_in_chunks
-from coda_jax.envs.mamujoco import Environment, EnvState
+from coda_jax.envs.base import Environment, EnvState
 from coda_jax.evaluation import action_log_likelihood, policy_returns
 from coda_jax.marl.learner import Carry, Learner, LearnerState, unroll
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
@@ -228,7 +228,7 @@ def simulate_trajectories(
             made = Trajectory(state=now.state, obs=now.obs, action=action, reward=led.reward, terminal=terminal)
             return (led, memory), made
 
-        start = jax.vmap(env.place)(sample_windows(dataset, key, num, 1).state[:, 0])
+        start = jax.vmap(env.set_state)(sample_windows(dataset, key, num, 1).state[:, 0])
         _, made = jax.lax.scan(step, (start, learner.initial_carry((num,))), length=horizon)
         return jnp.moveaxis(transforms.pack(made), 0, 1)
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from coda_jax import transforms
 from coda_jax.diffusion.guidance import gaussian_log_prob
-from coda_jax.envs.mamujoco import Environment, EnvState
+from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import episode_returns
 from coda_jax.marl.learner import Learner, LearnerState, unroll
 from coda_jax.types import PRNGKey, Trajectory
@@ -75,7 +75,9 @@ def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajecto
     def rms(error: Float[Array, "N K"], scale: Float[Array, "K"]) -> Float[Array, "N"]:
         return jnp.sqrt(jnp.mean(jnp.square(error / scale[None]), axis=-1))
 
-    shown = jax.vmap(lambda state: env.place(state).obs.reshape(-1))(trajectory.state.reshape(-1, env.spec.state_dim))
+    shown = jax.vmap(lambda state: env.set_state(state).obs.reshape(-1))(
+        trajectory.state.reshape(-1, env.spec.state_dim)
+    )
     obs_error = rms(tokens[:, obs_channels] - shown, scale[obs_channels])
 
     next_state, reward, earned = _simulate(env, trajectory)
@@ -103,12 +105,12 @@ def _simulate(
     def each(states_and_actions: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         def step(played: EnvState, now: tuple[Array, Array]) -> tuple[EnvState, tuple[Array, Array, Array]]:
             # Both in one call: MJX's step takes long to compile.
-            both = jax.tree.map(lambda a, b: jnp.stack([a, b]), env.place(now[0]), played)
+            both = jax.tree.map(lambda a, b: jnp.stack([a, b]), env.set_state(now[0]), played)
             led = jax.vmap(env.step, in_axes=(0, None))(both, now[1])
             return jax.tree.map(lambda leaf: leaf[1], led), (led.state[0], led.reward[0], led.reward[1])
 
         states, _ = states_and_actions
-        return jax.lax.scan(step, env.place(states[0]), states_and_actions)[1]
+        return jax.lax.scan(step, env.set_state(states[0]), states_and_actions)[1]
 
     steps = (trajectory.state[:, :-1], trajectory.action[:, :-1])
     return jax.lax.map(each, steps, batch_size=SIMULATIONS // 2)
@@ -139,7 +141,7 @@ def action_response(
 
     def lead(step: tuple[Array, Array, Array, Array]) -> Array:
         state, action, state_0, action_0 = step
-        start = jax.vmap(env.place)(jnp.stack([state, state, state_0]))
+        start = jax.vmap(env.set_state)(jnp.stack([state, state, state_0]))
         return jax.vmap(env.step)(start, jnp.stack([action, action_0, action_0])).state
 
     def flat(leaf: Array) -> Array:

@@ -15,7 +15,8 @@ import pytest
 import scipy.stats
 from gymnasium_robotics import mamujoco_v1
 
-from coda_jax.envs.mamujoco import Environment, EnvState, make
+from coda_jax.envs.base import Environment, EnvState
+from coda_jax.envs.mamujoco import make
 from coda_jax.envs.physics import load_model
 from coda_jax.envs.robots import HALF_CHEETAH
 from experiments.conformance import Reference, at, run, trajectories
@@ -151,7 +152,7 @@ def test_in_double_precision_hard_landings_agree_too(simulator):
 def test_a_robot_placed_in_a_state_steps_as_c_did_from_there(env, step, reference):
     """From the state alone: neither the place in the world nor the solver's last solution is known."""
     truth = reference.state(1)
-    place = jax.jit(jax.vmap(env.place))
+    place = jax.jit(jax.vmap(env.set_state))
     state, reward = [], []
     for t, action in enumerate(shared_out(reference.control)):
         placed = place(jnp.asarray(truth[t], jnp.float32))

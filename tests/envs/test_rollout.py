@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mujoco import mjx
 
-from coda_jax.envs.mamujoco import Environment, EnvState
+from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import episode_returns, rollout, step_and_reset, where_done
 from coda_jax.types import TaskSpec
 
@@ -41,7 +41,7 @@ def step(now: EnvState, action) -> EnvState:
     return show(now.state[0] + 1.0, jnp.sum(action) * time, time)
 
 
-CLOCK = Environment(reset=reset, step=step, place=lambda state: show(state[0], 0.0, 0), spec=SPEC)
+CLOCK = Environment(reset=reset, step=step, set_state=lambda state: show(state[0], 0.0, 0), spec=SPEC)
 
 
 def remembering(obs, memory, key):

@@ -86,7 +86,7 @@ def test_a_robot_placed_in_a_state_steps_as_c_did_from_there(task: str):
     model, env, c = load_model(robot), make(task), reference(task)
     split = factorize(model, graph, 1, robot.categories)
     actions = jnp.asarray(as_actions(model, split.action_index, c.control))
-    place, step = jax.jit(jax.vmap(env.place)), jax.jit(jax.vmap(env.step))
+    place, step = jax.jit(jax.vmap(env.set_state)), jax.jit(jax.vmap(env.step))
     errors = []
     for t in range(1, NUM_STEPS):
         state = jnp.asarray(c.observed[t - 1], jnp.float32)
@@ -105,7 +105,7 @@ def test_a_robot_placed_in_a_state_steps_as_c_did_from_there(task: str):
 def test_forces_are_shown_where_a_robot_is_placed():
     env = make("4ant-v5")
     state = jax.random.normal(jax.random.key(0), (105,)).at[1:5].set(jnp.array([1.0, 0.0, 0.0, 0.0]))
-    placed = env.place(state)
+    placed = env.set_state(state)
     np.testing.assert_array_equal(placed.state, state)
     np.testing.assert_array_equal(placed.physics.qpos, jnp.concatenate([jnp.zeros(2), state[:13]]))
     np.testing.assert_array_equal(placed.physics.qvel, state[13:27])
@@ -115,7 +115,7 @@ def test_forces_are_shown_where_a_robot_is_placed():
 def test_a_reacher_is_placed_by_sines_and_cosines():
     env = make("2reacher")
     start = env.reset(jax.random.key(0))
-    placed = env.place(start.state)
+    placed = env.set_state(start.state)
     np.testing.assert_allclose(placed.physics.qpos, start.physics.qpos, rtol=0, atol=1e-6)
     np.testing.assert_allclose(placed.obs, start.obs, rtol=0, atol=1e-6)
 

@@ -2,12 +2,12 @@
 
 import sys
 
-import experiments.fitting
+import experiments.pipeline.fitting
 from coda_jax.envs import mamujoco
 from experiments.mamujoco import main
 from tests.drift import DRIFT
 
 if __name__ == "__main__":
     mamujoco.make = lambda task: DRIFT
-    experiments.fitting.UPDATES_PER_CHUNK = 2
+    experiments.pipeline.fitting.UPDATES_PER_CHUNK = 2
     main(sys.argv[1:])

@@ -3,10 +3,10 @@ import time
 
 import pytest
 
-from experiments import benchmark_gate
 from experiments.benchmark import Figure, race, relative_speeds
-from experiments.benchmark_gate import check_gate, read_baseline, yardstick
-from experiments.errors import UserError
+from experiments.evidence import benchmark_gate
+from experiments.evidence.benchmark_gate import check_gate, read_baseline, yardstick
+from experiments.host.errors import UserError
 
 
 def test_the_gate_closes_on_a_fallen_speed_alone():

@@ -10,9 +10,11 @@ from PIL import Image
 from coda_jax.data.conventions import origin
 from coda_jax.data.vault import read_vault, write_vault
 from coda_jax.envs import mamujoco
-from experiments import data, dataset_cards, film
-from experiments.datasets import load_vault
-from experiments.errors import UserError
+from experiments import data
+from experiments.datasets import cards as dataset_cards
+from experiments.datasets import film
+from experiments.datasets.named import load_vault
+from experiments.host.errors import UserError
 from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
 from tests.vaults import write_with_flashbax
 

@@ -12,8 +12,8 @@ import yaml
 
 from coda_jax.data.vault import write_vault
 from experiments import mamujoco
-from experiments.checkpoints import Checkpoints
-from experiments.kept_runs import SYNTHETIC
+from experiments.evidence.recorded_runs import SYNTHETIC
+from experiments.host.checkpoints import Checkpoints
 from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
 
 TINY = shlex.split(

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import polynomial, polynomial_training
+from experiments import polynomial
+from experiments.games import training as polynomial_training
 
 TINY = shlex.split(
     "--num-draws 2 --num-seeds 4 --num-transitions 50 --num-updates 3 --grid-size 2 --grid-updates 3 "

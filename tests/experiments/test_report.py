@@ -12,13 +12,23 @@ import pytest
 import yaml
 from scipy import stats
 
-from experiments import report, results_page
-from experiments.ablations import ablations, gain_over_fits, several_fits
-from experiments.claims import FAILS, HOLDS, NO_RUN, UNDECIDED, downstream_claims, game_claims, judge, steering_claims
-from experiments.evidence import gather
-from experiments.intervals import interquartile_mean, interval, mean, paired_difference
-from experiments.results_tables import variants_table
-from experiments.steering_curves import Errors, Part, write_points
+from experiments import report
+from experiments.evidence import page as results_page
+from experiments.evidence.ablations import ablations, gain_over_fits, several_fits
+from experiments.evidence.claims import (
+    FAILS,
+    HOLDS,
+    NO_RUN,
+    UNDECIDED,
+    downstream_claims,
+    game_claims,
+    judge,
+    steering_claims,
+)
+from experiments.evidence.gathering import gather
+from experiments.evidence.intervals import interquartile_mean, interval, mean, paired_difference
+from experiments.evidence.page_tables import variants_table
+from experiments.guidance.curves import Errors, Part, write_points
 
 REPLAY = "Replay: CODA above MADDPG+BC (6,925 to 6,855)"
 

@@ -17,9 +17,10 @@ from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
-from experiments import fitting, steering
-from experiments.config import PRESETS, ExperimentConfig
-from experiments.steering_curves import COLUMNS, Errors, Part, curve, missing, read_points, write_points
+from experiments import steering
+from experiments.guidance.curves import COLUMNS, Errors, Part, curve, missing, read_points, write_points
+from experiments.pipeline import fitting
+from experiments.pipeline.settings import PRESETS, ExperimentConfig
 from tests.drift import DRIFT, drift_episodes
 
 FLAGS = shlex.split(

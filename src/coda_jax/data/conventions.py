@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from coda_jax.data.dataset import Episodes
 from coda_jax.data.vault import StateSource, read_episodes
 from coda_jax.data.vault_files import OpenVault, VaultError
-from coda_jax.envs.mamujoco import Environment, EnvState
+from coda_jax.envs.base import Environment, EnvState
 
 OLD_WRAPPER = "-ogmarl"
 """What the names of tasks in the convention of OG-MARL's `mamujoco` end with."""
@@ -144,7 +144,7 @@ def _replay(env: Environment) -> Replay:
         return stepped, (stepped.obs, stepped.state, stepped.terminal, stepped.reward)
 
     def place_and_step(state: Array, action: Array, next_action: Array) -> Replayed:
-        placed = env.place(state)
+        placed = env.set_state(state)
         _, (obs, states, terminal, reward) = jax.lax.scan(step, placed, jnp.stack([action, next_action]))
         return Replayed(placed.obs, obs[0], states[0], terminal[0], reward[1])
 
@@ -160,7 +160,7 @@ def _state_sources(sizes: Mapping[str, int], env: Environment) -> list[StateSour
         return [StateSource("infos.state", np.arange(sizes["S"] - state_dim, sizes["S"]))]
     if sizes["S"] == sizes["A"] * sizes["O"]:
         # A state of 1, 2, ..., S shows which entry of the state each entry of the observations is.
-        shown = np.asarray(jax.jit(lambda state: env.place(state).obs)(jnp.arange(1.0, state_dim + 1))).reshape(-1)
+        shown = np.asarray(jax.jit(lambda state: env.set_state(state).obs)(jnp.arange(1.0, state_dim + 1))).reshape(-1)
         columns = [np.flatnonzero(shown == entry + 1) for entry in range(state_dim)]
         if len(shown) == sizes["S"] and all(len(column) for column in columns):
             return [StateSource("observations", np.array([column[0] for column in columns]))]
@@ -288,7 +288,7 @@ def to_task(episodes: Episodes, convention: Convention, task: str, env: Environm
 
 def _observations(env: Environment, state: Float[np.ndarray, "T S"]) -> Float[np.ndarray, "T A O"]:
     """What the environment shows of each state, some thousand at a time."""
-    show = jax.jit(jax.vmap(lambda state: env.place(state).obs))
+    show = jax.jit(jax.vmap(lambda state: env.set_state(state).obs))
     size = 8192
     obs = np.empty((len(state), env.spec.num_agents, env.spec.obs_dim), np.float32)
     for start in range(0, len(state), size):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from coda_jax.data.dataset import Episodes, episodes_from_arrays
 from coda_jax.data.published import PUBLISHED_CARDS
-from coda_jax.envs.mamujoco import Environment
+from coda_jax.envs.base import Environment
 from coda_jax.envs.rollout import Rollout, rollout
 from coda_jax.marl.matd3 import team_policy
 from coda_jax.types import Params, PRNGKey

@@ -14,15 +14,14 @@ import contextlib
 import io
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.factorization import Factorization, Feature, JointGraph, Span, factorize
 from coda_jax.envs.kinematics import kinematics
 from coda_jax.envs.physics import READINGS, advance, hang_tendons, load_model, roots
@@ -32,43 +31,6 @@ from coda_jax.types import PRNGKey, TaskSpec
 
 with contextlib.redirect_stdout(io.StringIO()):  # mjx prints that its optional warp backend is missing
     from mujoco import mjx
-
-
-@chex.dataclass(frozen=True)
-class EnvState:
-    """Everything about one environment after a reset or a step.
-
-    state:     `[*batch, S]` global state: joint positions and velocities, in m, rad, m/s and rad/s; of some robots
-               forces in N and N m, or a tendon's gradient, length and rate.
-    obs:       `[*batch, A, O]` local observations.
-    reward:    `[*batch]` team reward of the step that led here, 0 after a reset.
-    terminal:  `[*batch]` whether the task truly ended.
-    truncated: `[*batch]` whether the time limit was reached.
-    time:      `[*batch]` steps since the reset.
-    physics:   MJX data. Cartesian positions in it are relative to the robot's place.
-    """
-
-    state: Float[Array, "*batch S"]
-    obs: Float[Array, "*batch A O"]
-    reward: Float[Array, "*batch"]
-    terminal: Bool[Array, "*batch"]
-    truncated: Bool[Array, "*batch"]
-    time: Int[Array, "*batch"]
-    physics: mjx.Data
-
-
-class Environment(NamedTuple):
-    """A task: three pure functions, and its sizes."""
-
-    reset: Callable[[PRNGKey], EnvState]
-    """Draws a start; the key is consumed."""
-    step: Callable[[EnvState, Float[Array, "A U"]], EnvState]
-    """Advances by one control step; actions are clipped to [-1, 1] by the actuators, not in the control cost."""
-    place: Callable[[Float[Array, "S"]], EnvState]
-    """Puts the robot into a global state, at the origin and at time 0: a step from a recorded or generated state. The
-    robot stands by the positions and velocities in it (clipped ones, where the state has those); forces are only
-    shown. A pair's distance is read off their tendon, which lags by one physics step."""
-    spec: TaskSpec
 
 
 def make(name: str, obsk: int | None = 1) -> Environment:
@@ -168,7 +130,7 @@ def _simulation(
     def reset(key: PRNGKey) -> EnvState:
         return stand(*_draw_start(robot, qpos0, model.nv, key), state=None)
 
-    def place(state: Float[Array, "S"]) -> EnvState:
+    def set_state(state: Float[Array, "S"]) -> EnvState:
         return stand(*_from_state(split, model.nq, model.nv, state), state=state)
 
     def step(env: EnvState, action: Float[Array, "A U"]) -> EnvState:
@@ -198,7 +160,7 @@ def _simulation(
             physics = physics.replace(xpos=after.xpos - shift, xipos=after.xipos - shift)
         return show(read(physics, state_spans), physics, reward, terminal, env.time + 1)
 
-    return reset, step, place
+    return reset, step, set_state
 
 
 def _reward(

@@ -31,7 +31,7 @@ def render(
 
     Args:
         robot: whose model it is; a task's is `TASKS[name][0]`.
-        qpos: positions, as in `EnvState.physics.qpos`; of a recorded state, `place(state).physics.qpos`.
+        qpos: positions, as in `EnvState.physics.qpos`; of a recorded state, `set_state(state).physics.qpos`.
         height: of an image, in pixels.
         width: likewise.
         camera: one of the model's cameras; -1 is a free one that sees the whole scene.

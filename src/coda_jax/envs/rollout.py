@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from coda_jax.envs.mamujoco import Environment, EnvState
+from coda_jax.envs.base import Environment, EnvState
 from coda_jax.types import PRNGKey, Trajectory
 
 PolicyCarry = Any

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from coda_jax.envs.mamujoco import Environment, EnvState
+from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import step_and_reset
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec
 

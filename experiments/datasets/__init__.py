@@ -1,0 +1,1 @@
+"""Datasets on the host: named ones, cards, downloads, films."""

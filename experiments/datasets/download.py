@@ -1,0 +1,119 @@
+"""OG-MARL's vaults from the Hugging Face hub: fetched as a zip, unpacked without trusting it."""
+
+import importlib
+import logging
+import shutil
+import stat
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path, PureWindowsPath
+
+from coda_jax.data.vault_files import METADATA
+from experiments.host.errors import UserError
+
+REPOSITORY = "InstaDeepAI/og-marl"
+
+_NAME_CLASHES = (FileExistsError, NotADirectoryError, IsADirectoryError)
+_NAME_CLASHES = (FileExistsError, NotADirectoryError, IsADirectoryError)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, *_NAME_CLASHES)
+"""How the unpacking of a damaged zip fails; an unknown compression is a `NotImplementedError` of zipfile's."""
+
+Fetch = Callable[..., str]
+"""`huggingface_hub.hf_hub_download`: fetches a file of a repository and says where it lies."""
+
+
+def download_vaults(environment: str, scenario: str, folder: Path, fetch: Fetch | None = None) -> Path:
+    """Downloads the vaults of a scenario, unless they are there.
+
+    An interrupted download goes on where it was. The `.vlt` folder appears whole or not at all.
+
+    Args:
+        environment: such as `gymnasium_mamujoco`.
+        scenario: such as `2halfcheetah`.
+        folder: where `{environment}/{scenario}.vlt` is put.
+        fetch: does the downloading, with the arguments of the hub's `hf_hub_download`, which is the default.
+
+    Returns:
+        The `.vlt` folder.
+
+    Raises:
+        UserError: the extra is not installed; the hub cannot be reached or has no such file; the zip is damaged, holds
+            what does not belong into a vault, or does not fit on the disk.
+    """
+    target = folder / environment / f"{scenario}.vlt"
+    if target.exists():
+        return target
+    unfinished = folder / f".{environment}-{scenario}.download"
+    archive = _fetch(f"core/{environment}/{scenario}.zip", unfinished, fetch or _hub())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unpacked = target.with_name(f".{target.name}-{uuid.uuid4().hex}")
+    try:
+        unpack(archive, unpacked)
+        _vault_folder(unpacked, target.name, archive).rename(target)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    shutil.rmtree(unfinished)
+    return target
+
+
+def _hub() -> Fetch:
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries fill pages
+    try:
+        return importlib.import_module("huggingface_hub").hf_hub_download
+    except ImportError as error:
+        raise UserError("downloading needs the extra `data`: pip install 'coda-jax[data]'") from error
+
+
+def _fetch(file: str, folder: Path, fetch: Fetch) -> Path:
+    try:
+        return Path(fetch(repo_id=REPOSITORY, repo_type="dataset", filename=file, local_dir=str(folder)))
+    except Exception as error:  # the hub's client lets the errors of several libraries through
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"cannot download {file} from the hub's {REPOSITORY} ({reason[:200]}); check the name and the network, "
+            "then give the same command to go on"
+        ) from error
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a zip into a new folder: plain files and folders inside it, or nothing.
+
+    Raises:
+        UserError: the zip is damaged or encrypted, a member is a link or would lie outside the folder, or there is not
+            enough room.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = opened.infolist()
+            for member in members:
+                _check_member(archive, member)
+            size = sum(member.file_size for member in members)
+            free = shutil.disk_usage(folder.parent).free
+            if size > free:
+                raise UserError(f"{archive} needs {size / 1e9:.1f} GB unpacked, {folder.parent} has {free / 1e9:.1f}")
+            opened.extractall(folder)
+    except _DAMAGE as error:
+        raise UserError(f"{archive} is damaged ({error}); delete it and download it again") from error
+
+
+def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
+    path = PureWindowsPath(member.filename)  # knows slashes of both kinds, and drives
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if path.anchor or ".." in path.parts:
+        raise UserError(f"{archive} is not unpacked: its member {member.filename!r} would lie outside the folder")
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise UserError(f"{archive} is not unpacked: its member {member.filename!r} is a link or a device")
+    if member.flag_bits & 1:
+        raise UserError(f"{archive} is not unpacked: its member {member.filename!r} is encrypted")
+
+
+def _vault_folder(unpacked: Path, name: str, archive: Path) -> Path:
+    """Where in what was unpacked the folder with the vaults is: it may be the top, or lie some folders below."""
+    vaults = {metadata.parent for metadata in unpacked.rglob(METADATA)}
+    around = {vault.parent for vault in vaults}
+    if not vaults or len(around) != 1:
+        found = "no vault" if not vaults else "vaults in several folders"
+        raise UserError(f"{archive} holds {found}, where the vaults of {name} were expected")
+    return around.pop()

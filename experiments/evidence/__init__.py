@@ -1,0 +1,1 @@
+"""Recorded runs, and the page of results made from them."""

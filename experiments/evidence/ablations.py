@@ -1,0 +1,152 @@
+"""What one setting does: gains over no augmentation where it alone was changed, and how far fits lie apart."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from experiments.evidence.gathering import COLUMNS, Evidence, Place, in_order
+from experiments.evidence.intervals import Difference, differences, paired_difference
+from experiments.evidence.naming import value_name
+from experiments.evidence.recorded_runs import Cell
+
+Gains = Float[np.ndarray, "S"]
+"""Returns less those of no augmentation under the same settings, a seed that both have."""
+
+
+class Ablation(NamedTuple):
+    """What changing one setting does at a place.
+
+    lines:  method -> name of the value -> gains; values ascend.
+    across: method -> gains, for methods of Table 1 that do not know the setting.
+    """
+
+    setting: str
+    values: tuple[str, ...]
+    lines: Mapping[str, Mapping[str, Gains]]
+    across: Mapping[str, Gains]
+
+
+def variants_by_settings(evidence: Evidence, place: Place) -> dict[tuple[str, ...], list[Cell]]:
+    """The variants at a place by the settings that are changed in them, of which `guidance` is lambda.
+
+    Other fits of the denoiser are none: `several_fits` has them.
+    """
+    changed: dict[tuple[str, ...], list[Cell]] = {}
+    for cell, names in evidence.variants:
+        settings = names if cell.method in COLUMNS else ("guidance", *names)
+        if cell.place == place and settings != ("fit_seed",):
+            changed.setdefault(settings, []).append(cell)
+    return dict(sorted(changed.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def ablations(evidence: Evidence, place: Place) -> list[Ablation]:
+    """One for each setting of which there is a run at this place in which nothing else is changed."""
+    members = [cell for cell in evidence.table if cell.place == place and cell.method != "none"]
+    found = []
+    for (setting, *others), variants in variants_by_settings(evidence, place).items():
+        if others:
+            continue
+        lines: dict[str, dict[str, Gains]] = {}
+        values: dict[str, Any] = {}
+        varied = {line_of(cell, [setting]) for cell in variants}
+        for cell in [*variants, *(cell for cell in members if line_of(cell, [setting]) in varied)]:
+            gains = gains_of(evidence, cell)
+            if cell.method != "none" and gains is not None:
+                value = value_of(cell, setting)
+                values[value_name(value)] = value
+                lines.setdefault(line_of(cell, [setting]), {})[value_name(value)] = gains
+        across = {
+            cell.method: gains
+            for cell in members
+            if setting not in cell.setup
+            and line_of(cell, [setting]) not in varied
+            and (gains := gains_of(evidence, cell)) is not None
+        }
+        if lines:
+            found.append(Ablation(setting, tuple(sorted(values, key=lambda v: in_order(values[v]))), lines, across))
+    return found
+
+
+def line_of(cell: Cell, settings: Sequence[str]) -> str:
+    """What a cell is a point of: its method, whatever its lambda where that is what varies."""
+    return "coda" if "guidance" in settings and cell.method.startswith("coda ") else cell.method
+
+
+def value_of(cell: Cell, setting: str) -> Any:
+    """The value of a setting that varies."""
+    return float(cell.method.removeprefix("coda ")) if setting == "guidance" else cell.setup[setting]
+
+
+def gains_of(evidence: Evidence, cell: Cell) -> Gains | None:
+    """A cell's gains; None where nothing can be compared."""
+    base = evidence.alike(cell, "none")
+    gains = {} if base is None else differences(cell.returns, base.returns)
+    return np.array(list(gains.values())) if gains else None
+
+
+class Fits(NamedTuple):
+    """Returns of the same seeds, on the same episodes, with several fits of the denoiser: `[fits, seeds]`."""
+
+    place: Place
+    method: str
+    seeds: tuple[int, ...]
+    fit_seeds: tuple[int, ...]
+    returns: Float[np.ndarray, "F S"]
+
+    @property
+    def means(self) -> Float[np.ndarray, "F"]:
+        """The mean return of each fit."""
+        return self.returns.mean(axis=1)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the fits' mean returns."""
+        return float(self.means.std(ddof=1))
+
+    @property
+    def chance(self) -> float:
+        """What it would be by chance if all fits were the same: from what fits and seeds together leave unexplained."""
+        r = self.returns
+        rest = r - r.mean(axis=0, keepdims=True) - r.mean(axis=1, keepdims=True) + r.mean()
+        fits, seeds = r.shape
+        return float(np.sqrt(np.sum(np.square(rest)) / ((fits - 1) * (seeds - 1)) / seeds))
+
+    @property
+    def p(self) -> float:
+        """How likely fits that are the same would lie as far apart: the F test of two-way analysis of variance."""
+        fits, seeds = self.returns.shape
+        if self.chance == 0.0:  # the fits differ by the same at every seed
+            return float(self.spread == 0.0)
+        return float(stats.f.sf((self.spread / self.chance) ** 2, fits - 1, (fits - 1) * (seeds - 1)))
+
+
+def several_fits(evidence: Evidence) -> list[Fits]:
+    """For each method of Table 1 and draw of the data: two fits or more that share two seeds or more."""
+    found = []
+    for cell in evidence.table:
+        if "fit_seed" not in cell.setup:
+            continue
+        fits = {cell.setup["fit_seed"]: cell}
+        for other, names in evidence.variants:
+            if names == ("fit_seed",) and (other.place, other.method) == (cell.place, cell.method):
+                fits[other.setup["fit_seed"]] = other
+        for drawn in evidence.draws(cell.place).values():
+            here = sorted(fit for fit, member in fits.items() if len(set(drawn) & set(member.returns)) > 1)
+            seeds = [seed for seed in drawn if all(seed in fits[fit].returns for fit in here)]
+            if len(here) > 1 and len(seeds) > 1:
+                returns = np.array([[fits[fit].returns[seed] for seed in seeds] for fit in here])
+                found.append(Fits(cell.place, cell.method, tuple(seeds), tuple(here), returns))
+    return found
+
+
+def gain_over_fits(evidence: Evidence, place: Place, method: str) -> Difference | None:
+    """A method less no augmentation, each seed by its mean over the fits it was trained with; None for too few."""
+    ours: dict[int, float] = {}
+    for fits in several_fits(evidence):
+        if (fits.place, fits.method) == (place, method):
+            ours |= dict(zip(fits.seeds, fits.returns.mean(axis=0).tolist(), strict=True))
+    base = evidence.cell(place, "none")
+    return None if base is None else paired_difference(ours, base.returns)

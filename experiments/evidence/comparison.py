@@ -1,0 +1,66 @@
+"""Finished runs beside one another: a table, and pictures of the returns and of the synthetic data's likelihood."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.evidence.recorded_runs import SYNTHETIC, Run, dataset_name, read_run
+from experiments.host.console import say
+from experiments.host.errors import UserError
+from experiments.host.plots import comparison_curves, likelihood_curves
+
+
+def compare_runs(paths: Sequence[Path], output: Path) -> None:
+    """Writes `comparison.md`, `returns.png` and `likelihood.png`, the same bytes for the same runs.
+
+    Raises:
+        UserError: runs that cannot be read or do not belong beside one another, or an output that is a file.
+    """
+    runs = [read_run(path) for path in paths]
+    first = runs[0].summary
+    for path, run in zip(paths, runs, strict=True):
+        for name in ("task", "dataset", "vault", "dataset_mean_return"):
+            if run.summary.get(name) != first.get(name):
+                raise UserError(f"{path} has {name} {run.summary.get(name)}, {paths[0]} has {first.get(name)}")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; name a folder")
+    output.mkdir(parents=True, exist_ok=True)
+    table = markdown(runs)
+    (output / "comparison.md").write_text(table, encoding="utf-8")
+    title = f"{first['task']} {dataset_name(first)}"
+    curves = [(run.label, run.metrics) for run in runs]
+    comparison_curves(output / "returns.png", title, curves, [first["dataset_mean_return"]])
+    likelihood_curves(output / "likelihood.png", title, curves)
+    say(table.rstrip())
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """The table: returns and, of the last round, what the synthetic data were like."""
+    first = runs[0].summary
+    lines = [
+        f"# {first['task']} {dataset_name(first)}: episodes of the dataset return {first['dataset_mean_return']:.0f} "
+        f"in the mean, {first['dataset_best_return']:.0f} at best",
+        "",
+        "| run | updates | seeds | return, mean +- s.e. over seeds | each seed | log-likelihood of synthetic actions "
+        "| ... unguided | dynamics error | ... unguided | ... actions shuffled |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in runs:
+        summary, last = run.summary, run.metrics["round"] == run.metrics["round"].max()
+        spread = "" if summary["standard_error"] is None else f" +- {summary['standard_error']:.0f}"
+        cells = [
+            run.label,
+            f"{summary['updates']:,}",
+            str(summary["num_seeds"]),
+            f"{summary['mean']:.0f}{spread}",
+            ", ".join(f"{value:.0f}" for value in summary["returns_per_seed"]),
+        ]
+        quality = summary["sample_quality"]
+        if quality is None:
+            cells += [""] * 5
+        else:
+            kinds = (SYNTHETIC[summary["augmentation"]], "unguided", "real, actions shuffled")
+            columns = [run.metrics.get(f"{kind}_log_likelihood") for kind in ("synthetic", "unguided")]
+            cells += ["" if column is None else f"{column[last].mean():.1f}" for column in columns]
+            cells += [f"{quality[kind]['dynamics_error']:.2f}" if kind in quality else "" for kind in kinds]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,278 @@
+"""What lies below `results/`, sorted: the runs of Table 1, ablations, other fits, steering, and the games."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.evidence.recorded_runs import (
+    Cell,
+    Draw,
+    Run,
+    agree,
+    cells_of,
+    difference,
+    draw_of,
+    find_runs,
+    is_smoke,
+    main_setup,
+    read_json,
+    read_provenance,
+    read_run,
+    read_settings,
+)
+from experiments.guidance.curves import Curve, Points, curve, read_points
+from experiments.host.cache import key_of
+from experiments.host.errors import UserError
+from experiments.pipeline.settings import uses
+
+Place = tuple[str, str, str]
+"""Preset, task and dataset."""
+
+PRESET_ORDER = ("paper", "laptop")
+"""The largest scale first: claims are judged at the first that has the runs."""
+
+CODA = "coda 0.6"
+"""CODA at the lambda of the paper's figures, by which it is judged."""
+
+COLUMNS = ("none", "unconditional", CODA, "coda 1", "simulated")
+"""The methods of Table 1: the paper's, with its two lambdas, and the oracle. Other lambdas are ablations."""
+
+DATASET_ORDER = ("replay", "good", "medium", "poor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Steering:
+    """A run of `experiments.steering`."""
+
+    path: Path
+    name: str
+    """Its place below the folder of results, in one word; its pictures are called by it."""
+    summary: Mapping[str, Any]
+    config: Mapping[str, Any]
+    points: Points
+    provenance: Mapping[str, Any] | None
+    training: Run | None
+    """The run that trained its policies, where it is kept too."""
+
+    @property
+    def through_denoiser(self) -> bool:
+        """Whether its guidance passed through the denoiser, which older runs did not know."""
+        return self.config.get("steered", {}).get("diffusion", {}).get("through_denoiser", False)
+
+    def curve(self, policy: str, measure: str) -> Curve | None:
+        """A curve under the annealed schedule at the largest number of steps."""
+        most = max(part.num_steps for part in self.points)
+        return curve(self.points, policy, "annealed", most, measure)
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """A run on a polynomial game."""
+
+    path: Path
+    folder: str
+    """Its path below the folder of results."""
+    summary: Mapping[str, Any]
+    provenance: Mapping[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """All that is kept."""
+
+    table: tuple[Cell, ...]
+    """Table 1: for each preset and task, the cells of its main setup."""
+    variants: tuple[tuple[Cell, tuple[str, ...]], ...]
+    """All others, with the names of the settings that differ from the main setup's; none where only lambda does."""
+    steering: tuple[Steering, ...]
+    games: tuple[Game, ...]
+
+    def cell(self, place: Place, method: str) -> Cell | None:
+        """A cell of Table 1."""
+        return next((cell for cell in self.table if (cell.place, cell.method) == (place, method)), None)
+
+    def alike(self, cell: Cell, method: str) -> Cell | None:
+        """The cell of a method at the same place with the same values of all settings that both use.
+
+        Where a method has several, for settings that the other does not use: the one nearest Table 1.
+        """
+        cells = [(other, ()) for other in self.table] + list(self.variants)
+        found = [
+            (len(names), other)
+            for other, names in cells
+            if (other.place, other.method) == (cell.place, method) and agree(other.setup, cell.setup)
+        ]
+        return min(found, key=lambda pair: pair[0], default=(0, None))[1]
+
+    def reference(self, cell: Cell) -> Cell | None:
+        """What a variant is a variant of: its method in Table 1; of other lambdas, CODA at the paper's, else alike."""
+        return self.cell(cell.place, cell.method) if cell.method in COLUMNS else self.alike(cell, CODA)
+
+    def places(self) -> list[Place]:
+        """The rows of Table 1."""
+        return sorted({cell.place for cell in self.table}, key=_place_order)
+
+    def draws(self, place: Place) -> dict[Draw, list[int]]:
+        """The draws of the dataset that the seeds of Table 1 learnt from there, and which seeds."""
+        draw_of_seed: dict[int, Draw] = {}
+        for cell in self.table:
+            if cell.place == place:
+                draw_of_seed |= cell.draws
+        found: dict[Draw, list[int]] = {}
+        for seed, draw in sorted(draw_of_seed.items()):
+            found.setdefault(draw, []).append(seed)
+        return found
+
+    def complete(self, preset: str) -> tuple[list[Place], list[str]]:
+        """The places of a preset with the paper's three methods and a unit, and the methods that all of these have."""
+        ours = [place for place in self.places() if place[0] == preset and self.has_unit(place)]
+        places = [place for place in ours if self.comparable(place, ("none", "unconditional", CODA))]
+        methods = [method for method in COLUMNS if places and all(self.cell(place, method) for place in places)]
+        return places, methods
+
+    def shared(self, place: Place, methods: Sequence[str]) -> list[int]:
+        """The seeds that all these methods have there."""
+        cells = [self.cell(place, method) for method in methods]
+        return sorted(set.intersection(*(set(cell.returns) if cell else set() for cell in cells)))
+
+    def comparable(self, place: Place, methods: Sequence[str]) -> bool:
+        """Whether all these methods have run there, two seeds or more the same."""
+        return len(self.shared(place, methods)) > 1
+
+    def judged_at(self, task: str, dataset: str, methods: Sequence[str]) -> Place | None:
+        """The place of the largest scale at which these methods can be compared."""
+        found = (place for place in self.places() if place[1:] == (task, dataset))
+        return next((place for place in found if self.comparable(place, methods)), None)
+
+    def normalised(self, cell: Cell) -> dict[int, float]:
+        """Each seed's return, so that 0 is the mean untrained policy there and 1 the best episode that it learnt from.
+
+        Not its mean episode, because those of Poor return hardly more than untrained policies.
+        """
+        zero = float(np.mean(self._untrained(cell.place)))
+        return {seed: (value - zero) / (cell.draws[seed].best - zero) for seed, value in cell.returns.items()}
+
+    def has_unit(self, place: Place) -> bool:
+        """Whether the best episodes stand out from untrained policies, by more than the spread of these."""
+        untrained = self._untrained(place)
+        best = min(draw.best for draw in self.draws(place))
+        return best - untrained.mean() > (untrained.std(ddof=1) if len(untrained) > 1 else 0.0)
+
+    def _untrained(self, place: Place) -> np.ndarray:
+        """The return of each seed's policy before training, which is the same for all methods."""
+        found: dict[int, float] = {}
+        for cell in self.table:
+            if cell.place == place:
+                found = {**cell.untrained, **found}
+        return np.array([found[seed] for seed in sorted(found)])
+
+
+def gather(results: Path) -> Evidence:
+    """Reads everything below a folder.
+
+    Raises:
+        UserError: a folder that is not there, a run that cannot be read, or runs that contradict one another.
+    """
+    if not results.is_dir():
+        raise UserError(f"--results {results} is no folder; name the one that holds the run folders")
+    cells = sorted(cells_of(find_runs(results)), key=cell_order)
+    _check_datasets(cells)
+    table: list[Cell] = []
+    variants: list[tuple[Cell, tuple[str, ...]]] = []
+    for scope in dict.fromkeys(cell.place[:2] for cell in cells):
+        members = [cell for cell in cells if cell.place[:2] == scope]
+        setup = main_setup([cell for cell in members if cell.method in COLUMNS] or members)
+        for cell in members:
+            if agree(cell.setup, setup) and cell.method in COLUMNS:
+                table.append(cell)
+            else:
+                variants.append((cell, tuple(difference(cell.setup, setup))))
+    variants.sort(
+        key=lambda variant: (cell_order(variant[0]), *((n, in_order(variant[0].setup[n])) for n in variant[1]))
+    )
+    return Evidence(tuple(table), tuple(variants), _steering(results), _games(results))
+
+
+def _check_datasets(cells: Sequence[Cell]) -> None:
+    """Runs of one place that share a seed and the settings of data must have had the same episodes."""
+    first: dict[str, Run] = {}
+    for cell in cells:
+        data = {name: value for name, value in cell.setup.items() if name.startswith("data.") and uses("none", name)}
+        for run in cell.runs:
+            for seed in run.summary["seeds"]:
+                known = first.setdefault(key_of([cell.place, seed, data]), run)
+                ours, theirs = draw_of(run), draw_of(known)
+                if ours != theirs:
+                    raise UserError(
+                        f"{run.path} learnt from episodes of mean return {ours.mean} and best {ours.best}, "
+                        f"{known.path} from others, of {theirs.mean} and {theirs.best}: seed {seed} cannot be "
+                        "compared; remove one. Machines of different kinds roll out different episodes: run other "
+                        "seeds there"
+                    )
+
+
+def _steering(results: Path) -> tuple[Steering, ...]:
+    found: dict[tuple[Any, ...], Steering] = {}
+    for file in sorted(results.rglob("steering.csv")):
+        path = file.parent
+        if not (path / "summary.json").exists() or is_smoke(path):
+            continue
+        summary = read_json(path / "summary.json", ("task", "dataset", "vault", "preset", "fit_seed", "wall_seconds"))
+        training = path / "training"
+        run = Steering(
+            path,
+            "_".join(path.relative_to(results).parts),
+            summary,
+            config=read_settings(path),
+            points=read_points(file),
+            provenance=read_provenance(path),
+            training=read_run(training) if (training / "summary.json").exists() else None,
+        )
+        names = ("preset", "task", "dataset", "vault", "fit_seed")
+        condition = (*(summary[name] for name in names), run.through_denoiser)
+        other = found.setdefault(condition, run)
+        if other is not run:
+            raise UserError(f"{path} and {other.path} are of the same preset, data, fit and guidance; remove one")
+    return tuple(sorted(found.values(), key=lambda run: _preset_order(run.summary["preset"])))
+
+
+def _games(results: Path) -> tuple[Game, ...]:
+    found: dict[tuple[str, str], Game] = {}
+    for file in sorted(results.rglob("summary.json")):
+        if "game" in read_json(file, ()):
+            summary = read_json(file, ("game", "dataset", "returns_per_seed", "optimum", "wall_seconds"))
+            game = Game(file.parent, file.parent.relative_to(results).as_posix(), summary, read_provenance(file.parent))
+            other = found.setdefault((summary["game"], summary["dataset"]), game)
+            if other is not game:
+                raise UserError(f"{game.path} and {other.path} are of the same game and dataset; remove one")
+    return tuple(found.values())
+
+
+def method_order(method: str) -> tuple[int, float]:
+    """Baselines first, then CODA by its guidance scale, then what no method can have."""
+    name, _, guidance = method.partition(" ")
+    return ("none", "unconditional", "coda", "simulated").index(name), float(guidance or 0)
+
+
+def cell_order(cell: Cell) -> tuple[Any, ...]:
+    """The order of a table's cells: the largest scale first, then task, dataset and method."""
+    return _place_order(cell.place), method_order(cell.method)
+
+
+def in_order(value: Any) -> tuple[float, str]:
+    """Sorts the values of a setting: numbers first, by size, then whatever else there is, by its letters."""
+    return (math.inf, str(value)) if isinstance(value, bool) or not isinstance(value, int | float) else (value, "")
+
+
+def _preset_order(preset: str) -> int:
+    return PRESET_ORDER.index(preset) if preset in PRESET_ORDER else len(PRESET_ORDER)
+
+
+def _place_order(place: Place) -> tuple[int, str, int, str]:
+    preset, task, dataset = place
+    order = DATASET_ORDER.index(dataset) if dataset in DATASET_ORDER else len(DATASET_ORDER)
+    return _preset_order(preset), task, order, dataset

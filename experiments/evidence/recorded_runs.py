@@ -1,0 +1,289 @@
+"""Finished runs as they are kept: reading them, and putting together what belongs to one method.
+
+A *condition* is all settings but the seeds. Runs of one condition are one cell of a table, their seeds together.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from experiments.evidence.naming import METHODS
+from experiments.host.cache import flat, key_of, plain
+from experiments.host.errors import UserError
+from experiments.host.run_folder import Metrics
+from experiments.pipeline.settings import PRESETS, uses
+
+NEEDED = (
+    *("task", "dataset", "augmentation", "guidance", "updates", "seeds", "returns_per_seed", "mean", "standard_error"),
+    *("num_seeds", "sample_quality", "dataset_mean_return", "dataset_best_return", "wall_seconds"),
+)
+"""What is read of a summary."""
+
+SYNTHETIC = {"unconditional": "unguided", "simulated": "simulated", "coda": "guided"}
+"""What the synthetic trajectories of each augmentation are called in `sample_quality`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is known of a finished run."""
+
+    path: Path
+    label: str
+    """Its method, in words."""
+    summary: Mapping[str, Any]
+    metrics: Mapping[str, np.ndarray]
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any] | None
+    """What machine it ran on; None where that was not kept."""
+
+
+class Draw(NamedTuple):
+    """The episodes that a run learnt from, by their mean and best return.
+
+    Machines of different kinds differ in last bits, and so in the episodes that they roll out from the same teams.
+    """
+
+    mean: float
+    best: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """All seeds of one condition."""
+
+    place: tuple[str, str, str]
+    """Preset, task and dataset."""
+    method: str
+    """Augmentation, and the guidance scale of CODA."""
+    setup: Mapping[str, Any]
+    """The other settings, by dotted name, of those that this method uses."""
+    runs: tuple[Run, ...]
+
+    @property
+    def returns(self) -> dict[int, float]:
+        """The final policy's return of each seed, a mean over its episodes."""
+        pairs = [zip(run.summary["seeds"], run.summary["returns_per_seed"], strict=True) for run in self.runs]
+        return dict(sorted(pair for of_run in pairs for pair in of_run))
+
+    @property
+    def untrained(self) -> dict[int, float]:
+        """The return of each seed's policy before training."""
+        found = {}
+        for run in self.runs:
+            first = run.metrics["round"] == 0
+            found |= dict(zip(run.metrics["seed"][first].tolist(), run.metrics["return"][first].tolist(), strict=True))
+        return dict(sorted(found.items()))
+
+    @property
+    def draws(self) -> dict[int, Draw]:
+        """What each seed learnt from."""
+        return {seed: draw_of(run) for run in self.runs for seed in run.summary["seeds"]}
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """The rows of all its runs, in the columns that all of them have."""
+        shared = [name for name in self.runs[0].metrics if all(name in run.metrics for run in self.runs)]
+        return {name: np.concatenate([run.metrics[name] for run in self.runs]) for name in shared}
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The summary of its first run, for what all its runs share."""
+        return self.runs[0].summary
+
+    def quality(self, kind: str, name: str) -> float | None:
+        """An error of one kind of trajectories, the mean over its runs, each counted by its seeds.
+
+        None where no run has it; runs that were too old to measure it do not count.
+        """
+        known = [
+            (error, len(run.summary["seeds"]))
+            for run in self.runs
+            if (error := run.summary["sample_quality"].get(kind, {}).get(name)) is not None
+        ]
+        if not known:
+            return None
+        errors, weights = zip(*known, strict=True)
+        return float(np.average(errors, weights=weights))
+
+
+def draw_of(run: Run) -> Draw:
+    """What a run learnt from."""
+    return Draw(run.summary["dataset_mean_return"], run.summary["dataset_best_return"])
+
+
+def read_run(path: Path) -> Run:
+    """Reads a run.
+
+    Raises:
+        UserError: it is not there, not finished, or not of the main job.
+    """
+    summary, config = read_json(path / "summary.json", NEEDED), read_settings(path)
+    if not isinstance(config.get("training"), dict):
+        raise UserError(f"{path / 'config.yaml'} is no configuration of the main job")
+    metrics = _parsed(path / "metrics.csv", lambda _: Metrics(path / "metrics.csv").read())
+    if summary["augmentation"] not in METHODS:
+        raise UserError(f"{path / 'summary.json'} has the augmentation {summary['augmentation']}, which none is")
+    if not {"round", "seed", "return"} <= set(metrics) or set(metrics["seed"]) != set(summary["seeds"]):
+        raise UserError(f"{path / 'metrics.csv'} is not that of its summary: it needs rounds and returns of its seeds")
+    returns = summary["returns_per_seed"]
+    if len(returns) != len(summary["seeds"]) or not np.isfinite(returns).all():
+        raise UserError(f"{path / 'summary.json'} needs a finite return for each of its seeds")
+    if summary["augmentation"] == "simulated":
+        metrics.pop("unguided_log_likelihood", None)  # of the first policy's roll-outs: nothing was sampled
+    provenance = read_provenance(path)
+    label = METHODS[summary["augmentation"]]
+    if summary["augmentation"] != "none":
+        label += f", mix {config['training']['mix_ratio']:g}"
+    if summary["augmentation"] == "coda":
+        label += f", guidance {summary['guidance']:g}"
+    return Run(path, label, summary, metrics, config, provenance)
+
+
+def read_json(file: Path, needed: Iterable[str]) -> dict[str, Any]:
+    """Reads a file of a run folder that holds a mapping with certain keys.
+
+    Raises:
+        UserError: it is not there, or something else.
+    """
+    found = _parsed(file, json.loads)
+    if not isinstance(found, dict):
+        raise UserError(f"{file} cannot be read: it holds no mapping")
+    missing = sorted(set(needed) - set(found))
+    if missing:
+        raise UserError(f"{file} is not of this version: it has no {', '.join(missing)}")
+    return found
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads the settings of a run.
+
+    Raises:
+        UserError: they are not there, or something else.
+    """
+    found = _parsed(path / "config.yaml", yaml.safe_load)
+    if not isinstance(found, dict):
+        raise UserError(f"{path / 'config.yaml'} cannot be read: it holds no mapping")
+    return found
+
+
+def is_smoke(path: Path) -> bool:
+    """Whether a run is of the `smoke` preset, which shows nothing."""
+    return read_settings(path).get("preset") == "smoke"
+
+
+def read_provenance(path: Path) -> dict[str, Any] | None:
+    """Reads what machine a run was on; None where that was not kept.
+
+    Raises:
+        UserError: a file that does not say it.
+    """
+    file = path / "provenance.json"
+    return read_json(file, ("device", "backend", "visible_cores", "platform")) if file.exists() else None
+
+
+def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file.parent} is no finished run: it has no {file.name}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def find_runs(results: Path) -> list[Run]:
+    """All finished runs of the main job below a folder, by path.
+
+    The `smoke` preset shows nothing and is left out, and so are the policies that a steering run trained for itself.
+    """
+    found = []
+    for file in sorted(results.rglob("summary.json")):
+        if (file.parent.parent / "steering.csv").exists():
+            continue
+        if "augmentation" in read_json(file, ()) and not is_smoke(file.parent):
+            found.append(read_run(file.parent))
+    return found
+
+
+def cells_of(runs: Iterable[Run]) -> list[Cell]:
+    """Puts the seeds of each condition together.
+
+    Raises:
+        UserError: a seed that two runs of the same condition both have.
+    """
+    conditions: dict[str, list[Run]] = {}
+    described: dict[str, tuple[tuple[str, str, str], str, dict[str, Any]]] = {}
+    for run in runs:
+        place, method, setup = condition(run)
+        key = key_of([place, method, setup])
+        described[key] = place, method, setup
+        conditions.setdefault(key, []).append(run)
+    for members in conditions.values():
+        owner: dict[int, Path] = {}
+        for run in members:
+            for seed in run.summary["seeds"]:
+                if seed in owner:
+                    raise UserError(f"seed {seed} of the same run is in {owner[seed]} and in {run.path}; remove one")
+                owner[seed] = run.path
+    return [Cell(*described[key], tuple(members)) for key, members in conditions.items()]
+
+
+def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
+    """Place, method and setup of a run. Settings that it was too old to know have their preset's values."""
+    preset = run.config.get("preset", "laptop")
+    setup = {**flat(plain(PRESETS[preset])), **flat(run.config)} if preset in PRESETS else flat(run.config)
+    augmentation = run.summary["augmentation"]
+    method = augmentation if augmentation != "coda" else f"coda {run.summary['guidance']:g}"
+    place = (preset, run.summary["task"], dataset_name(run.summary))
+    left_out = {"preset", "task", "dataset", "vault", "augmentation", "guidance", "seed", "num_seeds", "run_dir"}
+    left_out.add("allow_other_devices")
+    used = {name: setup[name] for name in sorted(setup) if name not in left_out and uses(augmentation, name)}
+    return place, method, used
+
+
+def dataset_name(summary: Mapping[str, Any]) -> str:
+    """A dataset's name; of a vault the ends of its path, as a word that a table and a file name bear."""
+    vault = summary.get("vault")
+    return summary["dataset"] if vault is None else re.sub(r"[^\w.+-]", "_", "_".join(Path(vault).parts[-2:]))
+
+
+def agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two setups have the same values where both have one."""
+    return all(a[name] == b[name] for name in set(a) & set(b))
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The names of the settings in which two setups differ."""
+    return sorted(name for name in set(a) & set(b) if a[name] != b[name])
+
+
+def main_setup(cells: Sequence[Cell]) -> Mapping[str, Any]:
+    """The setup that a table is about: the one in which most methods, then places are there, nearest its preset.
+
+    Augmentations have settings of their own: CODA's are chosen first, then what the others have besides.
+    """
+    found: dict[str, Any] = {}
+    preset = cells[0].place[0]
+    default = flat(plain(PRESETS[preset])) if preset in PRESETS else {}
+
+    def weight(setup: Mapping[str, Any]) -> tuple[int, int, int, int, str]:
+        members = [cell for cell in cells if agree(cell.setup, {**found, **setup})]
+        methods = {(cell.place, cell.method) for cell in members}
+        seeds = sum(len(cell.returns) for cell in members)
+        return (
+            len(methods),
+            len({cell.place for cell in members}),
+            -len(difference(setup, default)),
+            seeds,
+            key_of(setup),
+        )
+
+    for augmentation in reversed(METHODS):
+        setups = [cell.setup for cell in cells if cell.summary["augmentation"] == augmentation]
+        found |= max((setup for setup in setups if agree(setup, found)), key=weight, default={})
+    return found

@@ -1,0 +1,120 @@
+"""Draws of a game's offline dataset, and the denoisers fitted to each; a fit is kept in the cache."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from coda_jax import transforms
+from coda_jax.coda_games import GameCodaConfig, GamePrior, Generators, conditions
+from coda_jax.diffusion.generator import Generator, GeneratorConfig, GeneratorState, fit_chunk
+from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame, as_trajectory, sample_actions
+from coda_jax.marl.stateless_maddpg import CriticConfig, fit_critic
+from coda_jax.types import Metrics, Params, PRNGKey, Trajectory
+from experiments.host.cache import cache_folder, key_of, lock
+from experiments.host.checkpoints import Checkpoints
+from experiments.host.console import Phase, phase, say
+from experiments.host.errors import UserError
+
+UPDATES_PER_CHUNK = 500
+"""Updates between two reports of a fit."""
+
+
+def fit_draws(
+    game: PolynomialGame,
+    dataset: DatasetConfig,
+    key: PRNGKey,
+    num_draws: int,
+    generators: Generators,
+    denoiser: GeneratorConfig,
+    config: GameCodaConfig,
+    critic: CriticConfig | None,
+    mesh: Mesh,
+) -> GamePrior:
+    """Draws the datasets `[num_draws, N, ...]` and fits to each its transform and its two denoisers (and its critic).
+
+    The key is consumed.
+
+    Raises:
+        UserError: a fit ran into NaNs.
+    """
+    by_draw = NamedSharding(mesh, PartitionSpec("seed"))
+    keys = jax.random.split(key, num_draws)
+    key_data, key_encode, key_condition, *key_fits, key_critic = jnp.moveaxis(
+        jax.vmap(lambda key: jax.random.split(key, 6))(keys), 1, 0
+    )
+    datasets: Trajectory = jax.jit(jax.vmap(lambda key: as_trajectory(game, sample_actions(dataset, key))))(key_data)
+    tokens = transforms.pack(datasets)
+    fitted = [transforms.fit(np.asarray(draw)[:, 0]) for draw in tokens]
+    transform = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
+    z = jax.jit(jax.vmap(transforms.forward))(transform, tokens, key_encode)
+    ys = jax.jit(jax.vmap(functools.partial(conditions, config=config)))(z, key=key_condition)
+
+    content = hashlib.sha256(np.asarray(z).tobytes() + np.asarray(ys[0]).tobytes()).hexdigest()
+    params = []
+    with phase("fitting the denoisers", total=2 * denoiser.num_updates) as progress:
+        for name, generator, y, key in zip(Generators._fields, generators, ys, key_fits, strict=True):
+            entry = cache_folder() / "denoisers" / key_of({"data": content, "config": denoiser, "condition": name})
+            with lock(entry, f"the denoisers of {game.name}"):
+                z_on, y_on = jax.device_put((z, y), by_draw)
+                keys_on = jax.device_put(jax.vmap(jax.random.split)(key), by_draw)
+                params.append(_fit(generator, denoiser, z_on, y_on, keys_on, mesh, entry, progress))
+    critics: Params = None
+    if critic is not None:
+        critics, error = jax.jit(jax.vmap(functools.partial(fit_critic, critic)))(datasets, key_critic)
+        say(f"fitted critics: root mean squared error {float(np.mean(error)):.4f}")
+    prior = GamePrior(
+        dataset=datasets, transform=transform, policy_denoiser=params[0], return_denoiser=params[1], critic=critics
+    )
+    return jax.device_put(prior, by_draw)
+
+
+def _fit(
+    generator: Generator,
+    config: GeneratorConfig,
+    z: Float[Array, "D N 1 C"],
+    y: Float[Array, "D N K"],
+    keys: PRNGKey,
+    mesh: Mesh,
+    entry: Path,
+    progress: Phase,
+) -> Params:
+    """The averaged weights of one denoiser a draw, from the cache where they are there; `keys` is `[D, 2]`."""
+    num_updates, batch_size = config.num_updates, config.batch_size
+    draws = PartitionSpec("seed")
+
+    def fit_one(state: GeneratorState, z: Array, y: Array, key: PRNGKey) -> tuple[GeneratorState, Metrics]:
+        def sample_batch(key: PRNGKey) -> tuple[Array, Array]:
+            rows = jax.random.randint(key, (batch_size,), 0, z.shape[0])
+            return z[rows], y[rows]
+
+        key = jax.random.fold_in(key, state.step)
+        return fit_chunk(generator, state, sample_batch, key, min(UPDATES_PER_CHUNK, num_updates))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=draws, out_specs=draws, check_vma=False)
+    def chunk(state, z, y, keys):
+        # One draw after the other: weights with a leading axis would be slower to multiply with.
+        return jax.lax.map(lambda inputs: fit_one(*inputs), (state, z, y, keys))
+
+    checkpoints = Checkpoints(entry)
+    state = jax.device_put(jax.jit(jax.vmap(generator.init))(keys[:, 0]), NamedSharding(mesh, draws))
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        progress.advance(num_updates, "from the cache")
+        state = restored.tree
+    else:
+        for done in range(0, num_updates, UPDATES_PER_CHUNK):
+            state, metrics = chunk(state, z, y, keys[:, 1])
+            loss = np.asarray(metrics["loss"])
+            if not np.isfinite(loss).all():
+                raise UserError(f"NaN while fitting a denoiser, after {done} updates; lower --denoiser.learning-rate")
+            progress.advance(min(UPDATES_PER_CHUNK, num_updates - done), f"loss {loss.mean():.3f}")
+        checkpoints.save(num_updates, state)
+    checkpoints.close()
+    return state.ema

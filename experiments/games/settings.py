@@ -1,0 +1,127 @@
+"""The settings of the polynomial games' command, and what makes them valid."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from coda_jax.coda_games import GameCodaConfig
+from coda_jax.diffusion.generator import GeneratorConfig
+from coda_jax.diffusion.samplers import SamplerConfig
+from coda_jax.diffusion.unet import UNetConfig
+from coda_jax.envs.polynomial import DATASETS, MULTIPLICATION, DatasetConfig, reward, twin_peaks
+from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, stateless_maddpg
+from experiments.host.errors import UserError
+from experiments.pipeline.settings import check_choice, check_positive
+
+GAMES = {"multiplication": MULTIPLICATION, "twin-peaks": twin_peaks()}
+DEFAULT_DATASETS = {"multiplication": "skewed", "twin-peaks": "uniform"}
+"""What Figure 1 and Figure 2 need: means of opposite sign, and data centred at the origin."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolynomialConfig:
+    """Trains all methods on a polynomial game, from the paper's start and from a grid of starts."""
+
+    game: str = "multiplication"
+    """Game: `multiplication` (R = xy) or `twin-peaks` (R = -x^2 - y^2 - 4 x^2 y^2 + 5 x y)."""
+    dataset: str | None = None
+    """Offline data: `uniform` over the square, `skewed` (the whole square, with means 0.15 and -0.05), `gaussian` or
+    `point`; by default `skewed` for multiplication and `uniform` for twin-peaks, as in Figures 1 and 2."""
+    centre: tuple[float, float] = (0.0, 0.0)
+    """Mean of `gaussian`; the joint action of `point`."""
+    spread: float = 0.2
+    """Standard deviation of `gaussian`."""
+    num_transitions: int = 4000
+    """Joint actions in a dataset."""
+    num_seeds: int = 16
+    """Policy seeds a method, shared out among the draws."""
+    num_draws: int = 4
+    """Draws of the dataset, each with denoisers of its own."""
+    seed: int = 0
+    """First seed."""
+    num_updates: int = 150
+    """Updates of a policy, after burn-in."""
+    grid_size: int = 12
+    """Starts of the grid a side; their squared number must be a multiple of the draws."""
+    grid_updates: int = 60
+    """Updates from each start of the grid."""
+    critic: str = "known"
+    """Critic: `known` (the reward function) or `learned` (fitted to the recorded rewards)."""
+    run_dir: Path | None = None
+    """Run folder; by default named by the settings, below `runs/`."""
+    allow_other_devices: bool = False
+    """Take up a run folder that was begun on another number of devices."""
+    coda: GameCodaConfig = dataclasses.field(default_factory=GameCodaConfig)
+    """Algorithm 2 and the baselines."""
+    learner: StatelessMaddpgConfig = dataclasses.field(default_factory=StatelessMaddpgConfig)
+    """MADDPG without state."""
+    learned_critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
+    """The fit of a learned critic."""
+    diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=24))
+    """Sampling, but for the policy-guided route."""
+    guided_diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=64))
+    """Sampling in the policy-guided route (Algorithm 1)."""
+    denoiser: GeneratorConfig = dataclasses.field(
+        default_factory=lambda: GeneratorConfig(
+            unet=UNetConfig(width=32, channel_multipliers=(1, 1), kernel_size=1, embedding_dim=32),
+            num_updates=8000,
+            batch_size=256,
+            learning_rate=1e-2,
+        )
+    )
+    """The diffusion models; `condition_dim` is set by the method."""
+
+
+def check(config: PolynomialConfig) -> None:
+    """Refuses settings that cannot run.
+
+    Raises:
+        UserError: names the first such setting, its value, and what it may be.
+    """
+    check_choice("--game", config.game, tuple(GAMES))
+    if config.dataset is not None:
+        check_choice("--dataset", config.dataset, DATASETS)
+    check_choice("--critic", config.critic, ("known", "learned"))
+    positive = {
+        "--num-transitions": config.num_transitions,
+        "--num-seeds": config.num_seeds,
+        "--num-draws": config.num_draws,
+        "--num-updates": config.num_updates,
+        "--grid-size": config.grid_size,
+        "--grid-updates": config.grid_updates,
+        "--denoiser.num-updates": config.denoiser.num_updates,
+        "--denoiser.batch-size": config.denoiser.batch_size,
+        "--coda.batch-size": config.coda.batch_size,
+        "--coda.updates-per-renewal": config.coda.updates_per_renewal,
+        "--coda.num-static": config.coda.num_static,
+    }
+    check_positive(positive)
+    if config.seed < 0:
+        raise UserError(f"--seed is {config.seed}; it must be zero or larger")
+    multiples = (
+        ("--num-seeds", config.num_seeds, "--num-draws", config.num_draws),
+        ("--grid-size, squared,", config.grid_size**2, "--num-draws", config.num_draws),
+        ("--num-updates", config.num_updates, "--coda.updates-per-renewal", config.coda.updates_per_renewal),
+        ("--grid-updates", config.grid_updates, "--coda.updates-per-renewal", config.coda.updates_per_renewal),
+    )
+    for flag, value, unit_flag, unit in multiples:
+        if value % unit:
+            raise UserError(f"{flag} is {value}; it must be a multiple of {unit_flag} {unit}")
+    if config.coda.burn_in < 0:
+        raise UserError(f"--coda.burn-in is {config.coda.burn_in}; it must be zero or larger")
+    if not 0.0 < config.coda.top_returns <= 1.0:
+        raise UserError(f"--coda.top-returns is {config.coda.top_returns}; it must be above 0 and at most 1")
+    if not config.coda.condition_noise >= 0.0:
+        raise UserError(f"--coda.condition-noise is {config.coda.condition_noise}; it must be zero or larger")
+    try:
+        dataset_of(config)
+        game = GAMES[config.game]
+        stateless_maddpg(game.spec, functools.partial(reward, game), config.learner)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def dataset_of(config: PolynomialConfig) -> DatasetConfig:
+    """The distribution of the offline data."""
+    name = config.dataset or DEFAULT_DATASETS[config.game]
+    return DatasetConfig(name, config.centre, config.spread, config.num_transitions)

@@ -1,0 +1,1 @@
+"""Support of the steering command: settings and curves."""

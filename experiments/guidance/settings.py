@@ -1,0 +1,102 @@
+"""The settings of `experiments.steering`, and what makes them valid."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+
+from experiments.host.errors import UserError
+from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, check_positive, read_config
+
+SCHEDULES = ("annealed", "constant")
+
+GUIDANCE = (0.0, *sorted([0.6, *(float(f"{10 ** (third / 3):.2g}") for third in range(-9, 7))]))
+"""0, three scales a decade from 1e-3 to 1e2, and 0.6, the paper's choice (App. F, Table 3)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SteeringConfig:
+    """Measures trajectories steered toward a policy at initialisation and one trained on the data, against lambda."""
+
+    run: Path | None = None
+    """A finished run folder whose data, denoiser and policies to take; without it, this command trains policies."""
+    task: str = "2halfcheetah"
+    """Task; not used with `--run`."""
+    dataset: str = "replay"
+    """Dataset; not used with `--run`."""
+    preset: str = "laptop"
+    """Preset that sets the denoiser and the learner; not used with `--run`."""
+    num_updates: int = 10_000
+    """Learner updates of the trained policies, on the data alone, in whole rounds; not used with `--run`."""
+    num_seeds: int = 8
+    """Policy seeds: `seed`, `seed + 1`, ...; not used with `--run`."""
+    seed: int = 0
+    """First seed; not used with `--run`."""
+    fit_seed: int | None = None
+    """Seed of the denoiser's fit; by default that of the run, or 0."""
+    through_denoiser: bool | None = None
+    """Whether guidance passes through the denoiser; by default as in the run, or the preset."""
+    num_trajectories: int = 2048
+    """Trajectories a point and seed; 256 for a laptop."""
+    num_steps: tuple[int, ...] = (32, 128)
+    """Numbers of diffusion steps N."""
+    schedules: tuple[str, ...] = SCHEDULES
+    """Guidance schedules: `annealed`, `constant`."""
+    guidance: tuple[float, ...] = GUIDANCE
+    """Guidance scales lambda; the first must be 0, which all others are compared with."""
+    scales_per_call: int = 1
+    """Guidance scales that are sampled at once, vmapped like the seeds: more pay where a device is not yet full."""
+    run_dir: Path | None = None
+    """Run folder; by default named by the settings, below `runs/`. The same command continues its run."""
+
+
+def base_of(config: SteeringConfig) -> ExperimentConfig:
+    """The main job's settings whose denoiser and policies are steered.
+
+    Raises:
+        UserError: settings that cannot be sampled, or a run that is not finished.
+    """
+    counts = ("num_seeds", "num_updates", "num_trajectories", "scales_per_call")
+    check_positive({f"--{name.replace('_', '-')}": getattr(config, name) for name in counts})
+    for schedule in config.schedules:
+        check_choice("--schedules", schedule, SCHEDULES)
+    if min(config.num_steps, default=0) < 2:
+        raise UserError(f"--num-steps is {config.num_steps}; each must be at least 2")
+    finite = all(math.isfinite(scale) and scale >= 0 for scale in config.guidance)
+    if not finite or config.guidance[:1] != (0.0,) or len(set(config.guidance)) < max(2, len(config.guidance)):
+        raise UserError(f"--guidance is {config.guidance}; it must be 0 and then other positive numbers")
+    if config.run is not None:
+        if not (config.run / "summary.json").exists():
+            raise UserError(f"{config.run} is no finished run: it has no summary.json")
+        base = read_config(config.run / "config.yaml")
+        base = base if config.fit_seed is None else dataclasses.replace(base, fit_seed=config.fit_seed)
+        return _guided(base, config)
+    check_choice("--preset", config.preset, tuple(PRESETS))
+    preset = PRESETS[config.preset]
+    updates_per_round = preset.training.epochs_per_round * preset.training.updates_per_epoch
+    rounds = math.ceil(config.num_updates / updates_per_round)
+    base = dataclasses.replace(
+        preset,
+        task=config.task,
+        dataset=config.dataset,
+        augmentation="none",
+        num_seeds=config.num_seeds,
+        seed=config.seed,
+        fit_seed=config.fit_seed or 0,
+        training=dataclasses.replace(preset.training, num_rounds=rounds),
+    )
+    check(base)
+    return _guided(base, config)
+
+
+def _guided(base: ExperimentConfig, config: SteeringConfig) -> ExperimentConfig:
+    if config.through_denoiser is None:
+        return base
+    diffusion = dataclasses.replace(base.diffusion, through_denoiser=config.through_denoiser)
+    return dataclasses.replace(base, diffusion=diffusion)
+
+
+def seeds_of(base: ExperimentConfig) -> np.ndarray:
+    """The policy seeds of a run."""
+    return np.arange(base.seed, base.seed + base.num_seeds)

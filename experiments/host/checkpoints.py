@@ -1,0 +1,128 @@
+"""Checkpoints of a training carry that survive SIGKILL at any moment and notice flipped bits.
+
+    SERIES/steps/STEP/...    what Orbax writes, one folder a step
+    SERIES/STEP.json         the SHA-256 of each of its files, and notes of the host
+
+The second is written, atomically, after the first is complete, and removed before it. So only a step that has both is
+whole, and its files are those that were written.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from experiments.host.console import warn
+from experiments.host.errors import UserError
+from experiments.host.files import write_atomically
+
+Tree = TypeVar("Tree")
+
+KEPT = 2
+"""Checkpoints kept in a series: one to go back to if the latest is damaged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored(Generic[Tree]):
+    """A checkpoint that was read back."""
+
+    step: int
+    """The step it was saved under."""
+    tree: Tree
+    """The carry, with the structure and shardings of the template."""
+    notes: dict[str, Any]
+    """What the host had noted beside it."""
+
+
+class Checkpoints:
+    """A series of checkpoints in a folder of its own; belongs to one process at a time."""
+
+    def __init__(self, folder: Path):
+        """Opens the series, or begins it, and removes what a killed process left unfinished."""
+        self._folder = folder
+        steps = folder.absolute() / "steps"
+        steps.mkdir(parents=True, exist_ok=True)
+        for entry in steps.iterdir():
+            if not self._record(entry.name).exists():
+                shutil.rmtree(entry)
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(steps, options=options)
+
+    def save(self, step: int, tree: Any, notes: Mapping[str, Any] | None = None) -> None:
+        """Saves a pytree of arrays and typed keys; returns when it is safe against the death of the process.
+
+        Args:
+            step: larger than all steps saved before.
+            tree: the carry; it may be donated afterwards. Weak types come back strong.
+            notes: values JSON knows, such as seconds spent so far.
+        """
+        self._manager.save(step, args=ocp.args.StandardSave(_without_empty(tree)), force=True)
+        self._manager.wait_until_finished()
+        record = {"notes": dict(notes or {}), "sha256": _digests(self._step_folder(step))}
+        write_atomically(self._record(step), json.dumps(record, indent=1))
+        for old in sorted(self._manager.all_steps())[:-KEPT]:
+            self._drop(old)
+
+    def restore(self, template: Tree) -> Restored[Tree] | None:
+        """Reads the latest intact checkpoint, or returns None if nothing was saved yet.
+
+        Args:
+            template: a carry of the same structure, shapes and dtypes, on the devices it belongs on.
+
+        Raises:
+            UserError: if there are checkpoints but none is intact.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(template))
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            notes = self._notes_if_intact(step)
+            if notes is not None:
+                for later in damaged:
+                    warn(f"the checkpoint {self._step_folder(later)} is damaged; going back to {step}")
+                    self._drop(later)
+                stored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                tree = jax.tree.map(lambda empty, leaf: empty if leaf is None else leaf, template, stored)
+                return Restored(step, tree, notes)
+            damaged.append(step)
+        if damaged:
+            raise UserError(f"no checkpoint in {self._folder} is intact; delete the run folder to start it over")
+        return None
+
+    def close(self) -> None:
+        """Releases Orbax's threads."""
+        self._manager.close()
+
+    def _record(self, step: int | str) -> Path:
+        return self._folder / f"{step}.json"
+
+    def _step_folder(self, step: int) -> Path:
+        return self._folder / "steps" / str(step)
+
+    def _notes_if_intact(self, step: int) -> dict[str, Any] | None:
+        try:
+            record = json.loads(self._record(step).read_text(encoding="utf-8"))
+            return record["notes"] if record["sha256"] == _digests(self._step_folder(step)) else None
+        except (ValueError, KeyError):
+            return None
+
+    def _drop(self, step: int) -> None:
+        self._record(step).unlink(missing_ok=True)
+        shutil.rmtree(self._step_folder(step))
+        self._manager.reload()
+
+
+def _without_empty(tree: Any) -> Any:
+    """Returns the tree with None for its arrays of size zero, which Orbax refuses to store."""
+    return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file under a folder, by its path inside."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

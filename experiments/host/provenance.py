@@ -1,0 +1,74 @@
+"""Where the numbers of a run come from: the code, the libraries and the machine."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.host.devices import processor, visible_cores
+
+MAX_DIFF = 200_000
+"""Characters of uncommitted changes that are kept."""
+
+_PACKAGES = (
+    "coda-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "chex",
+    "distrax",
+    "mujoco",
+    "mujoco-mjx",
+    "orbax-checkpoint",
+    "flashbax",
+    "numpy",
+)
+
+
+def provenance(num_devices: int) -> dict[str, Any]:
+    """Describes this process; starts jax's backend.
+
+    Args:
+        num_devices: how many devices the seeds are sharded over.
+
+    Returns:
+        `commit` and `diff` (None outside of a checkout), `versions` by package, `python`, `platform`, `backend`,
+        `device`, `processor`, `num_devices`, `visible_cores` and `command`.
+    """
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "diff": _uncommitted_changes(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "processor": processor(),
+        "num_devices": num_devices,
+        "visible_cores": visible_cores(),
+        "command": sys.argv,
+    }
+
+
+def _uncommitted_changes() -> str | None:
+    diff = _git("diff", "HEAD")
+    if diff is not None and len(diff) > MAX_DIFF:
+        return f"{diff[:MAX_DIFF]}\n[{len(diff) - MAX_DIFF} further characters]"
+    return diff
+
+
+def _git(*command: str) -> str | None:
+    """Asks git about the checkout this file belongs to; None if there is no git or no such checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, errors="replace")
+    except FileNotFoundError:
+        return None
+    return answer.stdout.rstrip("\n") if answer.returncode == 0 else None

@@ -1,0 +1,251 @@
+"""The folder of a run: what was asked, what came out, and what is needed to go on.
+
+config.yaml       the resolved configuration; a folder belongs to one configuration
+provenance.json   code, libraries and machine that began the run, and what had changed at each resume
+metrics.csv       long form: one row a seed and evaluation
+checkpoints/      series of checkpoints, one for each phase that can be resumed
+figures/          pictures
+summary.json      the result, written last: a folder that has it is finished
+"""
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import ArrayLike
+
+from experiments.host.cache import key_of, plain
+from experiments.host.checkpoints import Checkpoints
+from experiments.host.console import warn
+from experiments.host.errors import UserError
+from experiments.host.files import write_atomically
+from experiments.host.provenance import provenance
+
+_LOCK = ".lock"
+_CHANGES_NUMBERS = (
+    "commit",
+    "diff",
+    "versions",
+    "python",
+    "platform",
+    "backend",
+    "device",
+    "processor",
+    "num_devices",
+    "visible_cores",
+)
+"""What of the provenance may change the numbers of a run."""
+
+
+def default_run_dir(*, task: str, dataset: str, augmentation: str, guidance: float, preset: str, config: Any) -> Path:
+    """Names the folder of a run by its configuration, never by the time: the same command finds its run again.
+
+    Args:
+        task: name of the task.
+        dataset: name of the dataset, or the path of a vault.
+        augmentation: how the data are augmented.
+        guidance: lambda, the guidance scale.
+        preset: name of the preset.
+        config: all else that sets it apart; what is named above may be in it too.
+    """
+    name = f"{task}-{Path(dataset).stem}-{augmentation}-g{guidance:g}-{preset}-{key_of(config)}"
+    return Path("runs", re.sub(r"[^\w.+-]", "_", name))
+
+
+class Metrics:
+    """`metrics.csv`: one row a seed and evaluation, with the columns `round` and `seed` in front."""
+
+    def __init__(self, path: Path):
+        """Takes up the file, which need not exist yet."""
+        self.path = path
+
+    def append(self, round_: int, seeds: ArrayLike, columns: Mapping[str, ArrayLike]) -> None:
+        """Adds the rows of one evaluation; returns when they are on the disk.
+
+        To be called before the checkpoint of that round is saved: `cut_back` can remove rows, not restore them.
+
+        Args:
+            round_: the round; 0 for what was measured before the first.
+            seeds: the seed of each row, of shape `[num_seeds]`.
+            columns: values of shape `[num_seeds]`, or scalars for all seeds.
+
+        Raises:
+            ValueError: if the columns are not those of the rounds before.
+        """
+        seeds = np.asarray(seeds)
+        values = [np.broadcast_to(np.asarray(column), seeds.shape) for column in columns.values()]
+        header = ["round", "seed", *columns]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not self.path.exists():
+            writer.writerow(header)
+        elif header != (found := self._header()):
+            raise ValueError(f"{self.path} has the columns {found}, not {header}")
+        writer.writerows([round_, seed, *map(str, row)] for seed, *row in zip(seeds, *values, strict=True))
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def cut_back(self, round_: int) -> None:
+        """Removes the rows of all rounds after `round_`, and a line a killed process left unfinished."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= round_]
+        if kept:
+            write_atomically(self.path, "".join([lines[0], *kept]))
+        else:
+            self.path.unlink()
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Returns the columns by name, each of shape `[rows]`; empty before the first evaluation."""
+        if not self.path.exists():
+            return {}
+        with self.path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        whole = {"round", "seed"}
+        columns = zip(*rows, strict=True)
+        return {
+            name: np.array(values, int if name in whole else float)
+            for name, values in zip(header, columns, strict=True)
+        }
+
+    def _header(self) -> list[str]:
+        with self.path.open(encoding="utf-8", newline="") as file:
+            return next(csv.reader(file))
+
+
+class RunFolder:
+    """A run folder that belongs to this process; made by `open_run_folder`."""
+
+    def __init__(self, path: Path):
+        """Describes the folder at `path`, without touching it."""
+        self.path = path
+        self.figures = path / "figures"
+        self.metrics = Metrics(path / "metrics.csv")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.path / "summary.json").exists()
+
+    def read_summary(self) -> dict[str, Any]:
+        """Returns the result of a finished run."""
+        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes the result; thereby the run is finished."""
+        write_atomically(self.path / "summary.json", json.dumps(dict(summary), indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def checkpoints(self, series: str) -> Iterator[Checkpoints]:
+        """Opens a series of checkpoints, such as `fit` or `train`."""
+        opened = Checkpoints(self.path / "checkpoints" / series)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+@contextlib.contextmanager
+def open_run_folder(
+    path: Path, config: Any, *, num_devices: int, allow_other_devices: bool = False, defaults: Any = None
+) -> Iterator[RunFolder]:
+    """Begins a run folder or takes it up again, and keeps other processes out meanwhile.
+
+    Args:
+        path: the folder; made where it is missing.
+        config: all that determines the numbers of the run.
+        num_devices: how many devices the seeds are sharded over.
+        allow_other_devices: go on although the run began on another number of devices.
+        defaults: what settings were before there were any such, for folders that are older than a setting.
+
+    Raises:
+        UserError: if the folder belongs to another configuration, another process, another number of devices, or to
+            something that is no run; nothing is changed then.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        strangers = {entry.name for entry in path.iterdir()} - {_LOCK, ".config.yaml.partial"}
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{path} is not a folder; choose another --run-dir") from error
+    if strangers and not (path / "config.yaml").exists():
+        raise UserError(f"{path} is no run folder but holds {min(strangers)}; choose another --run-dir")
+    with (path / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process works in {path}; wait for it, or choose another --run-dir") from error
+        if (path / "config.yaml").exists():
+            check_settings(path, config, defaults)
+        else:
+            write_atomically(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+        folder = RunFolder(path)
+        if not folder.finished:
+            _check_provenance(path / "provenance.json", provenance(num_devices), allow_other_devices)
+            folder.figures.mkdir(exist_ok=True)
+        yield folder
+
+
+def check_settings(path: Path, config: Any, defaults: Any = None) -> None:
+    """Refuses a run folder whose `config.yaml` has other settings, by a `UserError`; see `open_run_folder`."""
+    file = path / "config.yaml"
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read; choose another --run-dir") from error
+    difference = _first_difference(_completed(found, plain(defaults)), plain(config))
+    if difference is not None:
+        setting, there, here = difference
+        raise UserError(
+            f"{file.parent} belongs to another run: {setting} is {there} there and {here} here; "
+            "choose another --run-dir or delete that folder"
+        )
+
+
+def _completed(found: Any, defaults: Any) -> Any:
+    """A nested mapping, with the defaults of what it lacks."""
+    if not (isinstance(found, dict) and isinstance(defaults, dict)):
+        return found
+    return {**defaults, **{name: _completed(value, defaults.get(name)) for name, value in found.items()}}
+
+
+def _first_difference(there: Any, here: Any, setting: str = "") -> tuple[str, str, str] | None:
+    """Returns the dotted name of the first setting that differs, and its two values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in [*here, *(name for name in there if name not in here)]:
+            inner = f"{setting}.{name}".lstrip(".")
+            difference = _first_difference(there.get(name, "missing"), here.get(name, "missing"), inner)
+            if difference is not None:
+                return difference
+        return None
+    same = there == here or (there != there and here != here)  # NaN equals NaN here
+    return None if same else (setting or "the configuration", str(there), str(here))
+
+
+def _check_provenance(file: Path, now: dict[str, Any], allow_other_devices: bool) -> None:
+    """Records the process that began the run, and of each later one what differs from it."""
+    if not file.exists():
+        write_atomically(file, json.dumps(now | {"resumed": []}, indent=2) + "\n")
+        return
+    first = json.loads(file.read_text(encoding="utf-8"))
+    if first["num_devices"] != now["num_devices"] and not allow_other_devices:
+        raise UserError(
+            f"{file.parent} was begun on {first['num_devices']} devices, here are {now['num_devices']}, which changes "
+            "the numbers; use the same number, or go on with --allow-other-devices"
+        )
+    changed = {name: now[name] for name in _CHANGES_NUMBERS if name in first and first[name] != now[name]}
+    if changed:
+        warn(f"{', '.join(changed)} changed since {file.parent} was begun: the numbers may differ in the last bits")
+    first["resumed"].append(changed)
+    write_atomically(file, json.dumps(first, indent=2) + "\n")

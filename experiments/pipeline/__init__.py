@@ -1,0 +1,1 @@
+"""The main job in parts: settings, fit, training, sample quality."""

@@ -1,0 +1,80 @@
+"""How real a run's synthetic trajectories are, beside held-out data and beside shuffled data."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from coda_jax.data.dataset import Dataset, sample_windows
+from coda_jax.envs.base import Environment
+from coda_jax.evaluation import sample_quality, shuffled_actions, shuffled_steps
+from coda_jax.types import Trajectory
+from experiments.host.console import phase, print_table
+
+WINDOWS = 256
+"""Most trajectories of a set that are measured."""
+
+Quality = dict[str, dict[str, float]]
+"""For each kind of trajectories, each error; all in standard deviations of the held-out data (`SampleQuality`)."""
+
+
+def quality_meter(env: Environment, held_out: Dataset, num: int) -> Callable[[Mapping[str, Trajectory]], Quality]:
+    """Returns what measures sets of `num` trajectories `[num, H, ...]` against held-out ones; it compiles once."""
+    _, reference = _real_and_reference(held_out, num)
+    measure = jax.jit(functools.partial(sample_quality, env))
+
+    def meter(kinds: Mapping[str, Trajectory]) -> Quality:
+        quality: Quality = {}
+        with phase("measuring sample quality"):
+            for name, trajectory in kinds.items():
+                errors = jax.device_get(measure(trajectory, reference))
+                quality[name] = {
+                    "feature_distance": float(errors.feature_distance.mean()),
+                    "worst_feature_distance": float(errors.feature_distance.max()),
+                    "observation_error": float(errors.observation_error),
+                    "dynamics_error": float(errors.dynamics_error),
+                    "reward_error": float(errors.reward_error),
+                    "optimism": float(errors.optimism),
+                }
+        return quality
+
+    return meter
+
+
+def real_trajectories(held_out: Dataset, num: int) -> dict[str, Trajectory]:
+    """What synthetic trajectories are compared with: `num` held-out ones, by themselves and shuffled."""
+    real, _ = _real_and_reference(held_out, num)
+    return {
+        "real": real,
+        "real, actions shuffled": shuffled_actions(real),
+        "real, steps shuffled": shuffled_steps(real),
+    }
+
+
+def _real_and_reference(held_out: Dataset, num: int) -> tuple[Trajectory, Trajectory]:
+    draw = jax.jit(lambda held_out, key: sample_windows(held_out, key, num, len(held_out.offsets)))
+    key_real, key_reference = jax.random.split(jax.random.key(0))
+    return draw(held_out, key_real), draw(held_out, key_reference)
+
+
+def spread_over_seeds(trajectory: Trajectory, num: int) -> Trajectory:
+    """Takes trajectories `[num, H, ...]` out of `[seeds, M, H, ...]`, at even distances."""
+
+    def take(leaf: jax.Array) -> np.ndarray:
+        flat = jax.device_get(leaf).reshape(-1, *leaf.shape[2:])
+        return flat[np.linspace(0, len(flat) - 1, num).astype(int)]
+
+    return jax.tree.map(take, trajectory)
+
+
+def show_quality(quality: Quality) -> None:
+    """Prints the table."""
+    rows = [
+        {
+            "trajectories": name,
+            **{error.rsplit("_", 1)[0].replace("_", " "): f"{value:.3f}" for error, value in errors.items()},
+        }
+        for name, errors in quality.items()
+    ]
+    print_table("distances and errors of samples, in standard deviations of held-out data", rows)

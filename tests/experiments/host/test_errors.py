@@ -1,0 +1,115 @@
+import dataclasses
+import errno
+import os
+from typing import Literal
+
+import pytest
+
+from coda_jax.data.vault import VaultError
+from experiments.host.errors import UserError, one_line_errors, parse_command
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    dataset: Literal["replay", "good"] = "replay"
+    """Which dataset."""
+    guidance: float = 0.6
+    """Scale."""
+
+
+def exits_with(error: BaseException, capsys) -> tuple[object, str]:
+    with pytest.raises(SystemExit) as exit_, one_line_errors():
+        raise error
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return exit_.value.code, lines[0]
+
+
+@pytest.mark.parametrize("kind", [UserError, VaultError])
+def test_what_the_user_can_put_right_is_one_line_and_status_two(kind, capsys):
+    assert exits_with(kind("no vault at x;\n  name another"), capsys) == (2, "error: no vault at x; name another")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EISDIR])
+def test_a_disk_that_cannot_be_written_names_the_file(number, capsys):
+    status, line = exits_with(OSError(number, os.strerror(number), "/cache/x"), capsys)
+    assert status == 2
+    assert "/cache/x" in line and "CODA_JAX_CACHE" in line
+
+
+def test_a_full_disk_is_recognised_inside_a_library_error(capsys):
+    status, line = exits_with(ValueError("RESOURCE_EXHAUSTED: write\n [No space left on device]"), capsys)
+    assert (status, "no space left on device" in line) == (2, True)
+    wrapped = RuntimeError("cannot save")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "full", "/runs/y")
+    assert "/runs/y" in exits_with(wrapped, capsys)[1]
+
+
+def test_an_interrupt_says_how_to_go_on(capsys):
+    status, line = exits_with(KeyboardInterrupt(), capsys)
+    assert status == 130 and "same command" in line
+
+
+@pytest.mark.parametrize("error", [ValueError("shapes"), FileNotFoundError(errno.ENOENT, "none", "x")])
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)), one_line_errors():
+        raise error
+
+
+def test_flags_are_read():
+    assert parse_command(Settings, ["--guidance", "0.3", "--guidance", "0.4"]) == Settings(guidance=0.4)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--dataset", "best"], ["'best'", "--dataset", "'good'"]),
+        (["--guidance", "much"], ["much", "guidance"]),
+        (["--guidence", "1"], ["--guidence"]),
+    ],
+)
+def test_a_bad_flag_is_one_line(args, words, capsys):
+    with pytest.raises(UserError) as error:
+        parse_command(Settings, args)
+    message = str(error.value)
+    assert all(word in message for word in [*words, "see --help"])
+    assert "\n" not in message and "─" not in message
+    assert capsys.readouterr() == ("", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    preset: str = "laptop"
+    updates: int = 1000
+    seeds: int = 4
+
+
+SIZES = {"laptop": Sized(), "smoke": Sized("smoke", updates=10, seeds=1)}
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([], Sized()),
+        (["--preset", "smoke"], Sized("smoke", 10, 1)),
+        (["--seeds", "3", "--preset=smoke"], Sized("smoke", 10, 3)),
+        (["--preset", "smoke", "--preset", "laptop"], Sized()),
+    ],
+)
+def test_a_preset_is_where_the_flags_start_from(args, expected):
+    assert parse_command(Sized, args, presets=SIZES) == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "words"), [(["--preset", "huge"], "'huge'; choose one of: laptop, smoke"), (["--preset"], "--preset")]
+)
+def test_a_bad_preset_is_one_line(args, words):
+    with pytest.raises(UserError, match=words):
+        parse_command(Sized, args, presets=SIZES)
+
+
+def test_help_still_helps(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_command(Settings, ["--help"])
+    assert not exit_.value.code
+    assert "Which dataset." in capsys.readouterr().out

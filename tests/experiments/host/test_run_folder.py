@@ -1,0 +1,226 @@
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+from experiments.host import provenance, run_folder
+from experiments.host.errors import UserError
+from experiments.host.run_folder import Metrics, default_run_dir, open_run_folder
+from experiments.mamujoco import run_dir_of
+from experiments.pipeline.settings import PRESETS
+
+CONFIG = {"task": "2halfcheetah", "guidance": 0.6, "diffusion": {"num_steps": 64, "clip": 1e-6}}
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    return {str(file): file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_new_folder_holds_the_config_and_where_it_comes_from(tmp_path):
+    with open_run_folder(tmp_path / "runs" / "a", CONFIG, num_devices=2) as folder:
+        assert folder.figures.is_dir() and not folder.finished
+    assert yaml.safe_load((folder.path / "config.yaml").read_text()) == CONFIG
+    origin = json.loads((folder.path / "provenance.json").read_text())
+    assert origin["num_devices"] == 2 and origin["visible_cores"] >= 1
+    assert origin["versions"]["jax"] and origin["backend"] and origin["python"]
+    assert origin["resumed"] == []
+
+
+def test_the_same_config_takes_it_up_again(tmp_path):
+    for _ in range(2):
+        with open_run_folder(tmp_path / "a", CONFIG, num_devices=2):
+            pass
+    assert json.loads((tmp_path / "a" / "provenance.json").read_text())["resumed"] == [{}]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (CONFIG | {"guidance": 0.3}, "guidance is 0.6 there and 0.3 here"),
+        (CONFIG | {"diffusion": {"num_steps": 32, "clip": 1e-6}}, "diffusion.num_steps is 64 there and 32 here"),
+        (CONFIG | {"new": 1}, "new is missing there and 1 here"),
+        ({name: CONFIG[name] for name in ("guidance", "diffusion")}, "task is 2halfcheetah there and missing here"),
+    ],
+)
+def test_another_config_is_refused_and_nothing_overwritten(tmp_path, other, words):
+    with open_run_folder(tmp_path / "a", CONFIG, num_devices=2) as folder:
+        folder.write_summary({"mean": 1.0})
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=words), open_run_folder(tmp_path / "a", other, num_devices=2):
+        pass
+    assert snapshot(tmp_path) == before
+
+
+def test_a_setting_that_is_newer_than_a_folder_was_at_its_default(tmp_path):
+    defaults = CONFIG | {"diffusion": {"num_steps": 128, "clip": 1e-6, "churn": 0.0}}
+    newer = CONFIG | {"diffusion": CONFIG["diffusion"] | {"churn": 0.0}}
+    for config in (CONFIG, newer):
+        with open_run_folder(tmp_path / "a", config, num_devices=2, defaults=defaults if config is newer else None):
+            pass
+    newer = CONFIG | {"diffusion": CONFIG["diffusion"] | {"churn": 1.0}}
+    words = "diffusion.churn is 0.0 there and 1.0 here"
+    with (
+        pytest.raises(UserError, match=words),
+        open_run_folder(tmp_path / "a", newer, num_devices=2, defaults=defaults),
+    ):
+        pass
+
+
+def test_a_nan_in_the_config_equals_itself(tmp_path):
+    for _ in range(2):
+        with open_run_folder(tmp_path / "a", {"limit": float("nan")}, num_devices=2):
+            pass
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    with (
+        open_run_folder(tmp_path / "a", CONFIG, num_devices=2),
+        pytest.raises(UserError, match="another process works in"),
+        open_run_folder(tmp_path / "a", CONFIG, num_devices=2),
+    ):
+        pass
+    with open_run_folder(tmp_path / "a", CONFIG, num_devices=2):
+        pass  # free again
+
+
+def test_what_is_no_run_folder_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("...")
+    before = snapshot(tmp_path)
+    for path, words in [(tmp_path, "holds thesis.tex"), (tmp_path / "thesis.tex", "not a folder")]:
+        with pytest.raises(UserError, match=words), open_run_folder(path, CONFIG, num_devices=2):
+            pass
+    assert snapshot(tmp_path) == before
+
+
+def test_a_config_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="cannot be read"), open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
+
+
+def test_another_device_count_is_refused_unless_allowed(tmp_path, capsys):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
+    refused = pytest.raises(UserError, match="begun on 2 devices, here are 1")
+    with refused, open_run_folder(tmp_path, CONFIG, num_devices=1):
+        pass
+    with open_run_folder(tmp_path, CONFIG, num_devices=1, allow_other_devices=True) as folder:
+        folder.write_summary({"mean": 0.0})
+    assert "num_devices changed" in capsys.readouterr().err
+    with open_run_folder(tmp_path, CONFIG, num_devices=3) as folder:  # nothing is left to compute
+        assert folder.finished
+
+
+@pytest.mark.parametrize(("name", "other"), [("visible_cores", 77), ("processor", "another, avx512f")])
+def test_other_cores_and_processors_are_warned_of(tmp_path, capsys, monkeypatch, name, other):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(provenance, name, lambda: other)
+    with open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
+    assert f"{name} changed" in capsys.readouterr().err
+    assert json.loads((tmp_path / "provenance.json").read_text())["resumed"] == [{name: other}]
+
+
+def test_the_summary_finishes_the_run(tmp_path):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2) as folder:
+        folder.write_summary({"returns_per_seed": [1.5, 2.5]})
+        assert folder.finished and folder.read_summary() == {"returns_per_seed": [1.5, 2.5]}
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_series_of_checkpoints_are_opened_by_name(tmp_path):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2) as folder:
+        with folder.checkpoints("fit") as fit:
+            fit.save(1, {"x": jnp.ones(2)})
+        with folder.checkpoints("train") as train:
+            assert train.restore({"x": jnp.zeros(2)}) is None
+        with folder.checkpoints("fit") as fit:
+            assert fit.restore({"x": jnp.zeros(2)}).step == 1
+
+
+def test_metrics_are_one_row_a_seed_with_every_digit_that_counts(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.csv")
+    returns = np.array([0.1, 1 / 3], np.float32)
+    metrics.append(1, [0, 1], {"updates": 500, "return": jnp.asarray(returns)})
+    metrics.append(2, [0, 1], {"updates": 1000, "return": np.array([np.nan, 7.0])})
+    assert metrics.path.read_text().splitlines() == [
+        "round,seed,updates,return",
+        "1,0,500,0.1",
+        "1,1,500,0.33333334",
+        "2,0,1000,nan",
+        "2,1,1000,7.0",
+    ]
+    read = metrics.read()
+    assert read["seed"].tolist() == [0, 1, 0, 1]
+    np.testing.assert_array_equal(read["return"][:2].astype(np.float32), returns)
+
+
+def test_metrics_keep_their_columns(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.csv")
+    metrics.append(1, [0, 1], {"return": np.zeros(2)})
+    with pytest.raises(ValueError, match="columns"):
+        metrics.append(2, [0, 1], {"returns": np.zeros(2)})
+
+
+@pytest.mark.parametrize("torn", ["", "3,", "3,0,1", "3,0,1.0,30.0"])
+def test_metrics_are_cut_back_to_a_round(tmp_path, torn):
+    metrics = Metrics(tmp_path / "metrics.csv")
+    metrics.cut_back(0)
+    for round_ in (1, 2):
+        metrics.append(round_, [0, 1], {"return": np.full(2, 10.0 * round_)})
+    whole = metrics.path.read_text()
+    metrics.path.write_text(whole + torn)
+    metrics.cut_back(2)
+    assert metrics.path.read_text() == whole
+    metrics.cut_back(1)
+    assert metrics.read()["return"].tolist() == [10.0, 10.0]
+    metrics.append(2, [0, 1], {"return": np.full(2, 20.0)})
+    assert metrics.path.read_text() == whole
+    metrics.cut_back(0)
+    assert metrics.read() == {}
+
+
+def test_the_default_folder_derives_from_the_config():
+    names = {"task": "2halfcheetah", "dataset": "replay", "augmentation": "coda", "guidance": 0.6, "preset": "laptop"}
+    folder = default_run_dir(**names, config=CONFIG)
+    assert folder == default_run_dir(**names, config=dict(reversed(CONFIG.items())))
+    assert folder.parent == Path("runs") and folder.name.startswith("2halfcheetah-replay-coda-g0.6-laptop-")
+    assert folder != default_run_dir(**names, config=CONFIG | {"seed": 1})
+    vault = default_run_dir(**(names | {"dataset": "/data/my vaults/Good one.vlt"}), config=CONFIG)
+    assert vault.name.startswith("2halfcheetah-Good_one-coda-")
+
+
+def test_a_folder_is_named_by_what_sets_it_apart_from_its_preset():
+    names = {"task": "2halfcheetah", "dataset": "replay", "augmentation": "coda", "guidance": 0.6, "preset": "laptop"}
+    usual = PRESETS["laptop"]
+    assert run_dir_of(usual) == default_run_dir(**names, config={})
+    other = dataclasses.replace(usual, training=dataclasses.replace(usual.training, burn_in=1))
+    assert run_dir_of(other) == default_run_dir(**names, config={"training.burn_in": 1})
+    assert run_dir_of(dataclasses.replace(usual, run_dir=Path("a"))) == run_dir_of(usual)  # no number depends on it
+
+
+def test_changes_that_are_not_committed_are_kept_within_limits(tmp_path, monkeypatch):
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "file").write_text("old\n")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "experiments" / "host" / "provenance.py"))
+    assert provenance.provenance(1)["commit"] is None  # no checkout
+    for command in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], check=True)
+    assert len(provenance.provenance(1)["commit"]) == 40
+    assert provenance.provenance(1)["diff"] == ""
+    (tmp_path / "file").write_text("new\n" * 1000)
+    assert provenance.provenance(1)["diff"].count("+new\n") >= 999
+    monkeypatch.setattr(provenance, "MAX_DIFF", 100)
+    assert "further characters" in provenance.provenance(1)["diff"]
+
+
+def test_every_recorded_change_is_part_of_the_provenance():
+    assert set(run_folder._CHANGES_NUMBERS) <= set(provenance.provenance(1))
