@@ -24,9 +24,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from coda_jax import transforms
-from coda_jax.coda import CodaConfig, Plan, Prior, across_seeds, coda, policy_guide, sample_trajectories
+from coda_jax.augmentation.base import sample_in_chunks
+from coda_jax.augmentation.guided import guided
+from coda_jax.augmentation.unconditional import unconditional
+from coda_jax.coda import CodaConfig, across_seeds, make_trainer
 from coda_jax.data.dataset import Dataset, episodes_from_arrays, make_dataset, sample_windows
-from coda_jax.diffusion.generator import Generator, GeneratorConfig, fit_chunk, make_generator
+from coda_jax.diffusion.generator import GeneratorConfig, fit_chunk, make_generator
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs import mamujoco
@@ -35,6 +38,7 @@ from coda_jax.envs.rollout import rollout
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.marl.maddpg_bc import maddpg_bc
+from coda_jax.prior import Prior, TrajectoryModel, fit_transform, make_model
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.evidence.benchmark_gate import check_gate, read_baseline, yardstick
 from experiments.host.cache import enable_compilation_cache
@@ -203,10 +207,10 @@ def random_dataset(env: Environment) -> Dataset:
     return make_dataset(episodes, HORIZON)
 
 
-def random_prior(generator: Generator, dataset: Dataset) -> Prior:
+def random_prior(model: TrajectoryModel, dataset: Dataset) -> Prior:
     """A prior of random weights."""
-    weights = generator.init(jax.random.key(0)).params
-    return Prior(dataset=dataset, transform=transforms.fit(transforms.pack(dataset.steps)), denoiser=weights)
+    weights = model.generator.init(jax.random.key(0)).params
+    return Prior(transform=fit_transform(dataset, model.spec), denoiser=weights)
 
 
 def generation(
@@ -219,26 +223,27 @@ def generation(
     everywhere: Mesh,
 ) -> list[Figure]:
     """Trajectories sampled toward a policy: at the sizes of Table 3, and at the laptop preset's."""
-    num_channels, chunk_size, total = transforms.num_channels(env.spec), CodaConfig().chunk_size, 1000
+    chunk_size, total = CodaConfig().chunk_size, 1000
     state = learner.init(jax.random.key(1))
 
-    def work(denoiser: GeneratorConfig, num_steps: int, mesh: Mesh, guided: bool = True) -> Work:
-        generator = make_generator(denoiser, num_channels, HORIZON)
-        steps = dataclasses.replace(sampler, num_steps=num_steps)
+    def work(denoiser: GeneratorConfig, num_steps: int, mesh: Mesh, is_guided: bool = True) -> Work:
+        model = make_model(env.spec, HORIZON, denoiser, dataclasses.replace(sampler, num_steps=num_steps))
+        augmentation = guided(model, learner, 0.6) if is_guided else unconditional(model)
 
-        def sample(key: PRNGKey, prior: Prior, state: LearnerState) -> Trajectory:
-            guide = policy_guide(learner, state, prior.transform, env.spec) if guided else None
-            shape = (-(-total // mesh.size), HORIZON)
-            return sample_trajectories(generator, prior, env.spec, steps, key, shape, chunk_size, guide, 0.6)
+        def sample(key: PRNGKey, dataset: Dataset, prior: Prior, state: LearnerState) -> Trajectory:
+            def sample_chunk(key: PRNGKey, num: int) -> Trajectory:
+                return augmentation.sample(state, dataset, prior, jnp.float32(0.6), key, num)
 
-        return sharded(sample, mesh, random_prior(generator, dataset), state)
+            return sample_in_chunks(sample_chunk, key, -(-total // mesh.size), chunk_size)
+
+        return sharded(sample, mesh, dataset, random_prior(model, dataset), state)
 
     table_3 = dataclasses.replace(denoiser, unet=UNetConfig(width=16))
     slow, slow_alone, fast, unguided = race(
         work(table_3, 128, everywhere),
         work(table_3, 128, alone),
         work(denoiser, sampler.num_steps, everywhere),
-        work(denoiser, sampler.num_steps, everywhere, guided=False),
+        work(denoiser, sampler.num_steps, everywhere, is_guided=False),
     )
     sizes = f"width {denoiser.unet.width}, N {sampler.num_steps}"
     return [
@@ -345,24 +350,19 @@ def compilation(
     everywhere: Mesh,
 ) -> list[Figure]:
     """Seconds to trace and compile the fused round, with the compilation cache empty and filled."""
-    generator = make_generator(denoiser, transforms.num_channels(env.spec), HORIZON)
+    model = make_model(env.spec, HORIZON, denoiser, sampler)
+    augmentation = guided(model, learner, 0.6)
     shared = NamedSharding(everywhere, PartitionSpec())
-    plan = Plan(
-        generate=jnp.bool_(True),
-        num_updates=jnp.int32(1),
-        evaluate=jnp.bool_(True),
-        guidance=jnp.float32(0.6),
-        mix_ratio=jnp.float32(0.5),
-    )
-    prior, plan = jax.device_put((random_prior(generator, dataset), plan), shared)
+    data, prior = jax.device_put((dataset, random_prior(model, dataset)), shared)
 
     def compile_round() -> float:
         jax.clear_caches()
         start = time.perf_counter()
-        program = across_seeds(coda(env, learner, generator, CodaConfig(), sampler), everywhere)
+        program = across_seeds(make_trainer(env, learner, augmentation, CodaConfig()), everywhere)
         keys = jax.random.split(jax.random.key(0), everywhere.size)
         keys = jax.device_put(keys, NamedSharding(everywhere, PartitionSpec("seed")))
-        jax.jit(program.round).lower(jax.eval_shape(program.init, keys), prior, plan).compile()
+        plan = jax.device_put(program.schedule[-1].plan, shared)
+        jax.jit(program.round).lower(jax.eval_shape(program.init, keys), data, prior, plan).compile()
         return time.perf_counter() - start
 
     with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ variants in the output, so that the command goes on where it was stopped.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from coda_jax.coda import Prior, sample_trajectories
-from coda_jax.data.dataset import Episodes, split_episodes
+from coda_jax.augmentation.base import sample_in_chunks
+from coda_jax.data.dataset import Episodes
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
+from coda_jax.prior import Prior, sample_trajectories
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.datasets.named import load_dataset
 from experiments.host.cache import enable_compilation_cache, key_of
@@ -25,8 +27,8 @@ from experiments.host.console import say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.files import write_atomically
-from experiments.pipeline.fitting import fit_prior
 from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
+from experiments.pipeline.run import fit_episodes
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, check_positive
 
 Change = Callable[[ExperimentConfig], ExperimentConfig]
@@ -128,13 +130,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def measure(config: ExperimentConfig, env: Environment, episodes: Episodes, mesh: Mesh) -> dict[str, Any]:
     """Fits a variant, samples from it and measures the samples."""
-    train, held_out = split_episodes(episodes, config.data.held_out_fraction)
-    horizon = config.training.horizon
-    fit = fit_prior(train, held_out, config.data, config.denoiser, env.spec, horizon, mesh)
+    fit = fit_episodes(config, env, episodes, mesh)
 
     def sample(prior: Prior, key: PRNGKey) -> Trajectory:
-        shape, chunk_size = (WINDOWS, horizon), config.training.chunk_size
-        return sample_trajectories(fit.generator, prior, env.spec, config.diffusion, key, shape, chunk_size)
+        sample_chunk = functools.partial(sample_trajectories, fit.model, prior)
+        return sample_in_chunks(sample_chunk, key, WINDOWS, config.training.chunk_size)
 
     samples = jax.jit(sample)(fit.prior, jax.random.key(0))
     kinds = {"unguided": samples, **real_trajectories(fit.held_out, WINDOWS)}

@@ -21,16 +21,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from coda_jax.coda import Prior, all_finite, policy_guide, sample_trajectories
-from coda_jax.data.dataset import Dataset, sample_windows, split_episodes
+from coda_jax.augmentation.base import sample_in_chunks
+from coda_jax.augmentation.guided import guided
+from coda_jax.coda import all_finite
+from coda_jax.data.dataset import Dataset, sample_windows
 from coda_jax.diffusion.samplers import SamplerConfig
-from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
 from coda_jax.evaluation import action_log_likelihood, action_response, sample_quality
-from coda_jax.marl.learner import Learner, LearnerState
+from coda_jax.marl.learner import LearnerState
+from coda_jax.prior import Prior
 from coda_jax.types import PRNGKey, Trajectory
-from experiments import mamujoco as main_job
-from experiments.datasets.named import load_dataset, load_vault
 from experiments.evidence.naming import guidance_name
 from experiments.guidance.curves import (
     POLICIES,
@@ -45,7 +45,7 @@ from experiments.guidance.curves import (
     sampled,
     write_points,
 )
-from experiments.guidance.settings import SteeringConfig, base_of, seeds_of
+from experiments.guidance.settings import SteeringConfig, base_of
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import phase, print_config, print_table, say
@@ -53,9 +53,11 @@ from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.host.run_folder import RunFolder, open_run_folder
-from experiments.pipeline.fitting import Fit, fit_prior
 from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
+from experiments.pipeline.run import fit_episodes, identity_of, load_data
+from experiments.pipeline.run import run as train_run
 from experiments.pipeline.settings import ExperimentConfig
+from experiments.pipeline.training import Job, initial_state, make_job
 
 Sampled = tuple[Float[Array, "S L"], Trajectory, Bool[Array, "S L"]]
 """Mean log-likelihood, the trajectories `[S, L, W, H, ...]` to measure, and whether all numbers are finite."""
@@ -76,7 +78,7 @@ def run(config: SteeringConfig, base: ExperimentConfig) -> None:
         VaultError: a vault that cannot be used.
     """
     asked = {name: value for name, value in plain(config).items() if name != "run_dir"}
-    identity = {**asked, "steered": main_job.identity_of(base)}
+    identity = {**asked, "steered": identity_of(base)}
     path = config.run_dir or Path("runs", f"steering-{base.task}-{base.dataset}-{key_of(identity)}")
     mesh = set_up_devices(base.num_seeds)
     enable_compilation_cache()
@@ -86,64 +88,49 @@ def run(config: SteeringConfig, base: ExperimentConfig) -> None:
             print_config(asked)
             trained = config.run or path / "training"
             if config.run is None:
-                main_job.run(dataclasses.replace(base, run_dir=trained))
-            if base.vault is None:
-                env = mamujoco.make(base.task)
-                episodes = load_dataset(env, base.dataset, base.data.num_episodes, mesh)
-            else:
-                convention, episodes = load_vault(base.task, base.vault, base.data.max_transitions)
-                env = convention.env
-            train, held_out = split_episodes(episodes, base.data.held_out_fraction)
-            horizon = base.training.horizon
-            fit = fit_prior(train, held_out, base.data, base.denoiser, env.spec, horizon, mesh, base.fit_seed)
-            learner, policies = load_policies(base, env, fit, mesh, trained)
-            seconds = sample_points(config, base, env, fit, learner, policies, mesh, folder)
-            write_summary(config, base, env, fit, trained, seconds, folder)
+                train_run(dataclasses.replace(base, run_dir=trained))
+            env, episodes = load_data(base, mesh)
+            job = make_job(base, env, fit_episodes(base, env, episodes, mesh), mesh)
+            seconds = sample_points(config, job, load_policies(job, trained), folder)
+            write_summary(config, job, trained, seconds, folder)
         show(read_points(folder.path / "steering.csv"), folder.read_summary())
 
 
-def load_policies(
-    base: ExperimentConfig, env: Environment, fit: Fit, mesh: Mesh, trained: Path
-) -> tuple[Learner, dict[str, LearnerState]]:
-    """The learner, and its states `[S, ...]` at initialisation and after training."""
-    learner, _, program = main_job.algorithm(base, env, fit, mesh)
-    keys = jax.vmap(jax.random.key)(seeds_of(base))
-    state = jax.jit(program.init)(jax.device_put(keys, NamedSharding(mesh, PartitionSpec("seed"))))
+def load_policies(job: Job, trained: Path) -> dict[str, LearnerState]:
+    """The learner's states `[S, ...]` at initialisation and after training."""
+    state = initial_state(job)
     with contextlib.closing(Checkpoints(trained / "checkpoints" / "train")) as checkpoints:
         restored = checkpoints.restore(state)
     if restored is None:
         raise UserError(f"{trained} holds no checkpoint; it must be a run folder with its checkpoints")
-    return learner, {"initial": state.learner, "trained": restored.tree.learner}
+    return {"initial": state.learner, "trained": restored.tree.learner}
 
 
 def make_sampler(
-    config: SteeringConfig,
-    base: ExperimentConfig,
-    sampler: SamplerConfig,
-    env: Environment,
-    fit: Fit,
-    learner: Learner,
-    mesh: Mesh,
-) -> Callable[[LearnerState, Prior, PRNGKey, Float[Array, "L"]], Sampled]:
+    config: SteeringConfig, job: Job, sampler: SamplerConfig
+) -> Callable[[LearnerState, Dataset, Prior, PRNGKey, Float[Array, "L"]], Sampled]:
     """One compiled program for all policies and scales of a schedule: seeds sharded and vmapped, scales vmapped."""
     windows = min(WINDOWS, config.num_trajectories)
-    at_once = config.scales_per_call * base.num_seeds // mesh.size
-    chunk_size = max(1, base.training.chunk_size // at_once)
+    at_once = config.scales_per_call * job.config.num_seeds // job.mesh.size
+    chunk_size = max(1, job.config.training.chunk_size // at_once)
+    augmentation = guided(job.fit.model._replace(sampler=sampler), job.learner, 0.0)
 
-    def point(state: LearnerState, prior: Prior, key: PRNGKey, scale: Float[Array, ""]):
-        guide = policy_guide(learner, state, prior.transform, env.spec)
-        shape = (config.num_trajectories, base.training.horizon)
-        trajectory = sample_trajectories(fit.generator, prior, env.spec, sampler, key, shape, chunk_size, guide, scale)
-        log_likelihood = action_log_likelihood(learner, state, trajectory)
+    def point(state: LearnerState, dataset: Dataset, prior: Prior, key: PRNGKey, scale: Float[Array, ""]):
+        def sample(key: PRNGKey, num: int) -> Trajectory:
+            return augmentation.sample(state, dataset, prior, scale, key, num)
+
+        trajectory = sample_in_chunks(sample, key, config.num_trajectories, chunk_size)
+        log_likelihood = action_log_likelihood(job.learner, state, trajectory)
         measured = jax.tree.map(lambda leaf: leaf[:windows], trajectory)
         return jnp.mean(log_likelihood), measured, all_finite((log_likelihood, trajectory))
 
     by_seed, shared = PartitionSpec("seed"), PartitionSpec()
+    over_scales = jax.vmap(point, in_axes=(None, None, None, None, 0))
     return jax.jit(
         jax.shard_map(
-            jax.vmap(jax.vmap(point, in_axes=(None, None, None, 0)), in_axes=(0, None, 0, None)),
-            mesh=mesh,
-            in_specs=(by_seed, shared, by_seed, shared),
+            jax.vmap(over_scales, in_axes=(0, None, None, 0, None)),
+            mesh=job.mesh,
+            in_specs=(by_seed, shared, shared, by_seed, shared),
             out_specs=by_seed,
             check_vma=False,
         )
@@ -175,14 +162,7 @@ def make_measure(
 
 
 def sample_points(
-    config: SteeringConfig,
-    base: ExperimentConfig,
-    env: Environment,
-    fit: Fit,
-    learner: Learner,
-    policies: dict[str, LearnerState],
-    mesh: Mesh,
-    folder: RunFolder,
+    config: SteeringConfig, job: Job, policies: dict[str, LearnerState], folder: RunFolder
 ) -> dict[str, float]:
     """Samples and measures the points that `steering.csv` lacks; returns the seconds of all processes together.
 
@@ -194,13 +174,12 @@ def sample_points(
     seconds = {"compile": 0.0, "sample": 0.0, "measure": 0.0}
     if cost.exists():
         seconds = json.loads(cost.read_text(encoding="utf-8"))
-    seeds = seeds_of(base)
+    seeds, mesh, fit = job.seeds, job.mesh, job.fit
     by_seed, shared = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
-    prior = jax.device_put(fit.prior, shared)
     # The same keys for all policies, schedules and scales; other keys than those the policies were trained by.
     keys = jax.device_put(jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(1), seed))(seeds), by_seed)
     reference = jax.device_put(real_windows(fit.held_out, min(WINDOWS, config.num_trajectories)), shared)
-    measure = make_measure(env, mesh)
+    measure = make_measure(job.env, mesh)
 
     parts = [
         Part(policy, schedule, num_steps, scale)
@@ -218,11 +197,12 @@ def sample_points(
             policy, schedule, num_steps, _ = block[0]
             # The last block is filled up with zeros, so that all have one compiled shape.
             scales = jnp.zeros(config.scales_per_call).at[: len(block)].set(jnp.array([p.guidance for p in block]))
-            arguments = policies[policy], prior, keys, jax.device_put(scales, shared)
+            arguments = policies[policy], fit.dataset, fit.prior, keys, jax.device_put(scales, shared)
             start = time.monotonic()
             if compiled is None or compiled_for != (schedule, num_steps):
-                sampler = dataclasses.replace(base.diffusion, num_steps=num_steps, guidance_schedule=schedule)
-                sample = make_sampler(config, base, sampler, env, fit, learner, mesh)
+                diffusion = job.config.diffusion
+                sampler = dataclasses.replace(diffusion, num_steps=num_steps, guidance_schedule=schedule)
+                sample = make_sampler(config, job, sampler)
                 compiled_for, compiled = (schedule, num_steps), sample.lower(*arguments).compile()
                 seconds["compile"] += time.monotonic() - start
                 start = time.monotonic()
@@ -279,15 +259,10 @@ def _refuse_nans(block: Sequence[Part], seeds: np.ndarray, finite: np.ndarray) -
 
 
 def write_summary(
-    config: SteeringConfig,
-    base: ExperimentConfig,
-    env: Environment,
-    fit: Fit,
-    trained: Path,
-    seconds: dict[str, float],
-    folder: RunFolder,
+    config: SteeringConfig, job: Job, trained: Path, seconds: dict[str, float], folder: RunFolder
 ) -> None:
     """Draws the pictures and writes the summary."""
+    base, env, fit = job.config, job.env, job.fit
     points = read_points(folder.path / "steering.csv")
     training: dict[str, Any] = json.loads((trained / "summary.json").read_text(encoding="utf-8"))
     windows = min(WINDOWS, config.num_trajectories)
@@ -307,7 +282,7 @@ def write_summary(
             "fit_seed": base.fit_seed,
             "denoiser_held_out_loss": fit.held_out_loss,
             "num_seeds": base.num_seeds,
-            "seeds": seeds_of(base).tolist(),
+            "seeds": job.seeds.tolist(),
             "num_trajectories": config.num_trajectories,
             "horizon": base.training.horizon,
             "highest_log_likelihood": highest,

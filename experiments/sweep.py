@@ -29,7 +29,7 @@ import yaml
 from experiments.host.console import Phase, duration, phase, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.run_folder import check_settings
-from experiments.mamujoco import identity_of, run_dir_of
+from experiments.pipeline.run import identity_of, run_dir_of
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, uses
 
 JOB = (sys.executable, "-m", "experiments.mamujoco")

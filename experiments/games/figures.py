@@ -8,8 +8,8 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from numpy.polynomial import polynomial
 
-from coda_jax.coda_games import CODA_METHODS, STATIC_METHODS, TRUE_GRADIENT
 from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame, optima
+from experiments.games.methods import CODA_METHODS, STATIC_METHODS, TRUE_GRADIENT
 from experiments.games.theory import tilted_masses
 from experiments.games.training import Results
 from experiments.host.plots import panels

@@ -11,11 +11,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from coda_jax import transforms
-from coda_jax.coda_games import GameCodaConfig, GamePrior, Generators, conditions
+from coda_jax.augmentation.classifier_free import action_condition
+from coda_jax.augmentation.return_conditioned import return_condition
 from coda_jax.diffusion.generator import Generator, GeneratorConfig, GeneratorState, fit_chunk
 from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame, as_trajectory, sample_actions
 from coda_jax.marl.stateless_maddpg import CriticConfig, fit_critic
 from coda_jax.types import Metrics, Params, PRNGKey, Trajectory
+from experiments.games.methods import GameCodaConfig, GamePrior, Generators
 from experiments.host.cache import cache_folder, key_of, lock
 from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import Phase, phase, say
@@ -53,7 +55,8 @@ def fit_draws(
     fitted = [transforms.fit(np.asarray(draw)[:, 0]) for draw in tokens]
     transform = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
     z = jax.jit(jax.vmap(transforms.forward))(transform, tokens, key_encode)
-    ys = jax.jit(jax.vmap(functools.partial(conditions, config=config)))(z, key=key_condition)
+    conditions = (action_condition(game.spec, config.condition_noise), return_condition)
+    ys = [jax.jit(jax.vmap(condition))(z, key_condition) for condition in conditions]
 
     content = hashlib.sha256(np.asarray(z).tobytes() + np.asarray(ys[0]).tobytes()).hexdigest()
     params = []

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.polynomial import polynomial
 
-from coda_jax.coda_games import CODA_METHODS, STATIC_METHODS, TRUE_GRADIENT
 from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame, optima
 from experiments.games.figures import CELLS, draw_gradients, draw_grid, draw_methods, draw_routes
+from experiments.games.methods import CODA_METHODS, STATIC_METHODS, TRUE_GRADIENT
 from experiments.games.settings import PolynomialConfig
 from experiments.games.theory import (
     expected_gradient,

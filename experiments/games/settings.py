@@ -4,12 +4,12 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from coda_jax.coda_games import GameCodaConfig
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs.polynomial import DATASETS, MULTIPLICATION, DatasetConfig, reward, twin_peaks
 from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, stateless_maddpg
+from experiments.games.methods import GameCodaConfig
 from experiments.host.errors import UserError
 from experiments.pipeline.settings import check_choice, check_positive
 

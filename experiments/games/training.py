@@ -1,4 +1,4 @@
-"""Trains every method of `coda_games` on a game, over all draws of its dataset and all starts."""
+"""Trains every method of `games.methods` on a game, over all draws of its dataset and all starts."""
 
 import dataclasses
 import functools
@@ -12,23 +12,32 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from coda_jax import transforms
-from coda_jax.coda_games import (
-    CODA_METHODS,
-    STATIC_METHODS,
-    TRUE_GRADIENT,
-    GameCoda,
-    GamePrior,
-    Generators,
-    Path,
-    game_coda,
-    recorded,
-    train_rounds,
-)
+from coda_jax.coda import make_trainer
 from coda_jax.diffusion.generator import make_generator
-from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame, as_trajectory, optima, reward, sample_actions
+from coda_jax.envs.polynomial import (
+    DatasetConfig,
+    PolynomialGame,
+    as_trajectory,
+    environment,
+    optima,
+    reward,
+    sample_actions,
+)
 from coda_jax.marl.stateless_maddpg import stateless_maddpg
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.games.fitting import fit_draws
+from experiments.games.methods import (
+    CODA_METHODS,
+    STATIC_METHODS,
+    TRUE_GRADIENT,
+    GameMethods,
+    GamePrior,
+    Generators,
+    Path,
+    as_dataset,
+    game_methods,
+    settings_of,
+)
 from experiments.games.settings import PolynomialConfig
 from experiments.host.console import phase
 from experiments.host.errors import UserError
@@ -46,7 +55,7 @@ SEEDS_AT_ONCE = 12
 
 
 class HostPath(NamedTuple):
-    """A `coda_games.Path` on the host."""
+    """A `methods.Path` on the host."""
 
     theta: np.ndarray
     gradient: np.ndarray
@@ -85,7 +94,7 @@ def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetCo
     )
     key_draws, key_training, key_clouds = jax.random.split(jax.random.key(config.seed), 3)
     prior = fit_draws(game, dataset, key_draws, num_draws, generators, config.denoiser, config.coda, critic, mesh)
-    methods = game_coda(
+    methods = game_methods(
         game, generators, config.coda, config.diffusion, config.guided_diffusion, config.learner, critic
     )
     by_draw = NamedSharding(mesh, PartitionSpec("seed"))
@@ -155,11 +164,12 @@ def train_on_clouds(
     x, y = optima(game)[0][-1]
     learner = stateless_maddpg(game.spec, functools.partial(reward, game), config.learner)
 
+    trainer = make_trainer(environment(game), learner, None, settings_of(config.coda, 1, config.num_updates))
+
     def train(data: Array, key: PRNGKey) -> Array:
-        key_init, key_train = jax.random.split(key)
-        renew = recorded(as_trajectory(game, data))
-        state = learner.init(key_init)
-        return train_rounds(learner, state, renew, key_train, config.num_updates, 1, config.coda.batch_size)[0].theta
+        dataset = as_dataset(as_trajectory(game, data))
+        state, _ = trainer.run(trainer.init(key), dataset, (), lambda state, report: ())
+        return state.learner.theta
 
     train_seeds = jax.jit(jax.vmap(train, (None, 0)))
     clouds = {}
@@ -200,7 +210,7 @@ def over_draws(one_draw: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=draws, out_specs=draws, check_vma=False))
 
 
-def trainer(methods: GameCoda, method: str, num_updates: int, mesh: Mesh) -> Callable[..., Path]:
+def trainer(methods: GameMethods, method: str, num_updates: int, mesh: Mesh) -> Callable[..., Path]:
     """(prior, static set, starts `[D, S, A, U]`, keys `[D, S]`) -> paths `[D, S, ...]` of a method."""
 
     def one_draw(prior: GamePrior, static_set: Trajectory, theta: Array, keys: PRNGKey) -> Path:
@@ -212,7 +222,9 @@ def trainer(methods: GameCoda, method: str, num_updates: int, mesh: Mesh) -> Cal
     return over_draws(one_draw, mesh)
 
 
-def sampler_at(methods: GameCoda, method: str, policies: Float[np.ndarray, "P 2"], mesh: Mesh) -> Callable[..., Array]:
+def sampler_at(
+    methods: GameMethods, method: str, policies: Float[np.ndarray, "P 2"], mesh: Mesh
+) -> Callable[..., Array]:
     """(prior, keys `[D]`) -> joint actions `[D, P, NUM_SAMPLES, 2]` that a CODA method samples at each policy."""
 
     def one_draw(prior: GamePrior, key: PRNGKey) -> Array:

@@ -4,8 +4,6 @@ import dataclasses
 import math
 from pathlib import Path
 
-import numpy as np
-
 from experiments.host.errors import UserError
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, check_positive, read_config
 
@@ -95,8 +93,3 @@ def _guided(base: ExperimentConfig, config: SteeringConfig) -> ExperimentConfig:
         return base
     diffusion = dataclasses.replace(base.diffusion, through_denoiser=config.through_denoiser)
     return dataclasses.replace(base, diffusion=diffusion)
-
-
-def seeds_of(base: ExperimentConfig) -> np.ndarray:
-    """The policy seeds of a run."""
-    return np.arange(base.seed, base.seed + base.num_seeds)

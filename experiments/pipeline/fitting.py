@@ -1,26 +1,24 @@
 """Fitting the prior: the transform and the denoiser of a dataset, once; the fit is kept in the cache."""
 
-import dataclasses
 import functools
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from coda_jax import transforms
-from coda_jax.coda import Prior
-from coda_jax.data.dataset import Dataset, Episodes, make_dataset, sample_index
-from coda_jax.diffusion.generator import Generator, GeneratorConfig, GeneratorState, fit_chunk, make_generator
-from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec
+from coda_jax.data.dataset import Dataset, Episodes, make_dataset
+from coda_jax.diffusion.generator import GeneratorConfig, GeneratorState
+from coda_jax.prior import Prior, TrajectoryModel, encode, fit_transform, fit_updates, held_out_loss, make_model
+from coda_jax.types import Metrics, PRNGKey, TaskSpec
 from experiments.host.cache import cache_folder, key_of, lock
 from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import phase
 from experiments.host.errors import UserError
-from experiments.pipeline.settings import DataConfig
+from experiments.pipeline.settings import ExperimentConfig
 
 UPDATES_PER_CHUNK = 500
 """Updates between two checkpoints of a fit."""
@@ -30,114 +28,125 @@ HELD_OUT_WINDOWS = 2048
 
 
 class Fit(NamedTuple):
-    """A fitted prior, and how well it fits."""
+    """A dataset on the devices, and the prior fitted to it.
 
-    generator: Generator
-    prior: Prior
+    model:         the static side of the prior.
+    dataset:       windows of the training episodes, on all devices of the mesh.
+    held_out:      windows of the held-out episodes.
+    data:          digest of the training episodes.
+    prior:         the fit, on all devices; `()` for a run that never samples from one.
+    held_out_loss: loss of the averaged weights on held-out episodes; None without a fit.
+    """
+
+    model: TrajectoryModel
+    dataset: Dataset
     held_out: Dataset
-    """Windows of the held-out episodes."""
-    held_out_loss: float | None
-    """Loss of the averaged weights on held-out episodes; None if nothing was fitted."""
     data: str
-    """Digest of the training episodes."""
+    prior: Prior | tuple[()]
+    held_out_loss: float | None
 
 
 def fit_prior(
-    train: Episodes,
-    held_out: Episodes,
-    data: DataConfig,
-    config: GeneratorConfig,
-    spec: TaskSpec,
-    horizon: int,
-    mesh: Mesh,
-    seed: int | None = 0,
+    config: ExperimentConfig, spec: TaskSpec, train: Episodes, held_out: Episodes, mesh: Mesh, is_fitted: bool = True
 ) -> Fit:
     """Fits the CDF transform and the denoiser to the training episodes, or takes the fit from the cache.
 
     The mini-batches are spread over the mesh's devices. A fit that was interrupted goes on from its last checkpoint,
-    and a second process that wants the same fit waits for it. Another `seed` is another fit to the same episodes: other
-    first weights, mini-batches and noise; None is no fit, for runs that never sample: first weights, and no loss. The
-    held-out loss is measured with the same randomness for all.
+    and a second process that wants the same fit waits for it. Another `config.fit_seed` is another fit to the same
+    episodes: other first weights, mini-batches and noise. The held-out loss is measured with the same randomness for
+    all.
+
+    Args:
+        config: its data, denoiser, horizon and fit seed.
+        spec: sizes of the task.
+        train: the episodes to fit to.
+        held_out: the episodes to measure the fit on.
+        mesh: the devices.
+        is_fitted: False moves the data to the devices alone, for runs that never sample.
 
     Raises:
         UserError: the fit ran into NaNs, there are no windows of that horizon, or the devices do not divide a batch.
     """
-    if seed is not None and config.batch_size % mesh.size:
-        raise UserError(f"--denoiser.batch-size {config.batch_size} does not spread evenly over {mesh.size} devices")
+    horizon = config.training.horizon
+    if is_fitted and config.denoiser.batch_size % mesh.size:
+        raise UserError(
+            f"--denoiser.batch-size {config.denoiser.batch_size} does not spread evenly over {mesh.size} devices"
+        )
     try:
         windows, held_out_windows = make_dataset(train, horizon), make_dataset(held_out, horizon)
     except ValueError as error:
         raise UserError(f"--training.horizon {horizon}: {error}") from error
     tokens = np.asarray(transforms.pack(windows.steps))
-    # States, observations and rewards have no bounds; actions do, and a terminal is 0 or 1.
-    unbounded = np.full(tokens.shape[-1], data.uniform_unbounded)
-    unbounded[transforms.action_channels(spec)] = unbounded[-1] = False
-    transform = transforms.fit(tokens, unbounded=unbounded)
-    generator = make_generator(config, tokens.shape[-1], horizon)
-    shared = NamedSharding(mesh, PartitionSpec())
-    prior = Prior(dataset=windows, transform=transform, denoiser=None)
-    key_init, key_encode, key_updates = (_fit_key(part, seed) for part in (0, 1, 4))
-    state = jax.device_put(jax.jit(generator.init)(key_init), shared)
     content = hashlib.sha256(tokens.tobytes() + train.bounds.tobytes()).hexdigest()
-    if seed is None:
-        return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), held_out_windows, None, content)
-    identity = {"data": content, "uniform": data.uniform_unbounded, "config": config, "horizon": horizon}
-    if seed:  # the first fit keeps the name it had before there were others
-        identity["seed"] = seed
-    entry = cache_folder() / "denoisers" / key_of(identity)
+    model = make_model(spec, horizon, config.denoiser, config.diffusion)
+    dataset = jax.device_put(windows, NamedSharding(mesh, PartitionSpec()))
+    fit = Fit(model, dataset, held_out_windows, content, prior=(), held_out_loss=None)
+    return _with_prior(config, fit, mesh) if is_fitted else fit
 
-    encode = jax.jit(transforms.forward)
+
+def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
+    shared = NamedSharding(mesh, PartitionSpec())
+    generator, spec = fit.model.generator, fit.model.spec
+    key_init, key_encode, key_updates = (_fit_key(part, config.fit_seed) for part in (0, 1, 4))
+    transform = jax.device_put(fit_transform(fit.dataset, spec, config.data.uniform_unbounded), shared)
+    state = jax.device_put(jax.jit(generator.init)(key_init), shared)
+    jitted_encode = jax.jit(encode)
+    entry = cache_folder() / "denoisers" / key_of(_identity(config, fit))
     with lock(entry, f"the denoiser of {spec.name}"):
         checkpoints = Checkpoints(entry)
         restored = checkpoints.restore(state)
         if restored is not None:
             state = restored.tree
-        if int(state.step) < config.num_updates:
-            z = encode(transform, jnp.asarray(tokens), key_encode)
-            state = _fit(generator, config, state, windows, z, key_updates, mesh, checkpoints)
+        if int(state.step) < config.denoiser.num_updates:
+            z = jitted_encode(transform, fit.dataset, jax.device_put(key_encode, shared))
+            state = _fit(fit, config.denoiser, state, z, key_updates, mesh, checkpoints)
         checkpoints.close()
-    held_out_z = encode(transform, transforms.pack(held_out_windows.steps), jax.random.key(2))
-    loss = jax.jit(functools.partial(_held_out_loss, generator))(state.ema, held_out_windows, held_out_z)
-    return Fit(generator, dataclasses.replace(prior, denoiser=state.ema), held_out_windows, float(loss), content)
+    measure = jax.jit(functools.partial(held_out_loss, generator, num_windows=HELD_OUT_WINDOWS))
+    held_out_z = jitted_encode(transform, fit.held_out, jax.random.key(2))
+    loss = measure(state.ema, fit.held_out, held_out_z, jax.random.key(3))
+    return fit._replace(prior=Prior(transform=transform, denoiser=state.ema), held_out_loss=float(loss))
 
 
-def _fit_key(part: int, seed: int | None) -> PRNGKey:
+def _identity(config: ExperimentConfig, fit: Fit) -> dict[str, Any]:
+    identity: dict[str, Any] = {
+        "data": fit.data,
+        "uniform": config.data.uniform_unbounded,
+        "config": config.denoiser,
+        "horizon": fit.model.horizon,
+    }
+    # The first fit keeps the name that it had before there were others.
+    return identity | {"seed": config.fit_seed} if config.fit_seed else identity
+
+
+def _fit_key(part: int, seed: int) -> PRNGKey:
     key = jax.random.key(part)
     return jax.random.fold_in(key, seed) if seed else key
 
 
-def _held_out_loss(generator: Generator, params: Params, windows: Dataset, z: Float[Array, "T C"]) -> Array:
-    key_windows, key_loss = jax.random.split(jax.random.key(3))
-    index = sample_index(windows, key_windows, HELD_OUT_WINDOWS, len(windows.offsets))
-    return generator.loss(params, z[index], key_loss)
-
-
 def _fit(
-    generator: Generator,
+    fit: Fit,
     config: GeneratorConfig,
     state: GeneratorState,
-    windows: Dataset,
     z: Float[Array, "T C"],
     key: PRNGKey,
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> GeneratorState:
     """Updates from `state.step` on to the end; every chunk has a key of its own, so resuming changes nothing."""
-    shared, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("seed"))
-    windows, z = jax.device_put((windows, z), shared)
+    split = NamedSharding(mesh, PartitionSpec("seed"))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def chunk(state: GeneratorState, windows: Dataset, z: Array, key: PRNGKey) -> tuple[GeneratorState, Metrics]:
-        def sample_batch(key: PRNGKey) -> tuple[Array, None]:
-            index = sample_index(windows, key, config.batch_size, len(windows.offsets))
-            return jax.lax.with_sharding_constraint(z[index], split), None
+    def chunk(state: GeneratorState, dataset: Dataset, z: Array, key: PRNGKey) -> tuple[GeneratorState, Metrics]:
+        def place(batch: Array) -> Array:
+            return jax.lax.with_sharding_constraint(batch, split)
 
-        key = jax.random.fold_in(key, state.step)
-        return fit_chunk(generator, state, sample_batch, key, UPDATES_PER_CHUNK)
+        return fit_updates(
+            fit.model.generator, state, dataset, z, key, config.batch_size, UPDATES_PER_CHUNK, place=place
+        )
 
     with phase("fitting the denoiser", total=config.num_updates, done=int(state.step)) as progress:
         while int(state.step) < config.num_updates:
-            state, metrics = chunk(state, windows, z, key)
+            state, metrics = chunk(state, fit.dataset, z, key)
             loss = float(metrics["loss"])
             if not np.isfinite(loss):
                 raise UserError(

@@ -1,20 +1,22 @@
-"""CODA (Algorithm 2): an offline learner on a mixture of recorded and policy-guided synthetic trajectories.
+"""CODA (Algorithm 2): an offline learner on a mixture of recorded and synthetic trajectories.
 
     for round in range(num_rounds):
-        synthetic = sample(guide = joint policy)                 # Alg. 2, l. 7
+        synthetic = augmentation.sample(joint policy)            # Alg. 2, l. 7
         for epoch, step in ...:                                  # l. 10
             update(mix(synthetic, dataset))                      # l. 9, 11-12
         evaluate(joint policy)
 
-One round is one traced function of a single seed; `across_seeds` puts the seed axis in front of all of a run's state.
-What a round does (whether it generates, how many updates it makes, whether it evaluates, the guidance scale and the
-mix) is a traced `Plan`, so that CODA, its two baselines, the first generation and the first evaluation all run one
-compiled program.
+`make_trainer` layers it on any learner with any augmentation. One round is one traced function of a single seed;
+`across_seeds` puts the seed axis in front of all of a run's state. A round's contents (whether it generates, how many
+updates it makes, whether it evaluates, the guidance scale and the mix) are a traced `Plan`, so that CODA, its
+baselines, the first generation and the first evaluation all run one compiled program. `Trainer.schedule` is the
+sequence of plans of a whole training; `Trainer.run` is that training as one pure function.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -23,17 +25,12 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from coda_jax import transforms
+from coda_jax.augmentation.base import Augmentation, sample_in_chunks
 from coda_jax.data.dataset import Dataset, sample_windows
-from coda_jax.diffusion.generator import Generator
-from coda_jax.diffusion.guidance import Guide, gaussian_log_prob, score_guide
-from coda_jax.diffusion.samplers import SamplerConfig, heun_sample, sample_in_chunks
-from coda_jax.envs.base import Environment, EnvState
+from coda_jax.envs.base import Environment
 from coda_jax.evaluation import action_log_likelihood, policy_returns
-from coda_jax.marl.learner import Carry, Learner, LearnerState, unroll
-from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
-
-NUM_UNGUIDED = 256
-"""Most trajectories sampled without guidance that a seed keeps for comparison."""
+from coda_jax.marl.learner import Learner, LearnerState
+from coda_jax.types import Metrics, PRNGKey, Trajectory
 
 EVALUATION_KEY = 0
 """Seed of the starts of the evaluation episodes: the same for every seed in every round."""
@@ -64,67 +61,75 @@ class CodaConfig:
     chunk_size: int = 64
     """Trajectories that a device samples at once, all its seeds together; on a CPU they should fit the cache."""
     evaluation_episodes: int = 10
-    """Noise-free episodes a seed and round; their starts are the same in every round."""
+    """Noise-free episodes a seed and round; their starts are the same in every round. 0 evaluates nothing."""
+    reference_trajectories: int = 256
+    """Trajectories without guidance that a seed keeps for comparison; 0 samples none."""
+    reuse: bool = True
+    """Whether mini-batches draw synthetic trajectories at random, with replacement. Otherwise a round uses each once,
+    in order, and there should be as many as its mini-batches take."""
 
+    @property
+    def updates_per_round(self) -> int:
+        """Learner updates between two generations of synthetic data."""
+        return self.epochs_per_round * self.updates_per_epoch
 
-@chex.dataclass(frozen=True)
-class Prior:
-    """What all seeds share and training does not change.
-
-    dataset:   training windows of H steps.
-    transform: from the data's units to the denoiser's and back.
-    denoiser:  the fitted weights.
-    """
-
-    dataset: Dataset
-    transform: transforms.CdfTransform
-    denoiser: Params
+    def num_samples(self, augmentation: Augmentation) -> int:
+        """Synthetic trajectories a seed: `num_trajectories` where they are renewed, else `static_trajectories`."""
+        return self.num_trajectories if augmentation.is_renewed else self.static_trajectories
 
 
 @chex.dataclass(frozen=True)
 class Plan:
-    """What a round does; traced.
+    """The contents of a round; traced.
 
-    generate:    whether to renew the synthetic trajectories.
-    num_updates: learner updates.
-    evaluate:    whether to roll out the policy; the returns are 0 otherwise.
-    guidance:    lambda; 0 samples the unconditional model.
-    mix_ratio:   alpha, rounded to whole trajectories of a mini-batch.
+    generate:       whether to renew the synthetic trajectories.
+    keep_reference: whether the new ones become the reference set too.
+    num_updates:    learner updates.
+    evaluate:       whether to roll out the policy; the returns are 0 otherwise.
+    guidance:       lambda; 0 samples without guidance.
+    mix_ratio:      alpha, rounded to whole trajectories of a mini-batch.
     """
 
-    generate: Bool[Array, ""]
-    num_updates: Int[Array, ""]
-    evaluate: Bool[Array, ""]
-    guidance: Float[Array, ""]
-    mix_ratio: Float[Array, ""]
+    generate: Bool[Array, "*steps"]
+    keep_reference: Bool[Array, "*steps"]
+    num_updates: Int[Array, "*steps"]
+    evaluate: Bool[Array, "*steps"]
+    guidance: Float[Array, "*steps"]
+    mix_ratio: Float[Array, "*steps"]
+
+
+class ScheduledRound(NamedTuple):
+    """A round of the schedule: `number` is 0 before the first update; `kind` is its main cost."""
+
+    number: int
+    kind: Literal["evaluate", "generate", "train"]
+    plan: Plan
 
 
 @chex.dataclass(frozen=True)
-class CodaState:
+class TrainingState:
     """One seed's training.
 
     learner:   the learner's state.
     synthetic: `[M, H, ...]` the synthetic trajectories in use; zeros before the first generation.
-    unguided:  `[min(M, NUM_UNGUIDED), H, ...]` trajectories sampled without guidance (rolled out by the first policy,
-               if they are simulated), which a round only compares with the others. Zeros until the caller puts them
-               there.
+    reference: `[R, H, ...]` synthetic trajectories without guidance, sampled before the first update, for comparison.
     key:       randomness of the rounds to come.
     """
 
     learner: LearnerState
     synthetic: Trajectory
-    unguided: Trajectory
+    reference: Trajectory
     key: PRNGKey
 
 
 @chex.dataclass(frozen=True)
 class Report:
-    """What one round brought.
+    """The results of one round.
 
     returns:  `[*batch, evaluation_episodes]` undiscounted returns of the policy after the round.
     metrics:  means over the round's updates; `synthetic_log_likelihood` and `unguided_log_likelihood`, the mean
-              action log-likelihood of either trajectories under the policy that starts the round. Means are 0
-              where there were no updates, likelihoods where the mix ratio is 0.
+              action log-likelihood of the synthetic and the reference trajectories under the policy that starts the
+              round. Means are 0 where there were no updates, likelihoods where the mix ratio is 0.
     finite:   for each phase (`generate`, `update`, `evaluate`) whether all its numbers are finite.
     """
 
@@ -133,106 +138,198 @@ class Report:
     finite: dict[str, Bool[Array, "*batch"]]
 
 
-class Coda(NamedTuple):
-    """Algorithm 2 as two pure functions."""
+class Trainer(NamedTuple):
+    """Algorithm 2 as pure functions.
 
-    init: Callable[[PRNGKey], CodaState]
-    round: Callable[[CodaState, Prior, Plan], tuple[CodaState, Report]]
-
-
-def policy_guide(learner: Learner, state: LearnerState, transform: transforms.CdfTransform, spec: TaskSpec) -> Guide:
-    """The guide of Eq. 14 for a joint policy: toward its actions, along each denoised trajectory."""
-    obs_channels, action_channels = transforms.obs_channels(spec), transforms.action_channels(spec)
-    decoded = slice(obs_channels.start, action_channels.stop)  # observations and actions stand side by side
-    decoding = transforms.select(transform, decoded)
-    num_obs = obs_channels.stop - obs_channels.start
-
-    def decode(denoised: Float[Array, "B H C"]) -> tuple[Float[Array, "B H A U"], Float[Array, "B H A O"]]:
-        x = transforms.inverse(decoding, denoised[..., decoded])
-        obs = x[..., :num_obs].reshape(*x.shape[:-1], spec.num_agents, spec.obs_dim)
-        return x[..., num_obs:].reshape(*x.shape[:-1], spec.num_agents, spec.action_dim), obs
-
-    def log_prob(action: Float[Array, "B H A U"], obs: Float[Array, "B H A O"]) -> Float[Array, "B"]:
-        return gaussian_log_prob(action, unroll(learner, state, obs))
-
-    return score_guide(log_prob, decode, action_channels)
-
-
-def sample_trajectories(
-    generator: Generator,
-    prior: Prior,
-    spec: TaskSpec,
-    sampler: SamplerConfig,
-    key: PRNGKey,
-    shape: tuple[int, int],
-    chunk_size: int,
-    guide: Guide | None = None,
-    guidance: Float[Array, ""] | float = 0.0,
-) -> Trajectory:
-    """Samples trajectories in the data's units from the fitted prior (Algorithm 1).
-
-    Args:
-        generator: the diffusion model whose weights are the prior's.
-        prior: its weights and its transform.
-        spec: sizes of the task.
-        sampler: settings of Algorithm 1.
-        key: consumed.
-        shape: how many trajectories, of how many steps H each.
-        chunk_size: trajectories sampled at once.
-        guide: whither to steer; none samples the unconditional model.
-        guidance: lambda.
+    init:     `key -> state`. The key is consumed.
+    round:    `(state, dataset, prior, plan) -> (state, report)`, one round.
+    run:      `(state, dataset, prior, callback) -> (state, results)`, all rounds of the schedule as one `lax.scan`.
+              `callback(state, report)` gives a pytree after each round, and the results stack these along a leading
+              axis; without it they are the reports.
+    schedule: the rounds of a whole training, for a caller that iterates `round`, saves and prints.
     """
-    num_trajectories, horizon = shape
 
-    def denoise(tau: Array, sigma: Array) -> Array:
-        return generator.denoise(prior.denoiser, tau, sigma)
-
-    def sample(key: PRNGKey, num: int) -> Array:
-        return heun_sample(denoise, key, (num, horizon, transforms.num_channels(spec)), sampler, guide, guidance)
-
-    z = sample_in_chunks(sample, key, num_trajectories, chunk_size)
-    return transforms.unpack(transforms.inverse(prior.transform, z), spec)
+    init: Callable[[PRNGKey], TrainingState]
+    round: Callable[[TrainingState, Dataset, Any, Plan], tuple[TrainingState, Report]]
+    run: Callable[..., tuple[TrainingState, Any]]
+    schedule: tuple[ScheduledRound, ...]
 
 
-def simulate_trajectories(
+def make_trainer(
     env: Environment,
     learner: Learner,
-    state: LearnerState,
-    dataset: Dataset,
-    key: PRNGKey,
-    shape: tuple[int, int],
-    chunk_size: int,
-) -> Trajectory:
-    """Rolls the joint policy out from recorded states, its memory empty: what a perfect prior, guided, would sample.
-
-    No offline method can have these. Beside CODA they tell what a better prior could bring. An end of the episode does
-    not stop a roll-out; as everywhere, nothing bootstraps from behind it.
+    augmentation: Augmentation | None,
+    config: CodaConfig,
+    seeds_per_device: int = 1,
+) -> Trainer:
+    """Layers CODA on an offline learner.
 
     Args:
-        env: the environment of the data.
-        learner: whose policy acts, without noise.
-        state: its state.
-        dataset: where the first states come from.
-        key: consumed.
-        shape: how many trajectories, of how many steps H each.
-        chunk_size: trajectories rolled out at once.
+        env: where policies are evaluated; its `spec` is the data's.
+        learner: any learner of the protocol.
+        augmentation: the source of synthetic trajectories; None trains on the recorded data alone.
+        config: settings of Algorithm 2.
+        seeds_per_device: how many seeds will be vmapped on a device; they share `config.chunk_size`.
+
+    Returns:
+        The training of one seed; see `across_seeds`.
     """
-    num_trajectories, horizon = shape
+    chunk_size = max(1, config.chunk_size // seeds_per_device)
+    num_synthetic = 1 if augmentation is None else config.num_samples(augmentation)
+    num_reference = min(config.reference_trajectories, num_synthetic)
 
-    def simulate(key: PRNGKey, num: int) -> Array:
-        def step(carry: tuple[EnvState, Carry], _: None) -> tuple[tuple[EnvState, Carry], Trajectory]:
-            now, memory = carry
-            action, memory = learner.act(state, now.obs, memory)
-            led = jax.vmap(env.step)(now, action)
-            terminal = led.terminal.astype(jnp.float32)
-            made = Trajectory(state=now.state, obs=now.obs, action=action, reward=led.reward, terminal=terminal)
-            return (led, memory), made
+    def init(key: PRNGKey) -> TrainingState:
+        key_learner, key_rounds = jax.random.split(key)
 
-        start = jax.vmap(env.set_state)(sample_windows(dataset, key, num, 1).state[:, 0])
-        _, made = jax.lax.scan(step, (start, learner.initial_carry((num,))), length=horizon)
-        return jnp.moveaxis(transforms.pack(made), 0, 1)
+        def blank(num: int) -> Trajectory:
+            return transforms.unpack(jnp.zeros((num, config.horizon, transforms.num_channels(env.spec))), env.spec)
 
-    return transforms.unpack(sample_in_chunks(simulate, key, num_trajectories, chunk_size), env.spec)
+        return TrainingState(
+            learner=learner.init(key_learner),
+            synthetic=blank(num_synthetic),
+            reference=blank(num_reference),
+            key=key_rounds,
+        )
+
+    def generate(
+        sample: Callable[..., Trajectory], state: TrainingState, dataset: Dataset, prior: Any, plan: Plan, key: PRNGKey
+    ) -> Trajectory:
+        def sample_chunk(key: PRNGKey, num: int) -> Trajectory:
+            return sample(state.learner, dataset, prior, plan.guidance, key, num)
+
+        return jax.lax.cond(
+            plan.generate,
+            lambda: sample_in_chunks(sample_chunk, key, num_synthetic, chunk_size),
+            lambda: state.synthetic,
+        )
+
+    def update(
+        state: LearnerState, step: Array, synthetic: Trajectory, dataset: Dataset, plan: Plan, key: PRNGKey
+    ) -> tuple[LearnerState, Metrics]:
+        key_real, key_synthetic, key_update = jax.random.split(jax.random.fold_in(key, step), 3)
+        real = sample_windows(dataset, key_real, config.batch_size, config.horizon)
+        if config.reuse:
+            rows = jax.random.randint(key_synthetic, (config.batch_size,), 0, num_synthetic)
+        else:
+            rows = (step * config.batch_size + jnp.arange(config.batch_size)) % num_synthetic
+        batch = mix(real, jax.tree.map(lambda leaf: leaf[rows], synthetic), plan.mix_ratio)
+        return learner.update(state, batch, key_update)
+
+    def train(
+        state: LearnerState, synthetic: Trajectory, dataset: Dataset, plan: Plan, key: PRNGKey
+    ) -> tuple[LearnerState, Metrics]:
+        shapes = jax.eval_shape(update, state, jnp.int32(0), synthetic, dataset, plan, key)[1]
+        totals = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        def body(step: Array, carry: tuple[LearnerState, Metrics]) -> tuple[LearnerState, Metrics]:
+            state, totals = carry
+            state, metrics = update(state, step, synthetic, dataset, plan, key)
+            return state, jax.tree.map(jnp.add, totals, metrics)
+
+        state, totals = jax.lax.fori_loop(0, plan.num_updates, body, (state, totals))
+        return state, jax.tree.map(lambda total: total / jnp.maximum(plan.num_updates, 1), totals)
+
+    def evaluate(state: LearnerState, plan: Plan) -> Float[Array, "E"]:
+        if config.evaluation_episodes == 0:
+            return jnp.zeros(0)
+        return jax.lax.cond(
+            plan.evaluate,
+            lambda: policy_returns(env, learner, state, jax.random.key(EVALUATION_KEY), config.evaluation_episodes),
+            lambda: jnp.zeros(config.evaluation_episodes),
+        )
+
+    def round_(state: TrainingState, dataset: Dataset, prior: Any, plan: Plan) -> tuple[TrainingState, Report]:
+        key, key_generate, key_train = jax.random.split(state.key, 3)
+        synthetic, reference = state.synthetic, state.reference
+        if augmentation is not None:
+            synthetic = generate(augmentation.sample, state, dataset, prior, plan, key_generate)
+            reference = jax.tree.map(
+                lambda new, old: jnp.where(plan.keep_reference, new[:num_reference], old), synthetic, reference
+            )
+        log_likelihoods = {"synthetic_log_likelihood": action_log_likelihood(learner, state.learner, synthetic)}
+        if num_reference:
+            log_likelihoods["unguided_log_likelihood"] = action_log_likelihood(learner, state.learner, reference)
+        learned, metrics = train(state.learner, synthetic, dataset, plan, key_train)
+        returns = evaluate(learned, plan)
+        for name, values in log_likelihoods.items():
+            metrics[name] = jnp.where(plan.mix_ratio > 0, jnp.mean(values), 0.0)
+        finite = {
+            "generate": all_finite(synthetic),
+            "update": all_finite((learned, metrics)),
+            "evaluate": all_finite(returns),
+        }
+        report = Report(returns=returns, metrics=metrics, finite=finite)
+        return TrainingState(learner=learned, synthetic=synthetic, reference=reference, key=key), report
+
+    schedule = make_schedule(config, augmentation)
+    return Trainer(init, round_, functools.partial(_run, round_, schedule), schedule)
+
+
+def make_schedule(config: CodaConfig, augmentation: Augmentation | None) -> tuple[ScheduledRound, ...]:
+    """The rounds of a training: evaluation, first generation, then `num_rounds` rounds of renewal and updates.
+
+    Round 0 evaluates the untrained policy, samples the reference set without guidance, and then the first guided set
+    (where nothing is guided, the reference set is the head of the first set), each in a round of its own. The first
+    `burn_in` rounds of updates are on the recorded data alone.
+    """
+    guidance = 0.0 if augmentation is None or augmentation.guidance is None else augmentation.guidance
+    has_reference = config.reference_trajectories > 0
+    is_evaluated = config.evaluation_episodes > 0
+
+    def plan(
+        generate: bool = False,
+        keep_reference: bool = False,
+        num_updates: int = 0,
+        evaluate: bool = False,
+        guidance: float = guidance,
+        mix_ratio: float = 0.0,
+    ) -> Plan:
+        return Plan(
+            generate=jnp.bool_(generate),
+            keep_reference=jnp.bool_(keep_reference),
+            num_updates=jnp.int32(num_updates),
+            evaluate=jnp.bool_(evaluate),
+            guidance=jnp.float32(guidance),
+            mix_ratio=jnp.float32(mix_ratio),
+        )
+
+    rounds: list[ScheduledRound] = []
+    if is_evaluated:
+        rounds.append(ScheduledRound(0, "evaluate", plan(evaluate=True)))
+    if augmentation is not None:
+        if has_reference:
+            rounds.append(ScheduledRound(0, "generate", plan(generate=True, keep_reference=True, guidance=0.0)))
+        if augmentation.guidance is not None or not has_reference:
+            rounds.append(ScheduledRound(0, "generate", plan(generate=True)))
+    for number in range(1, config.num_rounds + 1):
+        is_mixed = augmentation is not None and number > config.burn_in
+        is_renewed = augmentation is not None and augmentation.is_renewed and is_mixed and number > 1
+        train = plan(
+            generate=is_renewed,
+            num_updates=config.updates_per_round,
+            evaluate=is_evaluated,
+            mix_ratio=config.mix_ratio if is_mixed else 0.0,
+        )
+        rounds.append(ScheduledRound(number, "train", train))
+    return tuple(rounds)
+
+
+def _run(
+    round_: Callable[[TrainingState, Dataset, Any, Plan], tuple[TrainingState, Report]],
+    schedule: tuple[ScheduledRound, ...],
+    state: TrainingState,
+    dataset: Dataset,
+    prior: Any,
+    callback: Callable[[TrainingState, Report], Any] = lambda state, report: report,
+) -> tuple[TrainingState, Any]:
+    """`Trainer.run`."""
+
+    def body(state: TrainingState, plan: Plan) -> tuple[TrainingState, Any]:
+        state, report = round_(state, dataset, prior, plan)
+        return state, callback(state, report)
+
+    plans = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[each.plan for each in schedule])
+    return jax.lax.scan(body, state, plans)
 
 
 def mix(real: Trajectory, synthetic: Trajectory, mix_ratio: Float[Array, ""]) -> Trajectory:
@@ -252,116 +349,19 @@ def all_finite(tree: object) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
 
 
-def coda(
-    env: Environment,
-    learner: Learner,
-    generator: Generator,
-    config: CodaConfig,
-    sampler: SamplerConfig,
-    seeds_per_device: int = 1,
-    simulate: bool = False,
-) -> Coda:
-    """Layers CODA on an offline learner.
-
-    Args:
-        env: where policies are evaluated; its `spec` is the data's.
-        learner: any learner of the protocol.
-        generator: the diffusion model whose weights come with the `Prior`.
-        config: settings of Algorithm 2.
-        sampler: settings of Algorithm 1.
-        seeds_per_device: how many seeds will be vmapped on a device; they share `config.chunk_size`.
-        simulate: synthetic trajectories are rolled out (`simulate_trajectories`) instead of sampled.
-    """
-    spec = env.spec
-    num_channels = transforms.num_channels(spec)
-    chunk_size = max(1, config.chunk_size // seeds_per_device)
-
-    def init(key: PRNGKey) -> CodaState:
-        key_learner, key_rounds = jax.random.split(key)
-
-        def blank(num: int) -> Trajectory:
-            return transforms.unpack(jnp.zeros((num, config.horizon, num_channels)), spec)
-
-        return CodaState(
-            learner=learner.init(key_learner),
-            synthetic=blank(config.num_trajectories),
-            unguided=blank(min(config.num_trajectories, NUM_UNGUIDED)),
-            key=key_rounds,
-        )
-
-    def generate(state: LearnerState, prior: Prior, guidance: Array, key: PRNGKey) -> Trajectory:
-        shape = (config.num_trajectories, config.horizon)
-        if simulate:
-            return simulate_trajectories(env, learner, state, prior.dataset, key, shape, chunk_size)
-        guide = policy_guide(learner, state, prior.transform, spec)
-        return sample_trajectories(generator, prior, spec, sampler, key, shape, chunk_size, guide, guidance)
-
-    def update(
-        state: LearnerState, synthetic: Trajectory, prior: Prior, plan: Plan, key: PRNGKey
-    ) -> tuple[LearnerState, Metrics]:
-        key_real, key_synthetic, key_update = jax.random.split(key, 3)
-        real = sample_windows(prior.dataset, key_real, config.batch_size, config.horizon)
-        rows = jax.random.randint(key_synthetic, (config.batch_size,), 0, config.num_trajectories)
-        batch = mix(real, jax.tree.map(lambda leaf: leaf[rows], synthetic), plan.mix_ratio)
-        return learner.update(state, batch, key_update)
-
-    def train(
-        state: LearnerState, synthetic: Trajectory, prior: Prior, plan: Plan, key: PRNGKey
-    ) -> tuple[LearnerState, Metrics]:
-        shapes = jax.eval_shape(update, state, synthetic, prior, plan, key)[1]
-        totals = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        def body(step: Array, carry: tuple[LearnerState, Metrics]) -> tuple[LearnerState, Metrics]:
-            state, totals = carry
-            state, metrics = update(state, synthetic, prior, plan, jax.random.fold_in(key, step))
-            return state, jax.tree.map(jnp.add, totals, metrics)
-
-        state, totals = jax.lax.fori_loop(0, plan.num_updates, body, (state, totals))
-        return state, jax.tree.map(lambda total: total / jnp.maximum(plan.num_updates, 1), totals)
-
-    def round_(state: CodaState, prior: Prior, plan: Plan) -> tuple[CodaState, Report]:
-        key, key_generate, key_train = jax.random.split(state.key, 3)
-        synthetic = jax.lax.cond(
-            plan.generate,
-            lambda: generate(state.learner, prior, plan.guidance, key_generate),
-            lambda: state.synthetic,
-        )
-        log_likelihoods = {
-            "synthetic_log_likelihood": action_log_likelihood(learner, state.learner, synthetic),
-            "unguided_log_likelihood": action_log_likelihood(learner, state.learner, state.unguided),
-        }
-        learned, metrics = train(state.learner, synthetic, prior, plan, key_train)
-        returns = jax.lax.cond(
-            plan.evaluate,
-            lambda: policy_returns(env, learner, learned, jax.random.key(EVALUATION_KEY), config.evaluation_episodes),
-            lambda: jnp.zeros(config.evaluation_episodes),
-        )
-        for name, values in log_likelihoods.items():
-            metrics[name] = jnp.where(plan.mix_ratio > 0, jnp.mean(values), 0.0)
-        finite = {
-            "generate": all_finite(synthetic),
-            "update": all_finite((learned, metrics)),
-            "evaluate": all_finite(returns),
-        }
-        report = Report(returns=returns, metrics=metrics, finite=finite)
-        return CodaState(learner=learned, synthetic=synthetic, unguided=state.unguided, key=key), report
-
-    return Coda(init, round_)
-
-
-def across_seeds(single: Coda, mesh: Mesh) -> Coda:
+def across_seeds(single: Trainer, mesh: Mesh) -> Trainer:
     """Puts a seed axis in front of keys, state and report: vmapped in a device, sharded over the mesh's `seed` axis.
 
-    The prior and the plan are shared by all seeds and replicated on all devices. The number of seeds must be a multiple
-    of the number of devices.
+    Dataset, prior and plan are shared by all seeds and replicated on all devices. The number of seeds must be a
+    multiple of the number of devices.
     """
     seeds, shared = PartitionSpec("seed"), PartitionSpec()
     init = jax.shard_map(jax.vmap(single.init), mesh=mesh, in_specs=seeds, out_specs=seeds, check_vma=False)
     round_ = jax.shard_map(
-        jax.vmap(single.round, in_axes=(0, None, None)),
+        jax.vmap(single.round, in_axes=(0, None, None, None)),
         mesh=mesh,
-        in_specs=(seeds, shared, shared),
+        in_specs=(seeds, shared, shared, shared),
         out_specs=seeds,
         check_vma=False,
     )
-    return Coda(init, round_)
+    return Trainer(init, round_, functools.partial(_run, round_, single.schedule), single.schedule)

@@ -247,13 +247,13 @@ def unpack(tokens: Float[Array, "*batch H C"], spec: TaskSpec) -> Trajectory:
     The terminal needs no threshold (App. E.2): its 0 and 1 are atoms of the transform, so a generated one is binary.
     """
 
-    def split(channels: slice) -> Float[Array, "*batch H A F"]:
-        return tokens[..., channels].reshape(*tokens.shape[:-1], spec.num_agents, -1)
+    def split(channels: slice, size: int) -> Float[Array, "*batch H A F"]:
+        return tokens[..., channels].reshape(*tokens.shape[:-1], spec.num_agents, size)
 
     return Trajectory(
         state=tokens[..., : spec.state_dim],
-        obs=split(obs_channels(spec)),
-        action=split(action_channels(spec)),
+        obs=split(obs_channels(spec), spec.obs_dim),
+        action=split(action_channels(spec), spec.action_dim),
         reward=tokens[..., -2],
         terminal=tokens[..., -1],
     )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from coda_jax.envs.base import Environment, EnvState
 from coda_jax.types import PRNGKey, TaskSpec, Trajectory
 
 Box = tuple[float, tuple[float, float], float]
@@ -85,6 +86,24 @@ def reward(game: PolynomialGame, joint_action: Float[Array, "*batch A U"]) -> Fl
             inner = inner * y + coefficient
         value = value * x + inner
     return value
+
+
+def environment(game: PolynomialGame) -> Environment:
+    """The game behind the protocol of environments: a task of one step, without state and observations."""
+    spec = game.spec
+
+    def show(value: Array, time: Array) -> EnvState:
+        ended = time > 0
+        obs = jnp.zeros((spec.num_agents, 0))
+        return EnvState(state=jnp.zeros(0), obs=obs, reward=value, terminal=ended, truncated=ended, time=time)
+
+    def start() -> EnvState:
+        return show(jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+    def step(current: EnvState, action: Float[Array, "A U"]) -> EnvState:
+        return show(reward(game, action), current.time + 1)
+
+    return Environment(reset=lambda key: start(), step=step, set_state=lambda state: start(), spec=spec)
 
 
 def as_trajectory(game: PolynomialGame, joint_action: Float[Array, "*batch A U"]) -> Trajectory:

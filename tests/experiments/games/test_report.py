@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from coda_jax.coda_games import CODA_METHODS, STATIC_METHODS, TRUE_GRADIENT
 from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, twin_peaks
+from experiments.games.methods import CODA_METHODS, STATIC_METHODS, TRUE_GRADIENT
 from experiments.games.report import alignment, basin_of, claims_table, grid_agreement, reward
 from experiments.games.theory import true_gradient
 from experiments.games.training import HostPath, Results

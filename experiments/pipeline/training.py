@@ -1,0 +1,245 @@
+"""Training on the host: iterates the rounds of Algorithm 2, saves, measures and prints."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from coda_jax.augmentation.base import Augmentation
+from coda_jax.augmentation.guided import guided
+from coda_jax.augmentation.oracle import oracle
+from coda_jax.augmentation.unconditional import unconditional
+from coda_jax.coda import Report, ScheduledRound, Trainer, TrainingState, across_seeds, make_trainer
+from coda_jax.envs.base import Environment
+from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
+from coda_jax.marl.learner import Learner
+from coda_jax.marl.maddpg_bc import maddpg_bc
+from coda_jax.types import Trajectory
+from experiments.host.checkpoints import Checkpoints, Restored
+from experiments.host.clock import Clock
+from experiments.host.console import phase
+from experiments.host.errors import UserError
+from experiments.host.run_folder import RunFolder
+from experiments.pipeline.fitting import Fit
+from experiments.pipeline.quality import (
+    WINDOWS,
+    Quality,
+    quality_meter,
+    real_trajectories,
+    spread_over_seeds,
+)
+from experiments.pipeline.settings import ExperimentConfig
+
+PHASES = ("collect", "fit", "compile", "generate", "train", "evaluate", "quality")
+"""The phases of a run, as its clock books them."""
+
+
+class Job(NamedTuple):
+    """All that a training needs: settings, data, and Algorithm 2 for all its seeds."""
+
+    config: ExperimentConfig
+    env: Environment
+    fit: Fit
+    mesh: Mesh
+    learner: Learner
+    augmentation: Augmentation | None
+    trainer: Trainer
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """The policy seeds."""
+        return np.arange(self.config.seed, self.config.seed + self.config.num_seeds)
+
+
+def make_job(config: ExperimentConfig, env: Environment, fit: Fit, mesh: Mesh) -> Job:
+    """Puts a run's learner and augmentation together."""
+    inputs = standardised_inputs(fit.dataset.steps) if config.standardise else raw_inputs(env.spec)
+    learner = maddpg_bc(env.spec, config.learner, inputs)
+    augmentation = _augmentation(config, env, fit, learner)
+    single = make_trainer(env, learner, augmentation, config.training, config.num_seeds // mesh.size)
+    return Job(config, env, fit, mesh, learner, augmentation, across_seeds(single, mesh))
+
+
+def _augmentation(config: ExperimentConfig, env: Environment, fit: Fit, learner: Learner) -> Augmentation | None:
+    match config.augmentation:
+        case "coda":
+            return guided(fit.model, learner, config.guidance)
+        case "unconditional":
+            return unconditional(fit.model)
+        case "simulated":
+            return oracle(env, learner, config.training.horizon)
+    return None
+
+
+def initial_state(job: Job) -> TrainingState:
+    """The state of all seeds before training, sharded over the mesh."""
+    keys = jax.device_put(jax.vmap(jax.random.key)(job.seeds), NamedSharding(job.mesh, PartitionSpec("seed")))
+    return jax.jit(job.trainer.init)(keys)
+
+
+class Training:
+    """A training under way: its state, its compiled round, and what has been measured so far."""
+
+    def __init__(self, job: Job, folder: RunFolder, checkpoints: Checkpoints, clock: Clock):
+        """Compiles the round, for the state before training."""
+        self.job, self.folder, self.checkpoints, self.clock = job, folder, checkpoints, clock
+        shared = NamedSharding(job.mesh, PartitionSpec())
+        self.schedule = [r._replace(plan=jax.device_put(r.plan, shared)) for r in job.trainer.schedule]
+        with phase("compiling"):
+            self.state = initial_state(job)
+            inputs = (self.state, job.fit.dataset, job.fit.prior, self.schedule[0].plan)
+            self._round = jax.jit(job.trainer.round, donate_argnums=0).lower(*inputs).compile()
+        clock.lap("compile")
+        num_reference = self.state.reference.reward.shape[1]
+        self._num_measured = min(WINDOWS, len(job.seeds) * num_reference)
+        self._meter = quality_meter(job.env, job.fit.held_out, self._num_measured)
+        self.times = {"evaluate": 0.0, "generate": 0.0}
+        self.first_quality: Quality = {}
+
+    def play(self, scheduled: ScheduledRound) -> Report:
+        """Plays a round.
+
+        Raises:
+            UserError: NaNs, before anything of the round is recorded.
+        """
+        state, report = self._round(self.state, self.job.fit.dataset, self.job.fit.prior, scheduled.plan)
+        report = jax.device_get(report)
+        for name in ("generate", "update", "evaluate"):
+            broken = self.job.seeds[~report.finite[name]]
+            if broken.size:
+                raise UserError(
+                    f"NaN in round {scheduled.number}, phase {name}, seed {broken[0]}; "
+                    "the run folder keeps the rounds before"
+                )
+        self.state = state
+        return report
+
+    def start(self) -> None:
+        """Plays round 0: the untrained policy and the first synthetic data, each timed by a call of its own."""
+        self.folder.metrics.cut_back(-1)
+        self.clock.lap()
+        for scheduled in self.schedule:
+            if scheduled.number > 0:
+                break
+            report = self.play(scheduled)
+            self.times[scheduled.kind] = self.clock.lap(scheduled.kind)
+            if scheduled.kind == "evaluate":
+                self._record(0, report)
+        augmentation, training = self.job.augmentation, self.job.config.training
+        if augmentation is not None and augmentation.guidance is not None and training.burn_in == 0:
+            self.first_quality = self._measure({"guided, first round": self.state.synthetic})
+            self.clock.lap("quality")
+        self._save(0)
+
+    def resume(self, restored: Restored) -> int:
+        """Goes on from a checkpoint; returns the rounds done.
+
+        Raises:
+            UserError: the checkpoint learnt from other episodes.
+        """
+        notes, data = restored.notes, self.job.fit.data
+        if notes.get("data", data) != data:  # older checkpoints know neither this nor the quality
+            raise UserError(
+                f"{self.folder.path} has learnt from other episodes than the dataset holds now: machines of different "
+                "kinds roll out different ones; go on where it was begun, or choose another --run-dir"
+            )
+        self.state, self.times, self.first_quality = restored.tree, notes["times"], notes.get("quality", {})
+        self.clock.add(notes["seconds"])
+        self.folder.metrics.cut_back(restored.step)
+        return restored.step
+
+    def train(self, done: int) -> None:
+        """Plays the rounds after round `done`."""
+        todo = [scheduled for scheduled in self.schedule if scheduled.number > done]
+        with phase("training", total=self.job.config.training.num_rounds, done=done) as progress:
+            for scheduled in todo:
+                self.clock.lap()
+                report = self.play(scheduled)
+                self._book(self.clock.lap(), generated=bool(scheduled.plan.generate))
+                self._record(scheduled.number, report)
+                self._save(scheduled.number)
+                progress.advance(note=f"return {report.returns.mean():.0f}")
+        self.clock.lap()
+
+    def quality(self) -> Quality | None:
+        """Measures the last synthetic trajectories beside held-out data; None without any."""
+        if self.job.augmentation is None:
+            return None
+        kinds = {
+            "coda": {"guided": self.state.synthetic, "unguided": self.state.reference},
+            "unconditional": {"unguided": self.state.reference},
+            "simulated": {"simulated": self.state.synthetic},
+        }
+        real = real_trajectories(self.job.fit.held_out, self._num_measured)
+        return {
+            **self._measure(kinds[self.job.config.augmentation]),
+            **self.first_quality,
+            **self._meter(real),
+        }
+
+    def _measure(self, kinds: dict[str, Trajectory]) -> Quality:
+        return self._meter({name: spread_over_seeds(t, self._num_measured) for name, t in kinds.items()})
+
+    def _book(self, seconds: float, generated: bool) -> None:
+        """Shares the seconds of a round out among its phases, by the times that round 0 measured."""
+        share = {"generate": self.times["generate"] if generated else 0.0, "evaluate": self.times["evaluate"]}
+        for name, value in share.items():
+            self.clock.seconds[name] += value
+        self.clock.seconds["train"] += max(seconds - sum(share.values()), 0.0)
+
+    def _record(self, number: int, report: Report) -> None:
+        columns = {
+            "updates": np.full(len(self.job.seeds), number * self.job.config.training.updates_per_round),
+            "return": report.returns.mean(axis=1),
+            "return_std": report.returns.std(axis=1),
+            **report.metrics,
+        }
+        self.folder.metrics.append(number, self.job.seeds, columns)
+
+    def _save(self, number: int) -> None:
+        notes = {"times": self.times, "data": self.job.fit.data, "quality": self.first_quality}
+        self.checkpoints.save(number, self.state, {**notes, "seconds": self.clock.seconds})
+
+
+def train_policies(job: Job, folder: RunFolder, checkpoints: Checkpoints, clock: Clock) -> dict[str, Any]:
+    """Algorithm 2 for all seeds, from the last checkpoint on; returns what it adds to the summary.
+
+    Raises:
+        UserError: NaNs in a round, whose checkpoint is not written; or a checkpoint that learnt from other episodes.
+    """
+    training = Training(job, folder, checkpoints, clock)
+    restored = checkpoints.restore(training.state)
+    done = 0
+    if restored is None:
+        training.start()
+    else:
+        done = training.resume(restored)
+    training.train(done)
+    quality = training.quality()
+    clock.lap("quality")
+    return _summary(job, folder, clock, training.times, quality)
+
+
+def _summary(
+    job: Job, folder: RunFolder, clock: Clock, times: dict[str, float], quality: Quality | None
+) -> dict[str, Any]:
+    config, num_seeds = job.config.training, len(job.seeds)
+    metrics = folder.metrics.read()
+    final = metrics["return"][metrics["round"] == config.num_rounds]
+    updates = config.updates_per_round * config.num_rounds
+    trajectories_per_second = None
+    if job.augmentation is not None:
+        trajectories_per_second = num_seeds * config.num_samples(job.augmentation) / times["generate"]
+    return {
+        "num_seeds": num_seeds,
+        "seeds": job.seeds.tolist(),
+        "updates": updates,
+        "returns_per_seed": final.tolist(),
+        "mean": float(final.mean()),
+        "standard_error": float(final.std(ddof=1) / np.sqrt(num_seeds)) if num_seeds > 1 else None,
+        "wall_seconds": {**clock.seconds, "total": sum(clock.seconds.values())},
+        "updates_per_second": num_seeds * updates / max(clock.seconds["train"], 1e-9),
+        "trajectories_per_second": trajectories_per_second,
+        "sample_quality": quality,
+    }

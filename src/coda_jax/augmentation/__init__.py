@@ -1,0 +1,1 @@
+"""Sources of synthetic trajectories: the protocol (`base`), and one value of it a file."""

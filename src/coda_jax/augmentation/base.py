@@ -1,0 +1,48 @@
+"""The protocol of an augmentation: where synthetic trajectories come from, and whether they are renewed."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from coda_jax.data.dataset import Dataset
+from coda_jax.marl.learner import LearnerState
+from coda_jax.types import PRNGKey, Trajectory
+
+
+class Augmentation(NamedTuple):
+    """A source of synthetic trajectories.
+
+    sample:     `(learner_state, dataset, prior, guidance, key, num) -> Trajectory [num, H, ...]` in the data's units.
+                The dataset holds the recorded steps, the prior is any pytree (a fitted `Prior`, or `()`), guidance a
+                traced scale, 0 for samples without guidance; the key is consumed; `num` is static.
+    is_renewed: whether the trajectories are sampled anew every round (CODA), or once for the whole training.
+    guidance:   lambda, the guidance scale of the trajectories that the learner sees; None where nothing is guided.
+    """
+
+    sample: Callable[[LearnerState, Dataset, Any, Float[Array, ""], PRNGKey, int], Trajectory]
+    is_renewed: bool = True
+    guidance: float | None = None
+
+
+def sample_in_chunks(
+    sample: Callable[[PRNGKey, int], Trajectory], key: PRNGKey, num_samples: int, chunk_size: int
+) -> Trajectory:
+    """Draws `num_samples` trajectories, at most `chunk_size` at a time, so that a chunk fits the processor's cache.
+
+    The chunks are equal, ceil(num_samples / number of chunks), and those beyond `num_samples` are dropped.
+    Under `vmap` over seeds a chunk holds that many trajectories *a seed*: divide `chunk_size` by the seeds of a device.
+
+    Args:
+        sample: (key, B) -> trajectories `[B, H, ...]` (or any pytree of arrays with that leading axis), B static.
+        key: consumed; chunk c is `sample(jax.random.fold_in(key, c), B)`.
+        num_samples: trajectories in all.
+        chunk_size: the most to draw at a time.
+    """
+    num_chunks = math.ceil(num_samples / chunk_size)
+    size = math.ceil(num_samples / num_chunks)
+    chunks = jax.lax.map(lambda c: sample(jax.random.fold_in(key, c), size), jnp.arange(num_chunks))
+    return jax.tree.map(lambda leaf: leaf.reshape(num_chunks * size, *leaf.shape[2:])[:num_samples], chunks)

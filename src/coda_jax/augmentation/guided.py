@@ -1,0 +1,48 @@
+"""CODA by the policy's score: samples guided toward the current joint policy (Algorithm 1, Eq. 14; route A)."""
+
+from jaxtyping import Array, Float
+
+from coda_jax import transforms
+from coda_jax.augmentation.base import Augmentation
+from coda_jax.data.dataset import Dataset
+from coda_jax.diffusion.guidance import Guide, gaussian_log_prob, score_guide
+from coda_jax.marl.learner import Learner, LearnerState, unroll
+from coda_jax.prior import Prior, TrajectoryModel, sample_trajectories
+from coda_jax.types import PRNGKey, TaskSpec, Trajectory
+
+
+def guided(model: TrajectoryModel, learner: Learner, guidance: float) -> Augmentation:
+    """Trajectories guided toward the joint policy by a scale of `guidance` (lambda), renewed every round.
+
+    Args:
+        model: the static side of the fitted `Prior`.
+        learner: whose policy is followed.
+        guidance: lambda; 0 samples the unconditional model, anew every round.
+    """
+
+    def sample(
+        state: LearnerState, dataset: Dataset, prior: Prior, guidance: Float[Array, ""], key: PRNGKey, num: int
+    ) -> Trajectory:
+        del dataset
+        guide = policy_guide(learner, state, prior.transform, model.spec)
+        return sample_trajectories(model, prior, key, num, guide=guide, guidance=guidance)
+
+    return Augmentation(sample, is_renewed=True, guidance=guidance)
+
+
+def policy_guide(learner: Learner, state: LearnerState, transform: transforms.CdfTransform, spec: TaskSpec) -> Guide:
+    """The guide of Eq. 14 for a joint policy: toward its actions, along each denoised trajectory."""
+    obs_channels, action_channels = transforms.obs_channels(spec), transforms.action_channels(spec)
+    decoded = slice(obs_channels.start, action_channels.stop)  # observations and actions stand side by side
+    decoding = transforms.select(transform, decoded)
+    num_obs = obs_channels.stop - obs_channels.start
+
+    def decode(denoised: Float[Array, "B H C"]) -> tuple[Float[Array, "B H A U"], Float[Array, "B H A O"]]:
+        x = transforms.inverse(decoding, denoised[..., decoded])
+        obs = x[..., :num_obs].reshape(*x.shape[:-1], spec.num_agents, spec.obs_dim)
+        return x[..., num_obs:].reshape(*x.shape[:-1], spec.num_agents, spec.action_dim), obs
+
+    def log_prob(action: Float[Array, "B H A U"], obs: Float[Array, "B H A O"]) -> Float[Array, "B"]:
+        return gaussian_log_prob(action, unroll(learner, state, obs))
+
+    return score_guide(log_prob, decode, action_channels)

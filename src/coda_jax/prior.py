@@ -1,0 +1,180 @@
+"""The prior over joint trajectories: a CDF transform and a denoiser, fitted to a dataset, and samples from it.
+
+Everything is a pure function. `fit_prior` is a whole fit in one call; `fit_transform`, `encode`, `fit_updates` and
+`held_out_loss` are its parts, for callers that keep checkpoints, show progress or spread mini-batches over devices.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from coda_jax import transforms
+from coda_jax.data.dataset import Dataset, sample_index
+from coda_jax.diffusion.generator import Generator, GeneratorConfig, GeneratorState, fit_chunk, make_generator
+from coda_jax.diffusion.guidance import Denoiser, Guide
+from coda_jax.diffusion.samplers import SamplerConfig, heun_sample
+from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
+
+Condition = Callable[[Float[Array, "B H C"], PRNGKey], Float[Array, "B K"]]
+"""(transformed windows, key) -> the condition y that each is generated from in training."""
+
+
+@chex.dataclass(frozen=True)
+class Prior:
+    """A fitted prior; training a policy does not change it, and all seeds share it.
+
+    transform: from the data's units to the denoiser's and back.
+    denoiser:  the denoiser's weights.
+    """
+
+    transform: transforms.CdfTransform
+    denoiser: Params
+
+
+class TrajectoryModel(NamedTuple):
+    """The static side of a prior: its sizes, its network and the sampler."""
+
+    spec: TaskSpec
+    horizon: int
+    generator: Generator
+    sampler: SamplerConfig
+
+
+def make_model(spec: TaskSpec, horizon: int, config: GeneratorConfig, sampler: SamplerConfig) -> TrajectoryModel:
+    """A model of trajectories of `horizon` tokens of a task."""
+    return TrajectoryModel(spec, horizon, make_generator(config, transforms.num_channels(spec), horizon), sampler)
+
+
+def fit_transform(dataset: Dataset, spec: TaskSpec, uniform_unbounded: bool = False) -> transforms.CdfTransform:
+    """Fits the CDF transform to all steps of a dataset, on the host.
+
+    Args:
+        dataset: the steps.
+        spec: sizes of the task.
+        uniform_unbounded: leave unbounded features uniform (App. E.2), rather than with a logit like the others.
+    """
+    tokens = np.asarray(transforms.pack(dataset.steps))
+    # States, observations and rewards have no bounds; actions do, and a terminal is 0 or 1.
+    unbounded = np.full(tokens.shape[-1], uniform_unbounded)
+    unbounded[transforms.action_channels(spec)] = unbounded[-1] = False
+    return transforms.fit(tokens, unbounded=unbounded)
+
+
+def encode(transform: transforms.CdfTransform, dataset: Dataset, key: PRNGKey) -> Float[Array, "T C"]:
+    """All steps of a dataset in the denoiser's units; the key is consumed by the jitter within atoms."""
+    return transforms.forward(transform, transforms.pack(dataset.steps), key)
+
+
+def fit_updates(
+    generator: Generator,
+    state: GeneratorState,
+    dataset: Dataset,
+    z: Float[Array, "T C"],
+    key: PRNGKey,
+    batch_size: int,
+    num_updates: int,
+    *,
+    condition: Condition | None = None,
+    place: Callable[[Float[Array, "B H C"]], Float[Array, "B H C"]] = lambda batch: batch,
+) -> tuple[GeneratorState, Metrics]:
+    """Fits the denoiser for `num_updates` updates; metrics are means over them.
+
+    Args:
+        generator: the model that is fitted.
+        state: its state.
+        dataset: where windows may begin.
+        z: the dataset's steps as `encode` gives them.
+        key: folded with `state.step`, so that calls one after the other may share it; consumed.
+        batch_size: windows of a mini-batch.
+        num_updates: static.
+        condition: the condition of each window, for a conditional model.
+        place: applied to each mini-batch, such as a sharding constraint.
+    """
+
+    def sample_batch(key: PRNGKey) -> tuple[Array, Array | None]:
+        index = sample_index(dataset, key, batch_size, len(dataset.offsets))
+        batch = place(z[index])
+        return batch, None if condition is None else condition(batch, jax.random.fold_in(key, 1))
+
+    return fit_chunk(generator, state, sample_batch, jax.random.fold_in(key, state.step), num_updates)
+
+
+def held_out_loss(
+    generator: Generator, params: Params, dataset: Dataset, z: Float[Array, "T C"], key: PRNGKey, num_windows: int
+) -> Float[Array, ""]:
+    """The training objective on `num_windows` windows of a held-out dataset; the key is consumed."""
+    key_windows, key_loss = jax.random.split(key)
+    index = sample_index(dataset, key_windows, num_windows, len(dataset.offsets))
+    return generator.loss(params, z[index], key_loss)
+
+
+def fit_prior(
+    model: TrajectoryModel,
+    config: GeneratorConfig,
+    dataset: Dataset,
+    key: PRNGKey,
+    condition: Condition | None = None,
+) -> Prior:
+    """Fits transform and denoiser to a dataset: `config.num_updates` updates, the averaged weights. Consumes the key.
+
+    Args:
+        model: made from the same `config`.
+        config: settings of the fit.
+        dataset: windows of at least the model's horizon.
+        key: consumed.
+        condition: the condition of each window, for a conditional model.
+    """
+    transform = fit_transform(dataset, model.spec)
+    key_init, key_encode, key_fit = jax.random.split(key, 3)
+
+    def fit(dataset: Dataset, transform: transforms.CdfTransform) -> Params:
+        z = encode(transform, dataset, key_encode)
+        state = model.generator.init(key_init)
+        sizes = (config.batch_size, config.num_updates)
+        state, _ = fit_updates(model.generator, state, dataset, z, key_fit, *sizes, condition=condition)
+        return state.ema
+
+    return Prior(transform=transform, denoiser=jax.jit(fit)(dataset, transform))
+
+
+def sample_trajectories(
+    model: TrajectoryModel,
+    prior: Prior,
+    key: PRNGKey,
+    num: int,
+    *,
+    guide: Guide | None = None,
+    guidance: Float[Array, ""] | float = 0.0,
+    denoise: Denoiser | None = None,
+) -> Trajectory:
+    """Samples trajectories `[num, H, ...]` in the data's units (Algorithm 1).
+
+    Args:
+        model: sizes, network and sampler.
+        prior: the fitted weights and transform.
+        key: consumed.
+        num: trajectories to sample at once, static.
+        guide: the guidance direction; None samples the unconditional model.
+        guidance: lambda, the guidance scale.
+        denoise: the denoiser to sample with, where it is not the prior's own without a condition.
+    """
+    shape = (num, model.horizon, transforms.num_channels(model.spec))
+    if denoise is None:
+        denoise = prior_denoiser(model, prior)
+    z = heun_sample(denoise, key, shape, model.sampler, guide, guidance)
+    return transforms.unpack(transforms.inverse(prior.transform, z), model.spec)
+
+
+def prior_denoiser(model: TrajectoryModel, prior: Prior, condition: Float[Array, "... K"] | None = None) -> Denoiser:
+    """The prior's denoiser (tau, sigma) -> D(tau; sigma), of a condition or of the null token."""
+
+    def denoise(tau: Float[Array, "B H C"], sigma: Float[Array, ""]) -> Float[Array, "B H C"]:
+        if condition is None:
+            return model.generator.denoise(prior.denoiser, tau, sigma)
+        return model.generator.denoise(prior.denoiser, tau, sigma, condition)
+
+    return denoise
