@@ -11,9 +11,13 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from coda_jax import transforms
-from coda_jax.coda import CodaConfig, Plan, Prior, across_seeds, coda, mix, policy_guide, simulate_trajectories
+from coda_jax.augmentation.base import Augmentation, sample_in_chunks
+from coda_jax.augmentation.guided import guided, policy_guide
+from coda_jax.augmentation.oracle import oracle
+from coda_jax.augmentation.unconditional import unconditional
+from coda_jax.coda import CodaConfig, Plan, across_seeds, make_schedule, make_trainer, mix
 from coda_jax.data.dataset import make_dataset, sample_windows
-from coda_jax.diffusion.generator import GeneratorConfig, make_generator
+from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs import mamujoco
@@ -21,6 +25,7 @@ from coda_jax.evaluation import action_log_likelihood
 from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.learner import unroll
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
+from coda_jax.prior import Prior, make_model
 from coda_jax.types import Trajectory
 from tests.drift import DRIFT, SPEC, noise_episodes
 
@@ -30,9 +35,10 @@ LEARNER = MaddpgBcConfig(policy_linear_width=8, policy_hidden_width=8, critic_wi
 GENERATOR = GeneratorConfig(unet=UNetConfig(width=4, embedding_dim=4))
 
 
-def plan(generate=False, num_updates=0, evaluate=False, guidance=0.0, mix_ratio=0.0) -> Plan:
+def plan(generate=False, keep_reference=False, num_updates=0, evaluate=False, guidance=0.0, mix_ratio=0.0) -> Plan:
     return Plan(
         generate=jnp.bool_(generate),
+        keep_reference=jnp.bool_(keep_reference),
         num_updates=jnp.int32(num_updates),
         evaluate=jnp.bool_(evaluate),
         guidance=jnp.float32(guidance),
@@ -46,26 +52,30 @@ def learner():
 
 
 @pytest.fixture(scope="module")
-def generator():
-    return make_generator(GENERATOR, transforms.num_channels(SPEC), CONFIG.horizon)
+def model():
+    return make_model(SPEC, CONFIG.horizon, GENERATOR, SAMPLER)
 
 
 @pytest.fixture(scope="module")
-def prior(generator) -> Prior:
-    dataset = make_dataset(noise_episodes(SPEC, 6, 10), CONFIG.horizon)
-    params = generator.init(jax.random.key(7)).params
+def dataset():
+    return make_dataset(noise_episodes(SPEC, 6, 10), CONFIG.horizon)
+
+
+@pytest.fixture(scope="module")
+def prior(model, dataset) -> Prior:
+    params = model.generator.init(jax.random.key(7)).params
     # An untrained network's last layer is zero; without noise on it the denoiser would not look at the rest.
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(8), len(leaves))
     params = jax.tree.unflatten(
         structure, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     )
-    return Prior(dataset=dataset, transform=transforms.fit(transforms.pack(dataset.steps)), denoiser=params)
+    return Prior(transform=transforms.fit(transforms.pack(dataset.steps)), denoiser=params)
 
 
 @pytest.fixture(scope="module")
-def single(learner, generator):
-    return coda(DRIFT, learner, generator, CONFIG, SAMPLER)
+def single(learner, model):
+    return make_trainer(DRIFT, learner, guided(model, learner, 0.6), CONFIG)
 
 
 def mesh_of(num_devices: int) -> Mesh:
@@ -93,34 +103,34 @@ FULL = plan(generate=True, num_updates=10, evaluate=True, guidance=0.6, mix_rati
 
 
 @pytest.fixture(scope="module")
-def two_seeds_on_one_device(single, prior):
+def two_seeds_on_one_device(single, dataset, prior):
     mesh = mesh_of(1)
     program = across_seeds(single, mesh)
-    return jax.jit(program.round)(start(program, mesh, [3, 4]), prior, FULL)
+    return jax.jit(program.round)(start(program, mesh, [3, 4]), dataset, prior, FULL)
 
 
-def test_vmapped_seeds_equal_the_same_seeds_alone(single, prior, two_seeds_on_one_device):
+def test_vmapped_seeds_equal_the_same_seeds_alone(single, dataset, prior, two_seeds_on_one_device):
     for row, seed in enumerate([3, 4]):
-        state, report = jax.jit(single.round)(jax.jit(single.init)(jax.random.key(seed)), prior, FULL)
+        state, report = jax.jit(single.round)(jax.jit(single.init)(jax.random.key(seed)), dataset, prior, FULL)
         together = jax.tree.map(lambda leaf, row=row: leaf[row], two_seeds_on_one_device)
         assert_close((state, report), together, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.slow
-def test_two_devices_equal_one(single, prior, two_seeds_on_one_device):
+def test_two_devices_equal_one(single, dataset, prior, two_seeds_on_one_device):
     mesh = mesh_of(2)
     program = across_seeds(single, mesh)
-    apart = jax.jit(program.round)(start(program, mesh, [3, 4]), prior, FULL)
+    apart = jax.jit(program.round)(start(program, mesh, [3, 4]), dataset, prior, FULL)
     assert {shard.device for shard in apart[1].returns.addressable_shards} == set(mesh.devices.flat)
     assert_close(apart, two_seeds_on_one_device, rtol=2e-4, atol=2e-5)
 
 
-def test_nothing_is_compiled_after_the_first_round_whatever_the_plan(single, prior):
+def test_nothing_is_compiled_after_the_first_round_whatever_the_plan(single, dataset, prior):
     mesh = mesh_of(2)
     program = across_seeds(single, mesh)
     state = start(program, mesh, [0, 1])
     shared = NamedSharding(mesh, PartitionSpec())
-    placed = jax.device_put(prior, shared)
+    data, placed = jax.device_put((dataset, prior), shared)
     plans = [
         jax.device_put(p, shared)
         for p in (
@@ -131,7 +141,7 @@ def test_nothing_is_compiled_after_the_first_round_whatever_the_plan(single, pri
         )
     ]
     round_ = jax.jit(program.round, donate_argnums=0)
-    state, _ = round_(state, placed, plans[0])
+    state, _ = round_(state, data, placed, plans[0])
     compiled = []
 
     def listen(event: str, duration: float, **_) -> None:
@@ -142,7 +152,7 @@ def test_nothing_is_compiled_after_the_first_round_whatever_the_plan(single, pri
     try:
         for each in plans:
             before = state
-            state, _ = round_(state, placed, each)
+            state, _ = round_(state, data, placed, each)
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))  # donated
         assert compiled == []
         jax.jit(lambda x: x * 3.0 + 17.0)(jnp.ones(3))
@@ -151,14 +161,14 @@ def test_nothing_is_compiled_after_the_first_round_whatever_the_plan(single, pri
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_without_augmentation_a_round_is_the_learner_on_windows_of_the_dataset(single, learner, prior):
+def test_without_augmentation_a_round_is_the_learner_on_windows_of_the_dataset(single, learner, dataset, prior):
     state = jax.jit(single.init)(jax.random.key(5))
-    after, report = jax.jit(single.round)(again(state), prior, plan(num_updates=3))
+    after, report = jax.jit(single.round)(again(state), dataset, prior, plan(num_updates=3))
     _, _, key_train = jax.random.split(state.key, 3)
     expected, losses = state.learner, []
     for step in range(3):
         key_real, _, key_update = jax.random.split(jax.random.fold_in(jax.random.clone(key_train), step), 3)
-        batch = sample_windows(prior.dataset, key_real, CONFIG.batch_size, CONFIG.horizon)
+        batch = sample_windows(dataset, key_real, CONFIG.batch_size, CONFIG.horizon)
         expected, metrics = jax.jit(learner.update)(expected, batch, key_update)
         losses.append(float(metrics["critic_loss"]))
     assert_close(after.learner, expected, rtol=1e-4, atol=1e-6)
@@ -167,45 +177,52 @@ def test_without_augmentation_a_round_is_the_learner_on_windows_of_the_dataset(s
     np.testing.assert_array_equal(report.returns, 0.0)  # nobody asked for an evaluation
 
 
-def test_evaluation_is_noise_free_and_starts_alike_in_every_round(single, prior):
+def test_evaluation_is_noise_free_and_starts_alike_in_every_round(single, dataset, prior):
     run = jax.jit(single.round)
     state = jax.jit(single.init)(jax.random.key(5))
-    state, first = run(state, prior, plan(evaluate=True))
-    _, second = run(state, prior, plan(evaluate=True))
+    state, first = run(state, dataset, prior, plan(evaluate=True))
+    _, second = run(state, dataset, prior, plan(evaluate=True))
     np.testing.assert_array_equal(first.returns, second.returns)
     assert np.ptp(first.returns) > 0
 
 
-def test_synthetic_trajectories_stay_inside_the_data_and_guidance_makes_them_likelier(single, learner, prior):
+def test_synthetic_trajectories_stay_inside_the_data_and_guidance_makes_them_likelier(single, learner, dataset, prior):
     run = jax.jit(single.round)
     state = jax.jit(single.init)(jax.random.key(5))
     likelihood = {}
     for guidance in (0.0, 0.2):
-        after, _ = run(again(state), prior, plan(generate=True, guidance=guidance))
+        after, _ = run(again(state), dataset, prior, plan(generate=True, guidance=guidance))
         for name in ("state", "obs", "action", "reward", "terminal"):
-            made, real = after.synthetic[name], prior.dataset.steps[name]
+            made, real = after.synthetic[name], dataset.steps[name]
             assert made.min() >= real.min() and made.max() <= real.max()
         likelihood[guidance] = float(action_log_likelihood(learner, state.learner, after.synthetic).mean())
-        _, report = run(after, prior, plan(mix_ratio=0.5))
+        _, report = run(after, dataset, prior, plan(mix_ratio=0.5))
         np.testing.assert_allclose(report.metrics["synthetic_log_likelihood"], likelihood[guidance], rtol=1e-4)
     assert likelihood[0.2] > likelihood[0.0] + 0.1, likelihood
 
 
-def test_simulated_trajectories_are_the_policy_s_from_recorded_states(learner, prior):
+def test_simulated_trajectories_are_the_policy_s_from_recorded_states(learner, dataset, prior):
     """Step by step what the environment makes of the policy's actions."""
     state = learner.init(jax.random.key(5))
-    made = jax.jit(
-        lambda dataset, key: simulate_trajectories(DRIFT, learner, state, dataset, key, (24, CONFIG.horizon), 10)
-    )(prior.dataset, jax.random.key(6))
+    augmentation = oracle(DRIFT, learner, CONFIG.horizon)
+
+    @jax.jit
+    def simulate(dataset, key):
+        def chunk(key, num):
+            return augmentation.sample(state, dataset, (), jnp.float32(0.0), key, num)
+
+        return sample_in_chunks(chunk, key, 24, 10)
+
+    made = simulate(dataset, jax.random.key(6))
     assert made.reward.shape == (24, CONFIG.horizon)
-    starts = {tuple(row) for row in np.asarray(prior.dataset.steps.state)}
+    starts = {tuple(row) for row in np.asarray(dataset.steps.state)}
     assert {tuple(row) for row in np.asarray(made.state[:, 0])} <= starts
     np.testing.assert_allclose(made.action, unroll(learner, state, made.obs), atol=1e-6)
     np.testing.assert_allclose(made.state[:, 1:], made.state[:, :-1] + 0.1 * made.action[:, :-1, :, 0], atol=1e-6)
     np.testing.assert_allclose(made.reward, made.action.sum(axis=(2, 3)), atol=1e-6)
 
 
-def test_the_guide_points_from_the_decoded_actions_to_the_policy(learner, prior):
+def test_the_guide_points_from_the_decoded_actions_to_the_policy(learner, dataset, prior):
     """Alg. 1, l. 12-15 in closed form: the score of N(mu, 1) is mu - a, divided by its norm over the trajectory."""
     state = learner.init(jax.random.key(2))
     denoised = jax.random.normal(jax.random.key(3), (5, CONFIG.horizon, transforms.num_channels(SPEC)))
@@ -239,19 +256,80 @@ def test_mix(ratio, synthetic_rows):
         np.testing.assert_array_equal(rows, np.broadcast_to((np.arange(8) < synthetic_rows)[:, None], rows.shape))
 
 
-def test_nans_are_flagged_by_phase_and_seed(single, prior):
+def kinds(augmentation, **settings):
+    """The schedule in letters: evaluate, generate (a reference), updates on recorded or Mixed batches."""
+    letters = []
+    for scheduled in make_schedule(dataclasses.replace(CONFIG, num_rounds=3, **settings), augmentation):
+        p = scheduled.plan
+        letter = "e" if scheduled.kind == "evaluate" else ""
+        letter += ("r" if p.keep_reference else "g") if p.generate else ""
+        letter += f"{float(p.guidance):.1f}" if p.generate else ""
+        letter += ("M" if p.mix_ratio else "u") if p.num_updates else ""
+        letters.append((scheduled.number, letter))
+    return letters
+
+
+def test_the_schedule_is_algorithm_2_for_each_kind_of_augmentation(model, learner):
+    coda = guided(model, learner, 0.6)
+    start = [(0, "e"), (0, "r0.0"), (0, "g0.6")]
+    assert kinds(coda) == [*start, (1, "M"), (2, "g0.6M"), (3, "g0.6M")]
+    assert kinds(coda, burn_in=1) == [*start, (1, "u"), (2, "g0.6M"), (3, "g0.6M")]
+    assert kinds(None) == [(0, "e"), (1, "u"), (2, "u"), (3, "u")]
+    assert kinds(unconditional(model)) == [(0, "e"), (0, "r0.0"), (1, "M"), (2, "M"), (3, "M")]
+    simulated = [(0, "e"), (0, "r0.0"), (1, "M"), (2, "g0.0M"), (3, "g0.0M")]
+    assert kinds(oracle(DRIFT, learner, CONFIG.horizon)) == simulated
+    assert kinds(coda, evaluation_episodes=0, reference_trajectories=0)[0] == (0, "g0.6")
+
+
+def test_run_is_the_rounds_of_the_schedule_one_after_the_other(learner, model, dataset, prior):
+    config = dataclasses.replace(CONFIG, num_rounds=2, epochs_per_round=1, updates_per_epoch=2)
+    trainer = make_trainer(DRIFT, learner, guided(model, learner, 0.6), config)
+    state = jax.jit(trainer.init)(jax.random.key(5))
+    round_, returns = jax.jit(trainer.round), []
+    iterated = again(state)
+    for scheduled in trainer.schedule:
+        iterated, report = round_(iterated, dataset, prior, scheduled.plan)
+        returns.append(report.returns)
+    at_once, reports = jax.jit(trainer.run)(state, dataset, prior)
+    assert_close(at_once, iterated, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(reports.returns, jnp.stack(returns), rtol=1e-3, atol=1e-4)
+    assert np.any(at_once.reference.action != at_once.synthetic.action)
+
+
+def test_without_reuse_a_round_takes_every_synthetic_trajectory_once(learner, dataset):
+    """The augmentation numbers its trajectories by their reward; the learner adds up what it is given."""
+
+    def sample(state, dataset, prior, guidance, key, num):
+        del state, prior, guidance
+        windows = sample_windows(dataset, key, num, CONFIG.horizon)
+        return windows.replace(reward=jnp.broadcast_to(2.0 ** jnp.arange(num)[:, None], windows.reward.shape))
+
+    def update(state, trajectory, key):
+        del key
+        return state + trajectory.reward[:, 0].sum(), {"sum": state}
+
+    summing = learner._replace(init=lambda key: jnp.zeros(()), update=update, act=lambda s, o, c: (o, c))
+    config = dataclasses.replace(
+        CONFIG, mix_ratio=1.0, num_trajectories=16, epochs_per_round=1, updates_per_epoch=2, num_rounds=1, reuse=False
+    )
+    trainer = make_trainer(DRIFT, summing, Augmentation(sample), config)
+    state, _ = jax.jit(trainer.run)(trainer.init(jax.random.key(0)), dataset, ())
+    assert state.learner == 2.0**16 - 1
+
+
+def test_nans_are_flagged_by_phase_and_seed(single, dataset, prior):
     mesh = mesh_of(1)
     program = across_seeds(single, mesh)
     run = jax.jit(program.round)
     state = start(program, mesh, [0, 1])
     broken_learner = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), state.learner.policy)
-    _, report = run(again(state).replace(learner=state.learner.replace(policy=broken_learner)), prior, FULL)
+    _, report = run(again(state).replace(learner=state.learner.replace(policy=broken_learner)), dataset, prior, FULL)
     assert np.asarray(report.finite["update"]).tolist() == [True, False]
     assert np.asarray(report.finite["evaluate"]).tolist() == [True, False]
     broken_prior = prior.replace(denoiser=jax.tree.map(lambda leaf: leaf * jnp.nan, prior.denoiser))
-    _, report = run(again(state), broken_prior, FULL)
+    _, report = run(again(state), dataset, broken_prior, FULL)
     assert np.asarray(report.finite["generate"]).tolist() == [False, False]
-    _, report = run(state, broken_prior, plan(num_updates=2, evaluate=True))  # the prior is not used
+    _, report = run(state, dataset, broken_prior, plan(num_updates=2, evaluate=True))  # the prior is not used
     assert all(np.all(flags) for flags in report.finite.values())
 
 
@@ -259,18 +337,19 @@ def test_the_whole_round_on_mjx_lowers_for_accelerators_without_host_callbacks()
     env = mamujoco.make("2halfcheetah")
     config = dataclasses.replace(CONFIG, horizon=20)
     learner = maddpg_bc(env.spec, LEARNER, raw_inputs(env.spec))
-    generator = make_generator(GENERATOR, transforms.num_channels(env.spec), config.horizon)
+    model = make_model(env.spec, config.horizon, GENERATOR, SAMPLER)
     mesh = mesh_of(2)
-    program = across_seeds(coda(env, learner, generator, config, SAMPLER), mesh)
+    program = across_seeds(make_trainer(env, learner, guided(model, learner, 0.6), config), mesh)
     shapes = functools.partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
     dataset = make_dataset(noise_episodes(env.spec, 1, 40), config.horizon)
     prior = Prior(
-        dataset=dataset,
         transform=transforms.fit(transforms.pack(dataset.steps)),
-        denoiser=jax.eval_shape(generator.init, jax.random.key(0)).params,
+        denoiser=jax.eval_shape(model.generator.init, jax.random.key(0)).params,
     )
     state = jax.eval_shape(program.init, jax.vmap(jax.random.key)(np.arange(2)))
-    exported = jax.export.export(jax.jit(program.round), platforms=("cuda", "tpu"))(*map(shapes, (state, prior, FULL)))
+    exported = jax.export.export(jax.jit(program.round), platforms=("cuda", "tpu"))(
+        *map(shapes, (state, dataset, prior, FULL))
+    )
     assert set(exported.platforms) == {"cuda", "tpu"}
     assert exported.nr_devices == 2
     called = set(re.findall(r"custom_call @(\w+)", exported.mlir_module()))

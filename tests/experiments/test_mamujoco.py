@@ -14,6 +14,7 @@ from coda_jax.data.vault import write_vault
 from experiments import mamujoco
 from experiments.evidence.recorded_runs import SYNTHETIC
 from experiments.host.checkpoints import Checkpoints
+from experiments.pipeline import run
 from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
 
 TINY = shlex.split(
@@ -36,8 +37,8 @@ def vault(tmp_path_factory):
 def world(tmp_path_factory):
     """The command in a world without physics, with a cache of its own, and the compiler's cache of the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mamujoco.mamujoco, "make", lambda task: DRIFT)
-        patch.setattr(mamujoco, "enable_compilation_cache", lambda: None)
+        patch.setattr(run.mamujoco, "make", lambda task: DRIFT)
+        patch.setattr(run, "enable_compilation_cache", lambda: None)
         patch.setenv("CODA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -107,9 +108,9 @@ def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path
         command("--vault", str(vault), "--run-dir", str(path))
     assert not (path / "summary.json").exists()
     if last_saved == 2:
-        fit_prior = mamujoco.fit_prior
+        fit_prior = run.fit_prior
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(mamujoco, "fit_prior", lambda *args, **more: fit_prior(*args, **more)._replace(data="other"))
+            patch.setattr(run, "fit_prior", lambda *args, **more: fit_prior(*args, **more)._replace(data="other"))
             command("--vault", str(vault), "--run-dir", str(path))
         assert "has learnt from other episodes" in " ".join(capsys.readouterr().err.split())
     command("--vault", str(vault), "--run-dir", str(path))
@@ -206,7 +207,7 @@ def test_bad_flags_are_one_clear_line(capsys, tmp_path, flags, words):
 
 def test_a_vault_of_another_task_is_refused(capsys, tmp_path, vault, monkeypatch):
     other = DRIFT._replace(spec=type(SPEC)("other", 2, state_dim=3, obs_dim=1, action_dim=1, episode_length=5))
-    monkeypatch.setattr(mamujoco.mamujoco, "make", lambda task: other)
+    monkeypatch.setattr(run.mamujoco, "make", lambda task: other)
     assert str(vault) in refusal(capsys, "--vault", str(vault), "--run-dir", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

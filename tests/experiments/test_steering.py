@@ -19,7 +19,7 @@ from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from experiments import steering
 from experiments.guidance.curves import COLUMNS, Errors, Part, curve, missing, read_points, write_points
-from experiments.pipeline import fitting
+from experiments.pipeline import fitting, run
 from experiments.pipeline.settings import PRESETS, ExperimentConfig
 from tests.drift import DRIFT, drift_episodes
 
@@ -45,21 +45,28 @@ def world(tmp_path_factory):
         denoiser=GeneratorConfig(unet=UNetConfig(width=4), num_updates=2, batch_size=4),
         learner=MaddpgBcConfig(critic_widths=(8,), policy_linear_width=4, policy_hidden_width=4),
         training=CodaConfig(
-            horizon=3, batch_size=4, epochs_per_round=1, updates_per_epoch=2, num_trajectories=4, evaluation_episodes=2
+            horizon=3,
+            batch_size=4,
+            epochs_per_round=1,
+            updates_per_epoch=2,
+            num_trajectories=4,
+            chunk_size=64,
+            evaluation_episodes=2,
         ),
     )
-    fit_prior = steering.fit_prior
+    fit_prior = run.fit_prior
 
     def ideal(*args):
         fit = fit_prior(*args)
-        return fit._replace(generator=fit.generator._replace(denoise=lambda params, tau, sigma: tau / (1 + sigma**2)))
+        generator = fit.model.generator._replace(denoise=lambda params, tau, sigma: tau / (1 + sigma**2))
+        return fit._replace(model=fit.model._replace(generator=generator))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steering, "fit_prior", ideal)
+        patch.setattr(run, "fit_prior", ideal)
         patch.setitem(PRESETS, "tiny", tiny)
-        patch.setattr(steering.mamujoco, "make", lambda task: DRIFT)
+        patch.setattr(run.mamujoco, "make", lambda task: DRIFT)
         patch.setattr(fitting, "UPDATES_PER_CHUNK", 2)
-        for module in (steering, steering.main_job):
+        for module in (steering, run):
             patch.setattr(module, "enable_compilation_cache", lambda: None)
         patch.setenv("CODA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -176,9 +183,9 @@ def test_nans_stop_the_command_and_say_where(finished, tmp_path, capsys, monkeyp
     load = steering.load_policies
 
     def broken(*args):
-        learner, policies = load(*args)
+        policies = load(*args)
         nans = jax.tree.map(lambda leaf: leaf * jnp.nan if leaf.dtype == jnp.float32 else leaf, policies["trained"])
-        return learner, {**policies, "trained": nans}
+        return {**policies, "trained": nans}
 
     monkeypatch.setattr(steering, "load_policies", broken)
     line = refusal(capsys, "--run", finished / "training", "--run-dir", tmp_path / "run")

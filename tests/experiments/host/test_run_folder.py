@@ -11,7 +11,7 @@ import yaml
 from experiments.host import provenance, run_folder
 from experiments.host.errors import UserError
 from experiments.host.run_folder import Metrics, default_run_dir, open_run_folder
-from experiments.mamujoco import run_dir_of
+from experiments.pipeline.run import run_dir_of
 from experiments.pipeline.settings import PRESETS
 
 CONFIG = {"task": "2halfcheetah", "guidance": 0.6, "diffusion": {"num_steps": 64, "clip": 1e-6}}
