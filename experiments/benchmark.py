@@ -223,7 +223,7 @@ def generation(
     everywhere: Mesh,
 ) -> list[Figure]:
     """Trajectories sampled toward a policy: at the sizes of Table 3, and at the laptop preset's."""
-    chunk_size, total = CodaConfig().chunk_size, 1000
+    chunk_size, total = PRESETS["laptop"].training.chunk_size, 1000
     state = learner.init(jax.random.key(1))
 
     def work(denoiser: GeneratorConfig, num_steps: int, mesh: Mesh, is_guided: bool = True) -> Work:
@@ -358,7 +358,7 @@ def compilation(
     def compile_round() -> float:
         jax.clear_caches()
         start = time.perf_counter()
-        program = across_seeds(make_trainer(env, learner, augmentation, CodaConfig()), everywhere)
+        program = across_seeds(make_trainer(env, learner, augmentation, PRESETS["laptop"].training), everywhere)
         keys = jax.random.split(jax.random.key(0), everywhere.size)
         keys = jax.device_put(keys, NamedSharding(everywhere, PartitionSpec("seed")))
         plan = jax.device_put(program.schedule[-1].plan, shared)

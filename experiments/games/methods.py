@@ -26,7 +26,7 @@ from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.return_conditioned import return_conditioned
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import CodaConfig, Report, Trainer, TrainingState, make_trainer
-from coda_jax.data.dataset import Dataset
+from coda_jax.data.dataset import Dataset, one_step_dataset
 from coda_jax.diffusion.generator import Generator
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.envs.polynomial import PolynomialGame, environment, reward
@@ -167,7 +167,7 @@ def game_methods(
         augmentation = augmentation_of(method, learner)
         assert augmentation is not None
         lambda_ = jnp.float32(augmentation.guidance or 0.0)
-        return augmentation.sample(state, as_dataset(prior.dataset), _fitted(method, prior), lambda_, key, num)
+        return augmentation.sample(state, one_step_dataset(prior.dataset), _fitted(method, prior), lambda_, key, num)
 
     def static_set(method: str, prior: GamePrior, key: PRNGKey) -> Trajectory:
         if method == "none":
@@ -193,8 +193,8 @@ def game_methods(
     ) -> Path:
         learner = learner_of(prior, theta)
         renewed = None if method in STATIC_METHODS else augmentation_of(method, learner)
-        recorded = as_dataset(prior.dataset)
-        dataset = as_dataset(static_set) if method in STATIC_METHODS else recorded
+        recorded = one_step_dataset(prior.dataset)
+        dataset = one_step_dataset(static_set) if method in STATIC_METHODS else recorded
         num_rounds = num_updates // config.updates_per_renewal
         # The true gradient never sees the recorded data.
         burn_in = (renewed if method == TRUE_GRADIENT else None, recorded, settings_of(config, 1, config.burn_in))
@@ -211,16 +211,6 @@ def game_methods(
         return Path(*(jnp.concatenate(leaves) for leaves in zip(*parts, strict=True)))
 
     return GameMethods(static_set, sample_at, train)
-
-
-def as_dataset(trajectories: Trajectory) -> Dataset:
-    """One-step trajectories `[N, 1, ...]` as a dataset to draw windows from."""
-    num = trajectories.reward.shape[0]
-    return Dataset(
-        steps=jax.tree.map(lambda leaf: leaf[:, 0], trajectories),
-        starts=jnp.arange(num, dtype=jnp.int32),
-        offsets=jnp.zeros(1, jnp.int32),
-    )
 
 
 def _fitted(method: str, prior: GamePrior) -> Prior:

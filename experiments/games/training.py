@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from coda_jax import transforms
 from coda_jax.coda import make_trainer
+from coda_jax.data.dataset import one_step_dataset
 from coda_jax.diffusion.generator import make_generator
 from coda_jax.envs.polynomial import (
     DatasetConfig,
@@ -34,7 +35,6 @@ from experiments.games.methods import (
     GamePrior,
     Generators,
     Path,
-    as_dataset,
     game_methods,
     settings_of,
 )
@@ -167,7 +167,7 @@ def train_on_clouds(
     trainer = make_trainer(environment(game), learner, None, settings_of(config.coda, 1, config.num_updates))
 
     def train(data: Array, key: PRNGKey) -> Array:
-        dataset = as_dataset(as_trajectory(game, data))
+        dataset = one_step_dataset(as_trajectory(game, data))
         state, _ = trainer.run(trainer.init(key), dataset, (), lambda state, report: ())
         return state.learner.theta
 

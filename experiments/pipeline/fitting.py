@@ -140,9 +140,7 @@ def _fit(
         def place(batch: Array) -> Array:
             return jax.lax.with_sharding_constraint(batch, split)
 
-        return fit_updates(
-            fit.model.generator, state, dataset, z, key, config.batch_size, UPDATES_PER_CHUNK, place=place
-        )
+        return fit_updates(fit.model.generator, state, dataset, z, key, UPDATES_PER_CHUNK, place=place)
 
     with phase("fitting the denoiser", total=config.num_updates, done=int(state.step)) as progress:
         while int(state.step) < config.num_updates:

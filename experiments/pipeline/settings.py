@@ -8,14 +8,17 @@ from typing import Any
 
 import yaml
 
+from coda_jax import presets
 from coda_jax.coda import CodaConfig
 from coda_jax.data.teams import named_datasets
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
-from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs.mamujoco import TASKS
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
+from coda_jax.presets import Preset
 from experiments.host.errors import UserError
+
+_LAPTOP = presets.PRESETS["laptop"]
 
 AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
 
@@ -24,7 +27,7 @@ AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
 class DataConfig:
     """Where trajectories come from."""
 
-    num_episodes: int = 400
+    num_episodes: int = _LAPTOP.num_episodes
     """Episodes of a named dataset, rolled out from the behaviour teams on first use."""
     max_transitions: int | None = None
     """At most so many steps of a vault, in whole episodes spread evenly over it; by default it is used whole."""
@@ -49,7 +52,7 @@ class ExperimentConfig:
     denoiser is fitted), or `simulated`: the policy's own roll-outs in the simulator, as a perfect prior would give."""
     guidance: float = 0.6
     """Guidance scale lambda; only `coda` is guided."""
-    num_seeds: int = 4
+    num_seeds: int = _LAPTOP.num_seeds
     """Policy seeds, trained together: `seed`, `seed + 1`, ..."""
     seed: int = 0
     """First seed."""
@@ -63,56 +66,33 @@ class ExperimentConfig:
     """Continue a run that began on another number of devices, although that changes last bits."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """Where trajectories come from."""
-    diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=32))
+    diffusion: SamplerConfig = _LAPTOP.sampler
     """Sampling (Algorithm 1)."""
-    denoiser: GeneratorConfig = dataclasses.field(
-        default_factory=lambda: GeneratorConfig(
-            unet=UNetConfig(width=64, channel_multipliers=(1, 1)), num_updates=6_000, batch_size=128, learning_rate=2e-3
-        )
-    )
+    denoiser: GeneratorConfig = _LAPTOP.generator
     """The diffusion model and its fit."""
-    learner: MaddpgBcConfig = dataclasses.field(
-        default_factory=lambda: MaddpgBcConfig(
-            critic_learning_rate=1e-3,
-            policy_learning_rate=1e-3,
-            target_rate=0.02,
-            alpha_bc=10.0,
-            critic_layer_norm=True,
-        )
-    )
-    """MADDPG+BC. A thirtieth of the paper's updates takes larger steps, and more weight on Q, than its Table 5."""
-    standardise: bool = True
+    learner: MaddpgBcConfig = _LAPTOP.learner
+    """MADDPG+BC."""
+    standardise: bool = _LAPTOP.standardise
     """Whether the learner's networks see inputs in standard deviations from the dataset's mean; not in the paper."""
-    training: CodaConfig = dataclasses.field(default_factory=CodaConfig)
+    training: CodaConfig = _LAPTOP.training
     """Algorithm 2."""
 
 
-PRESETS: dict[str, ExperimentConfig] = {
-    "smoke": ExperimentConfig(
-        num_seeds=2,
-        data=DataConfig(num_episodes=32),
-        diffusion=SamplerConfig(num_steps=8),
-        denoiser=GeneratorConfig(unet=UNetConfig(width=16), num_updates=500, batch_size=64),
-        training=CodaConfig(
-            updates_per_epoch=25, num_rounds=2, num_trajectories=64, static_trajectories=64, evaluation_episodes=2
-        ),
-        preset="smoke",
-    ),
-    "laptop": ExperimentConfig(),
-    "paper": ExperimentConfig(
-        num_seeds=16,
-        data=DataConfig(num_episodes=1000),
-        diffusion=SamplerConfig(num_steps=128),
-        denoiser=GeneratorConfig(unet=UNetConfig(width=16), num_updates=10_000, batch_size=100_000),
-        learner=MaddpgBcConfig(),
-        standardise=False,
-        training=CodaConfig(
-            updates_per_epoch=1000, num_rounds=75, mix_ratio=0.5, static_trajectories=10_000, chunk_size=16_000
-        ),
-        preset="paper",
-    ),
-}
-"""Complete settings to start from; flags override them one by one. `paper` is Tables 3 and 5 with 300,000 updates."""
+def _experiment(name: str, preset: Preset) -> ExperimentConfig:
+    return ExperimentConfig(
+        num_seeds=preset.num_seeds,
+        preset=name,
+        data=DataConfig(num_episodes=preset.num_episodes),
+        diffusion=preset.sampler,
+        denoiser=preset.generator,
+        learner=preset.learner,
+        standardise=preset.standardise,
+        training=preset.training,
+    )
+
+
+PRESETS: dict[str, ExperimentConfig] = {name: _experiment(name, preset) for name, preset in presets.PRESETS.items()}
+"""Complete settings to start from; flags override them one by one."""
 
 
 def uses(augmentation: str, setting: str) -> bool:

@@ -38,35 +38,36 @@ EVALUATION_KEY = 0
 
 @dataclasses.dataclass(frozen=True)
 class CodaConfig:
-    """Settings of Algorithm 2."""
+    """Settings of Algorithm 2; the defaults are the paper's, or our choice where a field says so."""
 
     horizon: int = 20
     """H: tokens of a trajectory, real or synthetic."""
     batch_size: int = 32
     """Trajectories of a mini-batch."""
-    mix_ratio: float = 0.1
-    """alpha: share of synthetic trajectories in every mini-batch."""
+    mix_ratio: float = 0.5
+    """alpha: share of synthetic trajectories in every mini-batch. Our choice."""
     epochs_per_round: int = 4
     """N_epochs between two generations of synthetic data."""
-    updates_per_epoch: int = 500
-    """N_policy: learner updates an epoch."""
-    num_rounds: int = 5
-    """Rounds of generation, updates and evaluation."""
+    updates_per_epoch: int = 1000
+    """N_policy: learner updates an epoch. Our choice."""
+    num_rounds: int = 75
+    """Rounds of generation, updates and evaluation. Our choice: 300,000 updates in all."""
     burn_in: int = 0
     """Rounds on the recorded data alone that come first: the first guided set would imitate an untrained policy."""
     num_trajectories: int = 1000
     """B: synthetic trajectories a round and seed, in place of the last round's."""
-    static_trajectories: int = 5_000
-    """Synthetic trajectories a seed of the unconditional baseline, which samples once for the whole run."""
-    chunk_size: int = 64
-    """Trajectories that a device samples at once, all its seeds together; on a CPU they should fit the cache."""
+    static_trajectories: int = 10_000
+    """Synthetic trajectories a seed of the unconditional baseline, which samples once for the whole run. Our choice."""
+    chunk_size: int = 16_000
+    """Trajectories that a device samples at once, all its seeds together; on a CPU they should fit the cache, about 64.
+    Our choice."""
     evaluation_episodes: int = 10
     """Noise-free episodes a seed and round; their starts are the same in every round. 0 evaluates nothing."""
     reference_trajectories: int = 256
-    """Trajectories without guidance that a seed keeps for comparison; 0 samples none."""
+    """Trajectories without guidance that a seed keeps for comparison; 0 samples none. Our choice."""
     reuse: bool = True
     """Whether mini-batches draw synthetic trajectories at random, with replacement. Otherwise a round uses each once,
-    in order, and there should be as many as its mini-batches take."""
+    in order, and there should be as many as its mini-batches take. Our choice."""
 
     @property
     def updates_per_round(self) -> int:

@@ -75,7 +75,6 @@ def fit_updates(
     dataset: Dataset,
     z: Float[Array, "T C"],
     key: PRNGKey,
-    batch_size: int,
     num_updates: int,
     *,
     condition: Condition | None = None,
@@ -89,14 +88,13 @@ def fit_updates(
         dataset: where windows may begin.
         z: the dataset's steps as `encode` gives them.
         key: folded with `state.step`, so that calls one after the other may share it; consumed.
-        batch_size: windows of a mini-batch.
         num_updates: static.
         condition: the condition of each window, for a conditional model.
         place: applied to each mini-batch, such as a sharding constraint.
     """
 
     def sample_batch(key: PRNGKey) -> tuple[Array, Array | None]:
-        index = sample_index(dataset, key, batch_size, len(dataset.offsets))
+        index = sample_index(dataset, key, generator.config.batch_size, len(dataset.offsets))
         batch = place(z[index])
         return batch, None if condition is None else condition(batch, jax.random.fold_in(key, 1))
 
@@ -112,18 +110,11 @@ def held_out_loss(
     return generator.loss(params, z[index], key_loss)
 
 
-def fit_prior(
-    model: TrajectoryModel,
-    config: GeneratorConfig,
-    dataset: Dataset,
-    key: PRNGKey,
-    condition: Condition | None = None,
-) -> Prior:
-    """Fits transform and denoiser to a dataset: `config.num_updates` updates, the averaged weights. Consumes the key.
+def fit_prior(model: TrajectoryModel, dataset: Dataset, key: PRNGKey, condition: Condition | None = None) -> Prior:
+    """Fits transform and denoiser to a dataset, for the number of updates that the model's settings ask for.
 
     Args:
-        model: made from the same `config`.
-        config: settings of the fit.
+        model: the model that is fitted.
         dataset: windows of at least the model's horizon.
         key: consumed.
         condition: the condition of each window, for a conditional model.
@@ -134,8 +125,8 @@ def fit_prior(
     def fit(dataset: Dataset, transform: transforms.CdfTransform) -> Params:
         z = encode(transform, dataset, key_encode)
         state = model.generator.init(key_init)
-        sizes = (config.batch_size, config.num_updates)
-        state, _ = fit_updates(model.generator, state, dataset, z, key_fit, *sizes, condition=condition)
+        num_updates = model.generator.config.num_updates
+        state, _ = fit_updates(model.generator, state, dataset, z, key_fit, num_updates, condition=condition)
         return state.ema
 
     return Prior(transform=transform, denoiser=jax.jit(fit)(dataset, transform))

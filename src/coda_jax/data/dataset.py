@@ -169,6 +169,16 @@ def make_dataset(episodes: Episodes, horizon: int) -> Dataset:
     )
 
 
+def one_step_dataset(trajectories: Trajectory) -> Dataset:
+    """One-step trajectories `[N, 1, ...]`, such as those of a game, as a dataset of windows of one step."""
+    num = trajectories.reward.shape[0]
+    return Dataset(
+        steps=jax.tree.map(lambda leaf: leaf[:, 0], trajectories),
+        starts=jnp.arange(num, dtype=jnp.int32),
+        offsets=jnp.zeros(1, jnp.int32),
+    )
+
+
 def sample_index(dataset: Dataset, key: PRNGKey, batch_size: int, horizon: int) -> Int[Array, "B H"]:
     """Draws windows with replacement, uniformly over all places where one may begin, as indices of steps.
 

@@ -10,7 +10,7 @@ import pytest
 from coda_jax import transforms
 from coda_jax.augmentation.classifier_free import LARGEST_CONDITION, action_condition
 from coda_jax.augmentation.return_conditioned import return_condition
-from coda_jax.diffusion.generator import Generator
+from coda_jax.diffusion.generator import Generator, GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, as_trajectory, reward, sample_actions, twin_peaks
 from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, fit_critic
@@ -44,7 +44,7 @@ def ideal(condition_noise: float, channels: slice) -> Generator:
         told = told[None, None]
         return (tau / sigma**2 + told * y) / (precision + told)
 
-    return Generator(unused, unused, unused, denoise)
+    return Generator(unused, unused, unused, denoise, GeneratorConfig())
 
 
 def generators(condition_noise: float = 0.0) -> Generators:
