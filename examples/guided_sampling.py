@@ -1,5 +1,7 @@
 """The guided sampler alone, on data that are no reinforcement learning: sine waves, guided toward a start of 1."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -7,8 +9,8 @@ import coda_jax as cj
 from coda_jax.diffusion.generator import fit_chunk, make_generator
 from coda_jax.diffusion.unet import UNetConfig
 
-HORIZON = 16
-config = cj.GeneratorConfig(unet=UNetConfig(width=16), num_updates=300, batch_size=64, learning_rate=3e-3)
+HORIZON, key = 16, jax.random.key(2)
+config = cj.GeneratorConfig(unet=UNetConfig(width=16), num_updates=200, batch_size=64, learning_rate=3e-3)
 generator = make_generator(config, num_channels=1, horizon=HORIZON)
 
 
@@ -21,7 +23,10 @@ state = generator.init(jax.random.key(0))
 fit = jax.jit(lambda state, key: fit_chunk(generator, state, sample_waves, key, config.num_updates))
 state, losses = fit(state, jax.random.key(1))
 guide = jax.grad(lambda waves: -0.5 * jnp.sum((waves[:, 0] - 1.0) ** 2))  # toward waves that start at 1
-denoise = lambda tau, sigma: generator.denoise(state.ema, tau, sigma)  # noqa: E731
-for guidance in (0.0, 0.05):
-    waves = cj.heun_sample(denoise, jax.random.key(2), (256, HORIZON, 1), cj.SamplerConfig(32), guide, guidance)
+denoise = functools.partial(generator.denoise, state.ema)  # (tau, sigma) -> the expected clean waves
+sample = jax.jit(
+    lambda guidance: cj.heun_sample(denoise, key, (256, HORIZON, 1), cj.SamplerConfig(16), guide, guidance)
+)
+for guidance in (0.0, 0.2):
+    waves = sample(guidance)
     print(f"lambda {guidance}: waves start at {waves[:, 0].mean():.2f} +- {waves[:, 0].std():.2f}")

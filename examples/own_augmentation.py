@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 
 import coda_jax as cj
-from coda_jax.envs.polynomial import DatasetConfig, as_trajectory, environment, sample_actions, twin_peaks
+from coda_jax.envs.polynomial import DatasetConfig, environment, sample_dataset, twin_peaks
 
 game = twin_peaks()
 env = environment(game)
-actions = sample_actions(DatasetConfig("skewed"), jax.random.key(0))
-dataset = cj.one_step_dataset(as_trajectory(game, actions))
+dataset = cj.one_step_dataset(sample_dataset(game, DatasetConfig("skewed"), jax.random.key(0)))
 
 
 def sample(learner_state, dataset, prior, guidance, key, num):
@@ -24,4 +23,4 @@ learner = cj.maddpg_bc(env.spec, cj.MaddpgBcConfig(), cj.raw_inputs(env.spec))
 config = cj.CodaConfig(horizon=1, num_rounds=3, epochs_per_round=1, updates_per_epoch=20, mix_ratio=0.5)
 trainer = cj.make_trainer(env, learner, jitter, config)
 state, reports = jax.jit(trainer.run)(trainer.init(jax.random.key(1)), dataset, ())
-print("critic loss a round:", reports.metrics["critic_loss"].round(3))
+print("return after each round:", reports.returns.mean(axis=-1).round(3))

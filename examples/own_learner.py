@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 
 import coda_jax as cj
-from coda_jax.envs.polynomial import DatasetConfig, as_trajectory, environment, sample_actions, twin_peaks
+from coda_jax.envs.polynomial import DatasetConfig, environment, sample_dataset, twin_peaks
 
 game = twin_peaks()
 env = environment(game)
-actions = sample_actions(DatasetConfig("uniform"), jax.random.key(0))
-dataset = cj.one_step_dataset(as_trajectory(game, actions))
+dataset = cj.one_step_dataset(sample_dataset(game, DatasetConfig("uniform"), jax.random.key(0)))
 
 
 def update(theta, trajectory, key):
@@ -26,4 +25,4 @@ learner = cj.Learner(
 config = cj.CodaConfig(horizon=1, num_rounds=5, epochs_per_round=1, updates_per_epoch=20, mix_ratio=0.5)
 trainer = cj.make_trainer(env, learner, cj.oracle(env, learner, horizon=1), config)
 state, reports = jax.jit(trainer.run)(trainer.init(jax.random.key(1)), dataset, ())
-print("cloning loss a round:", reports.metrics["cloning_loss"].round(4))
+print("return after each round:", reports.returns.mean(axis=-1).round(3))

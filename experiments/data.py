@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 import numpy as np
 import tyro
 
-from coda_jax.data.conventions import OLD_WRAPPER, recognise, to_task
+from coda_jax.data.conventions import OLD_WRAPPER, load_vault, recognise, to_task
 from coda_jax.data.survey import Survey, survey
 from coda_jax.data.teams import named_datasets
 from coda_jax.data.vault import write_vault
@@ -25,7 +25,6 @@ from coda_jax.envs.rendering import RenderingError
 from experiments.datasets.cards import write_cards
 from experiments.datasets.download import download_vaults
 from experiments.datasets.film import film
-from experiments.datasets.named import load_vault
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import print_histogram, say
 from experiments.host.devices import set_up_devices

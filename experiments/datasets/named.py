@@ -1,66 +1,19 @@
-"""Where episodes come from: OG-MARL's vaults, and the named datasets.
-
-These are rolled out from the behaviour teams in MJX on first use, and kept in the cache as vaults.
-"""
+"""The named datasets, rolled out on first use and kept in the cache as vaults."""
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jax.sharding import Mesh
 
-from coda_jax.data.conventions import OLD_WRAPPER, Convention, origin, read_in_convention, recognise
-from coda_jax.data.dataset import Episodes, concatenate
-from coda_jax.data.teams import (
-    NOISE,
-    Teams,
-    assets,
-    load_teams,
-    recorder,
-    schedule_of,
-    snapshots_at,
-    to_episodes,
-)
+from coda_jax.data.dataset import Episodes
+from coda_jax.data.named import STREAMS, record
+from coda_jax.data.teams import NOISE, assets, load_teams, schedule_of
 from coda_jax.data.vault import read_vault, write_vault
-from coda_jax.data.vault_files import open_vault
-from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
 from coda_jax.envs.mamujoco import TASKS
 from experiments.host.cache import cache_folder, key_of, lock
 from experiments.host.console import phase
-from experiments.host.errors import UserError
-
-ENVS_PER_DEVICE = 16
-"""Episodes rolled out together on a device; fixed, so that the data do not depend on the number of devices."""
-
-_STREAMS = ("replay", "good", "medium", "poor")
-"""Each named dataset has random numbers of its own."""
-
-
-def load_vault(task: str, path: Path, max_transitions: int | None = None) -> tuple[Convention, Episodes]:
-    """Reads a vault of a task, or a part of it, in the convention in which it was recorded.
-
-    Args:
-        task: a task, whose vaults may be of either convention; or one that ends with `-ogmarl`, of the old only.
-        path: the vault.
-        max_transitions: see `read_episodes`.
-
-    Raises:
-        VaultError: the vault cannot be used, or fits neither convention.
-        UserError: it fits the other one.
-    """
-    opened = open_vault(path)
-    robot = task.removesuffix(OLD_WRAPPER)
-    names = [name for name in TASKS if name == robot or name.startswith(f"{robot}-")]
-    convention = recognise(opened, {name: mamujoco.make(name) for name in names})
-    if task != robot and convention.task != task:
-        raise UserError(
-            f"vault {opened.path} is of {convention.description}, not of {origin(task)}; give --task {robot}"
-        )
-    return convention, read_in_convention(opened, convention, max_transitions)
 
 
 def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> Episodes:
@@ -82,47 +35,7 @@ def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> 
     if not path.exists():
         with lock(path, f"the dataset {task} {name}"):
             if not path.exists():  # another process may have built it meanwhile
-                write_vault(path, record(env, teams, schedule, mesh, _STREAMS.index(name)), recipe)
+                with phase(f"rolling out {num_episodes} episodes", total=num_episodes) as progress:
+                    episodes = record(env, teams, schedule, mesh, STREAMS.index(name), progress.advance)
+                write_vault(path, episodes, recipe)
     return read_vault(path, env.spec)
-
-
-def record(env: Environment, teams: Teams, schedule: Int[np.ndarray, "N 2"], mesh: Mesh, seed: int) -> Episodes:
-    """Rolls out snapshots with exploration noise, each in an environment of its own for the length of the time limit.
-
-    Where episodes end earlier, others follow in the same environment.
-
-    Args:
-        env: the task.
-        teams: its behaviour teams.
-        schedule: the (team, snapshot) of each environment.
-        mesh: the devices to spread them over; the episodes do not depend on their number.
-        seed: of the random numbers.
-    """
-    num_rollouts, chunk = len(schedule), ENVS_PER_DEVICE * mesh.size
-    # The last chunk is filled up with rollouts that are dropped, so that all have one compiled shape.
-    padded = schedule[np.arange(-(-num_rollouts // chunk) * chunk) % num_rollouts]
-
-    shards = PartitionSpec("seed")
-    roll_out = recorder(env, teams.width, NOISE)
-    record_chunk = jax.jit(
-        jax.shard_map(
-            lambda weights, keys: jax.tree.map(lambda leaf: leaf[None], roll_out(weights, keys[0])),
-            mesh=mesh,
-            in_specs=(shards, shards),
-            out_specs=shards,
-            check_vma=False,
-        )
-    )
-    keys = list(jax.random.split(jax.random.key(seed), len(padded) // ENVS_PER_DEVICE).reshape(-1, mesh.size))
-    parts: list[Episodes] = []
-    with phase(f"rolling out {num_rollouts} episodes", total=num_rollouts) as progress:
-        for first, chunk_keys in zip(range(0, len(padded), chunk), keys, strict=True):
-            weights = snapshots_at(teams, padded[first : first + chunk])
-            arguments = jax.device_put((weights, chunk_keys), NamedSharding(mesh, shards))
-            recorded = jax.device_get(record_chunk(*arguments))
-            for device in range(mesh.size):
-                wanted = min(ENVS_PER_DEVICE, num_rollouts - first - device * ENVS_PER_DEVICE)
-                if wanted > 0:
-                    parts.append(to_episodes(jax.tree.map(lambda leaf, d=device, n=wanted: leaf[d][:, :n], recorded)))
-            progress.advance(min(chunk, num_rollouts - first))
-    return concatenate(parts)

@@ -14,7 +14,7 @@ from coda_jax import transforms
 from coda_jax.augmentation.classifier_free import action_condition
 from coda_jax.augmentation.return_conditioned import return_condition
 from coda_jax.diffusion.generator import Generator, GeneratorConfig, GeneratorState, fit_chunk
-from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame, as_trajectory, sample_actions
+from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame, sample_dataset
 from coda_jax.marl.stateless_maddpg import CriticConfig, fit_critic
 from coda_jax.types import Metrics, Params, PRNGKey, Trajectory
 from experiments.games.methods import GameCodaConfig, GamePrior, Generators
@@ -50,7 +50,7 @@ def fit_draws(
     key_data, key_encode, key_condition, *key_fits, key_critic = jnp.moveaxis(
         jax.vmap(lambda key: jax.random.split(key, 6))(keys), 1, 0
     )
-    datasets: Trajectory = jax.jit(jax.vmap(lambda key: as_trajectory(game, sample_actions(dataset, key))))(key_data)
+    datasets: Trajectory = jax.jit(jax.vmap(functools.partial(sample_dataset, game, dataset)))(key_data)
     tokens = transforms.pack(datasets)
     fitted = [transforms.fit(np.asarray(draw)[:, 0]) for draw in tokens]
     transform = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)

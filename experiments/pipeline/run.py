@@ -5,11 +5,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from coda_jax.data.conventions import Convention
+from coda_jax.data.conventions import Convention, load_vault
 from coda_jax.data.dataset import Episodes, split_episodes, statistics
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
-from experiments.datasets.named import load_dataset, load_vault
+from experiments.datasets.named import load_dataset
 from experiments.host.cache import enable_compilation_cache, flat, plain
 from experiments.host.clock import Clock
 from experiments.host.console import print_config, print_table, say

@@ -1,1 +1,66 @@
-"""CODA: coordination via on-policy diffusion for multi-agent offline RL."""
+"""CODA: coordination via on-policy diffusion for multi-agent offline reinforcement learning, in JAX.
+
+The names below are the public API; modules and names that are not exported here may change.
+"""
+
+from coda_jax.augmentation.base import Augmentation
+from coda_jax.augmentation.guided import guided
+from coda_jax.augmentation.oracle import oracle
+from coda_jax.augmentation.unconditional import unconditional
+from coda_jax.coda import CodaConfig, across_seeds, make_trainer
+from coda_jax.data.conventions import load_vault
+from coda_jax.data.dataset import (
+    episodes_from_arrays,
+    make_dataset,
+    one_step_dataset,
+    sample_windows,
+    split_episodes,
+)
+from coda_jax.data.named import named_dataset
+from coda_jax.diffusion.generator import GeneratorConfig
+from coda_jax.diffusion.samplers import SamplerConfig, heun_sample
+from coda_jax.envs.base import Environment, EnvState
+from coda_jax.envs.mamujoco import make as make_env
+from coda_jax.envs.rollout import episode_returns, rollout
+from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
+from coda_jax.marl.learner import Learner
+from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
+from coda_jax.presets import PRESETS
+from coda_jax.prior import fit_prior, make_model, sample_trajectories
+from coda_jax.types import TaskSpec, Trajectory
+
+__all__ = [
+    "PRESETS",
+    "Augmentation",
+    "CodaConfig",
+    "EnvState",
+    "Environment",
+    "GeneratorConfig",
+    "Learner",
+    "MaddpgBcConfig",
+    "SamplerConfig",
+    "TaskSpec",
+    "Trajectory",
+    "across_seeds",
+    "episode_returns",
+    "episodes_from_arrays",
+    "fit_prior",
+    "guided",
+    "heun_sample",
+    "load_vault",
+    "maddpg_bc",
+    "make_dataset",
+    "make_env",
+    "make_model",
+    "make_trainer",
+    "named_dataset",
+    "one_step_dataset",
+    "oracle",
+    "raw_inputs",
+    "rollout",
+    "sample_trajectories",
+    "sample_windows",
+    "split_episodes",
+    "standardised_inputs",
+    "unconditional",
+]

@@ -38,7 +38,12 @@ EVALUATION_KEY = 0
 
 @dataclasses.dataclass(frozen=True)
 class CodaConfig:
-    """Settings of Algorithm 2; the defaults are the paper's, or our choice where a field says so."""
+    """Settings of Algorithm 2; the defaults are the paper's, or our choice where a field says so.
+
+    Example:
+        >>> cj.CodaConfig(epochs_per_round=4, updates_per_epoch=500).updates_per_round
+        2000
+    """
 
     horizon: int = 20
     """H: tokens of a trajectory, real or synthetic."""
@@ -174,6 +179,19 @@ def make_trainer(
 
     Returns:
         The training of one seed; see `across_seeds`.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
+        >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
+        >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
+        >>> learner = cj.maddpg_bc(env.spec, cj.MaddpgBcConfig(), cj.raw_inputs(env.spec))
+        >>> config = cj.CodaConfig(horizon=1, num_rounds=2, epochs_per_round=1, updates_per_epoch=5)
+        >>> trainer = cj.make_trainer(env, learner, cj.oracle(env, learner, horizon=1), config)
+        >>> state, reports = jax.jit(trainer.run)(trainer.init(jax.random.key(1)), dataset, ())
+        >>> [(scheduled.number, scheduled.kind) for scheduled in trainer.schedule]
+        [(0, 'evaluate'), (0, 'generate'), (1, 'train'), (2, 'train')]
+        >>> reports.returns.shape  # rounds, evaluation episodes
+        (4, 10)
     """
     chunk_size = max(1, config.chunk_size // seeds_per_device)
     num_synthetic = 1 if augmentation is None else config.num_samples(augmentation)
@@ -355,6 +373,20 @@ def across_seeds(single: Trainer, mesh: Mesh) -> Trainer:
 
     Dataset, prior and plan are shared by all seeds and replicated on all devices. The number of seeds must be a
     multiple of the number of devices.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
+        >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
+        >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
+        >>> learner = cj.maddpg_bc(env.spec, cj.MaddpgBcConfig(), cj.raw_inputs(env.spec))
+        >>> config = cj.CodaConfig(horizon=1, num_rounds=2, epochs_per_round=1, updates_per_epoch=5)
+        >>> automatic = (jax.sharding.AxisType.Auto,)
+        >>> mesh = jax.make_mesh((1,), ("seed",), axis_types=automatic, devices=jax.devices()[:1])
+        >>> trainer = cj.across_seeds(cj.make_trainer(env, learner, None, config, seeds_per_device=3), mesh)
+        >>> state = jax.jit(trainer.init)(jax.random.split(jax.random.key(1), 3))
+        >>> state, reports = jax.jit(trainer.run)(state, dataset, ())
+        >>> reports.returns.shape  # rounds, seeds, evaluation episodes
+        (3, 3, 10)
     """
     seeds, shared = PartitionSpec("seed"), PartitionSpec()
     init = jax.shard_map(jax.vmap(single.init), mesh=mesh, in_specs=seeds, out_specs=seeds, check_vma=False)

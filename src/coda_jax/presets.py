@@ -1,4 +1,9 @@
-"""The presets: complete settings of a MaMuJoCo experiment to start from."""
+"""The presets: complete settings of a MaMuJoCo experiment to start from.
+
+Example:
+    >>> cj.PRESETS["laptop"].sampler.num_steps
+    32
+"""
 
 import dataclasses
 

@@ -45,7 +45,17 @@ class TrajectoryModel(NamedTuple):
 
 
 def make_model(spec: TaskSpec, horizon: int, config: GeneratorConfig, sampler: SamplerConfig) -> TrajectoryModel:
-    """A model of trajectories of `horizon` tokens of a task."""
+    """A model of trajectories of `horizon` tokens of a task.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
+        >>> env = environment(MULTIPLICATION)
+        >>> from coda_jax.diffusion.unet import UNetConfig
+        >>> config = cj.GeneratorConfig(unet=UNetConfig(width=4), num_updates=2, batch_size=8)
+        >>> model = cj.make_model(env.spec, 1, config, cj.SamplerConfig(num_steps=4))
+        >>> model.spec.name, model.horizon
+        ('multiplication', 1)
+    """
     return TrajectoryModel(spec, horizon, make_generator(config, transforms.num_channels(spec), horizon), sampler)
 
 
@@ -118,6 +128,17 @@ def fit_prior(model: TrajectoryModel, dataset: Dataset, key: PRNGKey, condition:
         dataset: windows of at least the model's horizon.
         key: consumed.
         condition: the condition of each window, for a conditional model.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
+        >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
+        >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
+        >>> from coda_jax.diffusion.unet import UNetConfig
+        >>> config = cj.GeneratorConfig(unet=UNetConfig(width=4), num_updates=2, batch_size=8)
+        >>> model = cj.make_model(env.spec, 1, config, cj.SamplerConfig(num_steps=4))
+        >>> prior = cj.fit_prior(model, dataset, jax.random.key(1))
+        >>> prior.transform.ranks.shape[0]  # channels: two actions, reward, terminal
+        4
     """
     transform = fit_transform(dataset, model.spec)
     key_init, key_encode, key_fit = jax.random.split(key, 3)
@@ -152,6 +173,17 @@ def sample_trajectories(
         guide: the guidance direction; None samples the unconditional model.
         guidance: lambda, the guidance scale.
         denoise: the denoiser to sample with, where it is not the prior's own without a condition.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
+        >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
+        >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
+        >>> from coda_jax.diffusion.unet import UNetConfig
+        >>> config = cj.GeneratorConfig(unet=UNetConfig(width=4), num_updates=2, batch_size=8)
+        >>> model = cj.make_model(env.spec, 1, config, cj.SamplerConfig(num_steps=4))
+        >>> prior = cj.fit_prior(model, dataset, jax.random.key(1))
+        >>> cj.sample_trajectories(model, prior, jax.random.key(2), num=6).action.shape
+        (6, 1, 2, 1)
     """
     shape = (num, model.horizon, transforms.num_channels(model.spec))
     if denoise is None:

@@ -35,6 +35,14 @@ class Trajectory:
     action:   `[*batch, H, A, U]` actions a_t^i in [-1, 1].
     reward:   `[*batch, H]` team reward r_t received after acting at t.
     terminal: `[*batch, H]` 1.0 where the episode truly ended after t (a time limit is not an end).
+
+    Example:
+        >>> window = cj.Trajectory(
+        ...     state=jnp.zeros((20, 17)), obs=jnp.zeros((20, 2, 12)), action=jnp.zeros((20, 2, 3)),
+        ...     reward=jnp.zeros(20), terminal=jnp.zeros(20),
+        ... )
+        >>> jax.tree.map(jnp.shape, window.replace(reward=jnp.ones(20))).action
+        (20, 2, 3)
     """
 
     state: Float[Array, "*batch H S"]
@@ -46,7 +54,12 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
-    """The sizes of a task; static, hashable."""
+    """The sizes of a task; static, hashable.
+
+    Example:
+        >>> cj.TaskSpec(name="mine", num_agents=2, state_dim=4, obs_dim=2, action_dim=1, episode_length=100).num_agents
+        2
+    """
 
     name: str
     """Name of the task, such as `2halfcheetah`."""

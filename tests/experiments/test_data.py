@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coda_jax.data.conventions import origin
+from coda_jax.data.conventions import load_vault, origin
 from coda_jax.data.vault import read_vault, write_vault
+from coda_jax.data.vault_files import VaultError
 from coda_jax.envs import mamujoco
 from experiments import data
 from experiments.datasets import cards as dataset_cards
 from experiments.datasets import film
-from experiments.datasets.named import load_vault
-from experiments.host.errors import UserError
 from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
 from tests.vaults import write_with_flashbax
 
@@ -98,7 +97,7 @@ def test_an_old_recording_becomes_a_vault_of_today(tmp_path, drifting, capsys):
 
 def test_a_vault_of_the_other_convention_is_refused_naming_both(tmp_path, drifting):
     write_with_flashbax(tmp_path / "v", recording(drift_episodes(8)), 40)
-    with pytest.raises(UserError, match=r"give --task 2halfcheetah$") as caught:
+    with pytest.raises(VaultError, match=r"use task 2halfcheetah$") as caught:
         load_vault("2halfcheetah-ogmarl", tmp_path / "v")
     assert all(origin(task) in str(caught.value) for task in ("2halfcheetah", "2halfcheetah-ogmarl"))
 

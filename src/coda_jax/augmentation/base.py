@@ -21,6 +21,15 @@ class Augmentation(NamedTuple):
                 traced scale, 0 for samples without guidance; the key is consumed; `num` is static.
     is_renewed: whether the trajectories are sampled anew every round (CODA), or once for the whole training.
     guidance:   lambda, the guidance scale of the trajectories that the learner sees; None where nothing is guided.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
+        >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
+        >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
+        >>> def replay(learner_state, dataset, prior, guidance, key, num):
+        ...     return cj.sample_windows(dataset, key, num, horizon=1)
+        >>> cj.Augmentation(replay).sample(None, dataset, (), 0.0, jax.random.key(1), 6).reward.shape
+        (6, 1)
     """
 
     sample: Callable[[LearnerState, Dataset, Any, Float[Array, ""], PRNGKey, int], Trajectory]

@@ -18,6 +18,19 @@ def guided(model: TrajectoryModel, learner: Learner, guidance: float) -> Augment
         model: the static side of the fitted `Prior`.
         learner: whose policy is followed.
         guidance: lambda; 0 samples the unconditional model, anew every round.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
+        >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
+        >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
+        >>> from coda_jax.diffusion.unet import UNetConfig
+        >>> config = cj.GeneratorConfig(unet=UNetConfig(width=4), num_updates=2, batch_size=8)
+        >>> model = cj.make_model(env.spec, 1, config, cj.SamplerConfig(num_steps=4))
+        >>> learner = cj.maddpg_bc(env.spec, cj.MaddpgBcConfig(), cj.raw_inputs(env.spec))
+        >>> coda = cj.guided(model, learner, guidance=0.6)
+        >>> prior, state = cj.fit_prior(model, dataset, jax.random.key(1)), learner.init(jax.random.key(2))
+        >>> coda.sample(state, dataset, prior, jnp.float32(0.6), jax.random.key(3), 6).action.shape
+        (6, 1, 2, 1)
     """
 
     def sample(

@@ -24,6 +24,16 @@ def oracle(env: Environment, learner: Learner, horizon: int) -> Augmentation:
         env: the environment of the data.
         learner: whose policy acts.
         horizon: H.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
+        >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
+        >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
+        >>> learner = cj.maddpg_bc(env.spec, cj.MaddpgBcConfig(), cj.raw_inputs(env.spec))
+        >>> rolled_out = cj.oracle(env, learner, horizon=1)
+        >>> state = learner.init(jax.random.key(1))
+        >>> rolled_out.sample(state, dataset, (), jnp.float32(0.0), jax.random.key(2), 6).terminal.shape
+        (6, 1)
     """
 
     def sample(

@@ -8,6 +8,7 @@ steps on, and states, rewards and the change of the observations must come out a
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -17,8 +18,10 @@ from jaxtyping import Array, Bool, Float
 
 from coda_jax.data.dataset import Episodes
 from coda_jax.data.vault import StateSource, read_episodes
-from coda_jax.data.vault_files import OpenVault, VaultError
+from coda_jax.data.vault_files import OpenVault, VaultError, open_vault
+from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment, EnvState
+from coda_jax.envs.tasks import TASKS
 
 OLD_WRAPPER = "-ogmarl"
 """What the names of tasks in the convention of OG-MARL's `mamujoco` end with."""
@@ -296,3 +299,29 @@ def _observations(env: Environment, state: Float[np.ndarray, "T S"]) -> Float[np
         shown = show(jnp.asarray(np.pad(part, ((0, size - len(part)), (0, 0)))))
         obs[start : start + len(part)] = np.asarray(shown)[: len(part)]
     return obs
+
+
+def load_vault(task: str, path: Path, max_transitions: int | None = None) -> tuple[Convention, Episodes]:
+    """Reads a vault of a task, or a part of it, in the convention in which it was recorded.
+
+    Args:
+        task: a task, whose vaults may be of either convention; or one that ends with `-ogmarl`, of the old only.
+        path: the vault: its `.vlt` folder, or the one inside.
+        max_transitions: see `read_episodes`.
+
+    Raises:
+        VaultError: the vault cannot be used, fits neither convention, or fits the other one.
+
+    Example:
+        >>> from pathlib import Path
+        >>> cj.load_vault("2halfcheetah", Path("nowhere/Replay.vlt"))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        coda_jax.data.vault_files.VaultError: ...nowhere/Replay.vlt...
+    """
+    opened = open_vault(path)
+    robot = task.removesuffix(OLD_WRAPPER)
+    names = [name for name in TASKS if name == robot or name.startswith(f"{robot}-")]
+    convention = recognise(opened, {name: mamujoco.make(name) for name in names})
+    if task != robot and convention.task != task:
+        raise VaultError(f"vault {opened.path} is of {convention.description}, not of {origin(task)}; use task {robot}")
+    return convention, read_in_convention(opened, convention, max_transitions)

@@ -17,7 +17,12 @@ from coda_jax.types import Metrics, Params, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
-    """How the denoiser is built and fitted; the defaults are those of Table 3, or our choice where a field says so."""
+    """How the denoiser is built and fitted; the defaults are those of Table 3, or our choice where a field says so.
+
+    Example:
+        >>> cj.GeneratorConfig(num_updates=500, batch_size=64).learning_rate
+        0.001
+    """
 
     unet: UNetConfig = dataclasses.field(default_factory=UNetConfig)
     """Sizes of the network."""

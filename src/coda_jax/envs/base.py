@@ -24,6 +24,12 @@ class EnvState:
     truncated: `[*batch]` whether the time limit was reached.
     time:      `[*batch]` steps since the reset.
     physics:   what the simulator keeps besides, any pytree: MJX data in MaMuJoCo, `()` where there is nothing.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
+        >>> env = environment(MULTIPLICATION)
+        >>> env.reset(jax.random.key(0)).obs.shape
+        (2, 0)
     """
 
     state: Float[Array, "*batch S"]
@@ -42,6 +48,13 @@ class Environment(NamedTuple):
     step:      `(EnvState, action [A, U]) -> EnvState`, one control step. Actions lie in [-1, 1].
     set_state: `state [S] -> EnvState`, the environment in a recorded or generated global state, at time 0.
     spec:      the sizes of the task.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
+        >>> env = environment(MULTIPLICATION)
+        >>> stepped = env.step(env.reset(jax.random.key(0)), jnp.array([[0.5], [-1.0]]))
+        >>> float(stepped.reward), bool(stepped.terminal)
+        (-0.5, True)
     """
 
     reset: Callable[[PRNGKey], EnvState]

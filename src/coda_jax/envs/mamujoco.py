@@ -43,6 +43,10 @@ def make(name: str, obsk: int | None = 1) -> Environment:
 
     Raises:
         KeyError: there is no task of that name.
+
+    Example:
+        >>> cj.make_env("2halfcheetah").spec.obs_dim
+        12
     """
     return build(name, *TASKS[name], obsk)
 

@@ -131,6 +131,11 @@ def sample_actions(config: DatasetConfig, key: PRNGKey) -> Float[Array, "num_tra
     return actions[..., None]
 
 
+def sample_dataset(game: PolynomialGame, config: DatasetConfig, key: PRNGKey) -> Trajectory:
+    """Draws an offline dataset of a game, as trajectories `[num_transitions, 1, ...]`. The key is consumed."""
+    return as_trajectory(game, sample_actions(config, key))
+
+
 def cell_masses(config: DatasetConfig, edges: Float[np.ndarray, " edges"]) -> Float[np.ndarray, "cells cells"]:
     """The exact probability of each cell `edges[j] <= a^x < edges[j+1]`, and k likewise for a^y.
 

@@ -60,6 +60,13 @@ def rollout(
         key: consumed.
         num_envs: N.
         num_steps: T.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
+        >>> env = environment(MULTIPLICATION)
+        >>> act = lambda obs, carry, key: (jnp.ones((4, 2, 1)), carry)
+        >>> cj.rollout(env, act, (), jax.random.key(0), num_envs=4, num_steps=3).steps.reward.shape
+        (3, 4)
     """
     key_start, key_steps = jax.random.split(key)
 
@@ -86,7 +93,15 @@ def rollout(
 def episode_returns(
     env: Environment, act: Act, initial_carry: PolicyCarry, key: PRNGKey, num_envs: int
 ) -> Float[Array, "N"]:
-    """Undiscounted return of one whole episode in each of `num_envs` environments; the arguments are `rollout`'s."""
+    """Undiscounted return of one whole episode in each of `num_envs` environments; the arguments are `rollout`'s.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
+        >>> env = environment(MULTIPLICATION)
+        >>> act = lambda obs, carry, key: (jnp.ones((4, 2, 1)), carry)
+        >>> cj.episode_returns(env, act, (), jax.random.key(0), num_envs=4).tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
     key_start, key_act = jax.random.split(key)
 
     def body(carry: tuple[EnvState, PolicyCarry, Array, Array], key: PRNGKey) -> tuple[Any, None]:

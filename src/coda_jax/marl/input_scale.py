@@ -35,7 +35,14 @@ class InputScale:
 
 
 def raw_inputs(task: TaskSpec) -> InputScale:
-    """The scale that leaves inputs in the environment's units."""
+    """The scale that leaves inputs in the environment's units.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
+        >>> env = environment(MULTIPLICATION)
+        >>> cj.raw_inputs(env.spec).obs(jnp.zeros((5, 2, 0))).shape
+        (5, 2, 0)
+    """
     state, obs = (task.state_dim,), (task.num_agents, task.obs_dim)
     return InputScale(
         state_mean=jnp.zeros(state), state_std=jnp.ones(state), obs_mean=jnp.zeros(obs), obs_std=jnp.ones(obs)
@@ -43,7 +50,16 @@ def raw_inputs(task: TaskSpec) -> InputScale:
 
 
 def standardised_inputs(steps: Trajectory) -> InputScale:
-    """The scale of a dataset's steps `[T, ...]`."""
+    """The scale of a dataset's steps `[T, ...]`.
+
+    Example:
+        >>> steps = cj.Trajectory(
+        ...     state=jnp.array([[1.0], [3.0]]), obs=jnp.zeros((2, 2, 1)), action=jnp.zeros((2, 2, 1)),
+        ...     reward=jnp.zeros(2), terminal=jnp.zeros(2),
+        ... )
+        >>> cj.standardised_inputs(steps).state_mean.tolist()
+        [2.0]
+    """
     return InputScale(
         state_mean=jnp.mean(steps.state, axis=0),
         state_std=jnp.std(steps.state, axis=0) + MIN_STD,

@@ -24,6 +24,16 @@ class Learner(NamedTuple):
     act:           `(state, obs [*batch, A, O], carry) -> (action [*batch, A, U], carry)`, the joint policy's actions
                    mu^i(o^i) without noise, in [-1, 1].
     initial_carry: `batch_shape -> carry`, the policy's memory at the start of an episode or of a window.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
+        >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
+        >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
+        >>> learner = cj.maddpg_bc(env.spec, cj.MaddpgBcConfig(), cj.raw_inputs(env.spec))
+        >>> state = learner.init(jax.random.key(1))
+        >>> action, carry = learner.act(state, jnp.zeros((5, 2, 0)), learner.initial_carry((5,)))
+        >>> action.shape
+        (5, 2, 1)
     """
 
     init: Callable[[PRNGKey], LearnerState]

@@ -24,7 +24,12 @@ from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class MaddpgBcConfig:
-    """Settings of MADDPG+BC; the defaults are those of Table 5."""
+    """Settings of MADDPG+BC; the defaults are those of Table 5.
+
+    Example:
+        >>> cj.MaddpgBcConfig(alpha_bc=10.0).discount
+        0.99
+    """
 
     discount: float = 0.99
     """Discount factor gamma."""
@@ -120,6 +125,16 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig, inputs: InputScale) -> Lea
         task: its sizes.
         config: settings.
         inputs: the units in which networks see states and observations; they become part of the learner's state.
+
+    Example:
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
+        >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
+        >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
+        >>> learner = cj.maddpg_bc(env.spec, cj.MaddpgBcConfig(), cj.raw_inputs(env.spec))
+        >>> batch = cj.sample_windows(dataset, jax.random.key(1), 32, horizon=1)
+        >>> state, metrics = learner.update(learner.init(jax.random.key(2)), batch, jax.random.key(3))
+        >>> sorted(metrics)
+        ['bc_loss', 'critic_loss', 'data_q', 'policy_loss', 'policy_q']
     """
     policy = RecurrentPolicy(config.policy_linear_width, config.policy_hidden_width, task.action_dim)
     critics = TwinCritic(config.critic_widths, config.critic_layer_norm)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from coda_jax.data.named import record
 from coda_jax.data.teams import Teams, save_teams
 from coda_jax.marl.matd3 import Matd3Config, team_policy
 from experiments.datasets import named as datasets
-from experiments.datasets.named import load_dataset, record
+from experiments.datasets.named import load_dataset
 from tests.drift import DRIFT, SPEC
 
 

@@ -1,0 +1,105 @@
+"""The named datasets (`replay`, `good`, `medium`, `poor`), rolled out from a task's behaviour teams in MJX."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
+
+from coda_jax.data.dataset import Episodes, concatenate
+from coda_jax.data.teams import (
+    NOISE,
+    Teams,
+    assets,
+    load_teams,
+    named_datasets,
+    recorder,
+    schedule_of,
+    snapshots_at,
+    to_episodes,
+)
+from coda_jax.envs import mamujoco
+from coda_jax.envs.base import Environment
+
+ENVS_PER_DEVICE = 16
+"""Episodes rolled out together on a device; fixed, so that the data do not depend on the number of devices."""
+
+STREAMS = ("replay", "good", "medium", "poor")
+"""Each named dataset has random numbers of its own: its place in this list is their seed."""
+
+
+def named_dataset(task: str, dataset: str, num_episodes: int, mesh: Mesh | None = None) -> Episodes:
+    """Rolls out a named dataset; the same arguments give the same episodes on the same machine.
+
+    Args:
+        task: a task with behaviour teams, such as `2halfcheetah`.
+        dataset: one of `coda_jax.data.teams.named_datasets(task)`.
+        num_episodes: episodes at the length of the time limit.
+        mesh: the devices to spread them over; the first device by default.
+
+    Raises:
+        ValueError: the task has no such dataset.
+
+    Example:
+        >>> cj.named_dataset("2halfcheetah", "no such level", 400)
+        Traceback (most recent call last):
+        ValueError: task 2halfcheetah has no dataset 'no such level'; known: replay, good, medium, poor
+    """
+    if dataset not in named_datasets(task):
+        known = ", ".join(named_datasets(task)) or "none, as there are no behaviour teams"
+        raise ValueError(f"task {task} has no dataset '{dataset}'; known: {known}")
+    if mesh is None:
+        mesh = jax.make_mesh((1,), ("seed",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    teams = load_teams(assets(task))
+    schedule = schedule_of(teams, task, dataset, num_episodes)
+    return record(mamujoco.make(task), teams, schedule, mesh, STREAMS.index(dataset))
+
+
+def record(
+    env: Environment,
+    teams: Teams,
+    schedule: Int[np.ndarray, "N 2"],
+    mesh: Mesh,
+    seed: int,
+    on_progress: Callable[[int], None] = lambda num_episodes: None,
+) -> Episodes:
+    """Rolls out snapshots with exploration noise, each in an environment of its own for the length of the time limit.
+
+    Where episodes end earlier, others follow in the same environment.
+
+    Args:
+        env: the task.
+        teams: its behaviour teams.
+        schedule: the (team, snapshot) of each environment.
+        mesh: the devices to spread them over; the episodes do not depend on their number.
+        seed: of the random numbers.
+        on_progress: called on the host with the number of episodes after each chunk.
+    """
+    num_rollouts, chunk = len(schedule), ENVS_PER_DEVICE * mesh.size
+    # The last chunk is filled up with rollouts that are dropped, so that all have one compiled shape.
+    padded = schedule[np.arange(-(-num_rollouts // chunk) * chunk) % num_rollouts]
+
+    shards = PartitionSpec("seed")
+    roll_out = recorder(env, teams.width, NOISE)
+    record_chunk = jax.jit(
+        jax.shard_map(
+            lambda weights, keys: jax.tree.map(lambda leaf: leaf[None], roll_out(weights, keys[0])),
+            mesh=mesh,
+            in_specs=(shards, shards),
+            out_specs=shards,
+            check_vma=False,
+        )
+    )
+    keys = list(jax.random.split(jax.random.key(seed), len(padded) // ENVS_PER_DEVICE).reshape(-1, mesh.size))
+    parts: list[Episodes] = []
+    for first, chunk_keys in zip(range(0, len(padded), chunk), keys, strict=True):
+        weights = snapshots_at(teams, padded[first : first + chunk])
+        arguments = jax.device_put((weights, chunk_keys), NamedSharding(mesh, shards))
+        recorded = jax.device_get(record_chunk(*arguments))
+        for device in range(mesh.size):
+            wanted = min(ENVS_PER_DEVICE, num_rollouts - first - device * ENVS_PER_DEVICE)
+            if wanted > 0:
+                parts.append(to_episodes(jax.tree.map(lambda leaf, d=device, n=wanted: leaf[d][:, :n], recorded)))
+        on_progress(min(chunk, num_rollouts - first))
+    return concatenate(parts)
