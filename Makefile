@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 # Flags for the program behind a target, as in: make run ARGS="--preset smoke --num-seeds 2"
 ARGS ?=
 
-.PHONY: run test test-all lint bench
+.PHONY: run test test-all test-newest lint docs bench
 .DELETE_ON_ERROR:
 
 # The main job: its defaults are `--dataset replay --guidance 0.6`.
@@ -26,6 +26,15 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+	$(BIN)/mkdocs build --quiet --strict
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --quiet --strict
+
+test-newest:
+	@test -d .venv-newest || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable ".[dev]"
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m experiments.benchmark $(ARGS)

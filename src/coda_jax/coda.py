@@ -40,7 +40,7 @@ EVALUATION_KEY = 0
 class CodaConfig:
     """Settings of Algorithm 2; the defaults are the paper's, or our choice where a field says so.
 
-    Example:
+    Examples:
         >>> cj.CodaConfig(epochs_per_round=4, updates_per_epoch=500).updates_per_round
         2000
     """
@@ -180,7 +180,7 @@ def make_trainer(
     Returns:
         The training of one seed; see `across_seeds`.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
         >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
         >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
@@ -374,7 +374,7 @@ def across_seeds(single: Trainer, mesh: Mesh) -> Trainer:
     Dataset, prior and plan are shared by all seeds and replicated on all devices. The number of seeds must be a
     multiple of the number of devices.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
         >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
         >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))

@@ -1,6 +1,6 @@
 """The presets: complete settings of a MaMuJoCo experiment to start from.
 
-Example:
+Examples:
     >>> cj.PRESETS["laptop"].sampler.num_steps
     32
 """

@@ -47,7 +47,7 @@ class TrajectoryModel(NamedTuple):
 def make_model(spec: TaskSpec, horizon: int, config: GeneratorConfig, sampler: SamplerConfig) -> TrajectoryModel:
     """A model of trajectories of `horizon` tokens of a task.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
         >>> env = environment(MULTIPLICATION)
         >>> from coda_jax.diffusion.unet import UNetConfig
@@ -129,7 +129,7 @@ def fit_prior(model: TrajectoryModel, dataset: Dataset, key: PRNGKey, condition:
         key: consumed.
         condition: the condition of each window, for a conditional model.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
         >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
         >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
@@ -174,7 +174,7 @@ def sample_trajectories(
         guidance: lambda, the guidance scale.
         denoise: the denoiser to sample with, where it is not the prior's own without a condition.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
         >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
         >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))

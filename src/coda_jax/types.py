@@ -36,7 +36,7 @@ class Trajectory:
     reward:   `[*batch, H]` team reward r_t received after acting at t.
     terminal: `[*batch, H]` 1.0 where the episode truly ended after t (a time limit is not an end).
 
-    Example:
+    Examples:
         >>> window = cj.Trajectory(
         ...     state=jnp.zeros((20, 17)), obs=jnp.zeros((20, 2, 12)), action=jnp.zeros((20, 2, 3)),
         ...     reward=jnp.zeros(20), terminal=jnp.zeros(20),
@@ -56,7 +56,7 @@ class Trajectory:
 class TaskSpec:
     """The sizes of a task; static, hashable.
 
-    Example:
+    Examples:
         >>> cj.TaskSpec(name="mine", num_agents=2, state_dim=4, obs_dim=2, action_dim=1, episode_length=100).num_agents
         2
     """

@@ -22,7 +22,7 @@ class Augmentation(NamedTuple):
     is_renewed: whether the trajectories are sampled anew every round (CODA), or once for the whole training.
     guidance:   lambda, the guidance scale of the trajectories that the learner sees; None where nothing is guided.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
         >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
         >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))

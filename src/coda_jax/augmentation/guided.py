@@ -19,7 +19,7 @@ def guided(model: TrajectoryModel, learner: Learner, guidance: float) -> Augment
         learner: whose policy is followed.
         guidance: lambda; 0 samples the unconditional model, anew every round.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
         >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
         >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))

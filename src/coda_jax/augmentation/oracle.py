@@ -25,7 +25,7 @@ def oracle(env: Environment, learner: Learner, horizon: int) -> Augmentation:
         learner: whose policy acts.
         horizon: H.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
         >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
         >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))

@@ -12,7 +12,7 @@ from coda_jax.types import PRNGKey, Trajectory
 def unconditional(model: TrajectoryModel) -> Augmentation:
     """Trajectories of the unconditional model, sampled once; `guided(model, learner, 0.0)` renews them.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
         >>> env = environment(MULTIPLICATION)
         >>> from coda_jax.diffusion.unet import UNetConfig

@@ -312,7 +312,7 @@ def load_vault(task: str, path: Path, max_transitions: int | None = None) -> tup
     Raises:
         VaultError: the vault cannot be used, fits neither convention, or fits the other one.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> cj.load_vault("2halfcheetah", Path("nowhere/Replay.vlt"))  # doctest: +ELLIPSIS
         Traceback (most recent call last):

@@ -74,7 +74,7 @@ def episodes_from_arrays(
     Raises:
         ValueError: the arrays are empty, of different lengths, or of the wrong rank.
 
-    Example:
+    Examples:
         >>> from numpy import array, zeros
         >>> episodes = cj.episodes_from_arrays(
         ...     state=zeros((8, 3)), obs=zeros((8, 2, 4)), action=zeros((8, 2, 1)), reward=zeros(8),
@@ -129,7 +129,7 @@ def split_episodes(episodes: Episodes, held_out_fraction: float = 0.1, seed: int
     Raises:
         ValueError: fewer than two episodes, or a fraction outside (0, 1).
 
-    Example:
+    Examples:
         >>> from numpy import array, zeros
         >>> episodes = cj.episodes_from_arrays(
         ...     state=zeros((8, 3)), obs=zeros((8, 2, 4)), action=zeros((8, 2, 1)), reward=zeros(8),
@@ -169,7 +169,7 @@ def make_dataset(episodes: Episodes, horizon: int) -> Dataset:
     Raises:
         ValueError: the horizon is below 1, or no episode has H steps.
 
-    Example:
+    Examples:
         >>> from numpy import array, zeros
         >>> episodes = cj.episodes_from_arrays(
         ...     state=zeros((8, 3)), obs=zeros((8, 2, 4)), action=zeros((8, 2, 1)), reward=zeros(8),
@@ -200,7 +200,7 @@ def make_dataset(episodes: Episodes, horizon: int) -> Dataset:
 def one_step_dataset(trajectories: Trajectory) -> Dataset:
     """One-step trajectories `[N, 1, ...]`, such as those of a game, as a dataset of windows of one step.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
         >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
         >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
@@ -242,7 +242,7 @@ def sample_windows(dataset: Dataset, key: PRNGKey, batch_size: int, horizon: int
     One gather a leaf: a packed [T, C] array would save some 50 us of 80 for a batch of 32 windows of 20 steps on a CPU,
     less than a percent of one learner update.
 
-    Example:
+    Examples:
         >>> from numpy import array, zeros
         >>> episodes = cj.episodes_from_arrays(
         ...     state=zeros((8, 3)), obs=zeros((8, 2, 4)), action=zeros((8, 2, 1)), reward=zeros(8),

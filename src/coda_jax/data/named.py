@@ -41,7 +41,7 @@ def named_dataset(task: str, dataset: str, num_episodes: int, mesh: Mesh | None 
     Raises:
         ValueError: the task has no such dataset.
 
-    Example:
+    Examples:
         >>> cj.named_dataset("2halfcheetah", "no such level", 400)
         Traceback (most recent call last):
         ValueError: task 2halfcheetah has no dataset 'no such level'; known: replay, good, medium, poor

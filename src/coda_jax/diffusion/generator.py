@@ -19,7 +19,7 @@ from coda_jax.types import Metrics, Params, PRNGKey
 class GeneratorConfig:
     """How the denoiser is built and fitted; the defaults are those of Table 3, or our choice where a field says so.
 
-    Example:
+    Examples:
         >>> cj.GeneratorConfig(num_updates=500, batch_size=64).learning_rate
         0.001
     """

@@ -18,7 +18,7 @@ from coda_jax.types import PRNGKey
 class SamplerConfig:
     """The parameters of Algorithm 1, all static. Without churn (the default) sampling solves the ODE of Eq. 2.
 
-    Example:
+    Examples:
         >>> cj.SamplerConfig(num_steps=32).sigma_max
         80.0
     """
@@ -98,7 +98,7 @@ def heun_sample(
     Returns:
       Trajectories in diffusion space.
 
-    Example:
+    Examples:
         >>> gaussian = lambda tau, sigma: tau / (1 + sigma**2)  # the ideal denoiser of standard normal data
         >>> toward_one = lambda denoised: jnp.ones_like(denoised)
         >>> config = cj.SamplerConfig(num_steps=32)

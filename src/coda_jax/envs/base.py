@@ -25,7 +25,7 @@ class EnvState:
     time:      `[*batch]` steps since the reset.
     physics:   what the simulator keeps besides, any pytree: MJX data in MaMuJoCo, `()` where there is nothing.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
         >>> env = environment(MULTIPLICATION)
         >>> env.reset(jax.random.key(0)).obs.shape
@@ -49,7 +49,7 @@ class Environment(NamedTuple):
     set_state: `state [S] -> EnvState`, the environment in a recorded or generated global state, at time 0.
     spec:      the sizes of the task.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
         >>> env = environment(MULTIPLICATION)
         >>> stepped = env.step(env.reset(jax.random.key(0)), jnp.array([[0.5], [-1.0]]))

@@ -44,7 +44,7 @@ def make(name: str, obsk: int | None = 1) -> Environment:
     Raises:
         KeyError: there is no task of that name.
 
-    Example:
+    Examples:
         >>> cj.make_env("2halfcheetah").spec.obs_dim
         12
     """

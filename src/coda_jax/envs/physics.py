@@ -27,7 +27,8 @@ def load_model(robot: Robot) -> mujoco.MjModel:
     """The robot's MuJoCo model, with the solver options that MJX runs it with."""
     xml = robot.xml
     if not xml.lstrip().startswith("<"):
-        xml = (importlib.resources.files("gymnasium.envs.mujoco") / "assets" / xml).read_text()
+        # By way of gymnasium itself: importing gymnasium.envs.mujoco would need packages that are an extra of it.
+        xml = (importlib.resources.files("gymnasium") / "envs" / "mujoco" / "assets" / xml).read_text()
     with warnings.catch_warnings():
         # By way of `MjSpec` it is a Python warning; `MjModel.from_xml_string` would write it to stderr and a log file.
         warnings.filterwarnings("ignore", "compiler attribute 'settotalmass' is deprecated", UserWarning)

@@ -61,7 +61,7 @@ def rollout(
         num_envs: N.
         num_steps: T.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
         >>> env = environment(MULTIPLICATION)
         >>> act = lambda obs, carry, key: (jnp.ones((4, 2, 1)), carry)
@@ -95,7 +95,7 @@ def episode_returns(
 ) -> Float[Array, "N"]:
     """Undiscounted return of one whole episode in each of `num_envs` environments; the arguments are `rollout`'s.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
         >>> env = environment(MULTIPLICATION)
         >>> act = lambda obs, carry, key: (jnp.ones((4, 2, 1)), carry)

@@ -37,7 +37,7 @@ class InputScale:
 def raw_inputs(task: TaskSpec) -> InputScale:
     """The scale that leaves inputs in the environment's units.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment
         >>> env = environment(MULTIPLICATION)
         >>> cj.raw_inputs(env.spec).obs(jnp.zeros((5, 2, 0))).shape
@@ -52,7 +52,7 @@ def raw_inputs(task: TaskSpec) -> InputScale:
 def standardised_inputs(steps: Trajectory) -> InputScale:
     """The scale of a dataset's steps `[T, ...]`.
 
-    Example:
+    Examples:
         >>> steps = cj.Trajectory(
         ...     state=jnp.array([[1.0], [3.0]]), obs=jnp.zeros((2, 2, 1)), action=jnp.zeros((2, 2, 1)),
         ...     reward=jnp.zeros(2), terminal=jnp.zeros(2),

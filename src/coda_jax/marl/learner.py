@@ -25,7 +25,7 @@ class Learner(NamedTuple):
                    mu^i(o^i) without noise, in [-1, 1].
     initial_carry: `batch_shape -> carry`, the policy's memory at the start of an episode or of a window.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
         >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
         >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))

@@ -26,7 +26,7 @@ from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 class MaddpgBcConfig:
     """Settings of MADDPG+BC; the defaults are those of Table 5.
 
-    Example:
+    Examples:
         >>> cj.MaddpgBcConfig(alpha_bc=10.0).discount
         0.99
     """
@@ -126,7 +126,7 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig, inputs: InputScale) -> Lea
         config: settings.
         inputs: the units in which networks see states and observations; they become part of the learner's state.
 
-    Example:
+    Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
         >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
         >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
