@@ -16,7 +16,7 @@ from coda_jax import transforms
 from coda_jax.data.dataset import Dataset, sample_index
 from coda_jax.diffusion.generator import Generator, GeneratorConfig, GeneratorState, fit_chunk, make_generator
 from coda_jax.diffusion.guidance import Denoiser, Guide
-from coda_jax.diffusion.samplers import SamplerConfig, heun_sample
+from coda_jax.diffusion.samplers import Known, SamplerConfig, sample
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
 Condition = Callable[[Float[Array, "B H C"], PRNGKey], Float[Array, "B K"]]
@@ -162,8 +162,9 @@ def sample_trajectories(
     guide: Guide | None = None,
     guidance: Float[Array, ""] | float = 0.0,
     denoise: Denoiser | None = None,
+    known: Known | None = None,
 ) -> Trajectory:
-    """Samples trajectories `[num, H, ...]` in the data's units (Algorithm 1).
+    """Samples trajectories `[num, H, ...]` in the data's units, by the model's sampler.
 
     Args:
         model: sizes, network and sampler.
@@ -173,6 +174,7 @@ def sample_trajectories(
         guide: the guidance direction; None samples the unconditional model.
         guidance: lambda, the guidance scale.
         denoise: the denoiser to sample with, where it is not the prior's own without a condition.
+        known: entries of the transformed trajectories that are given.
 
     Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
@@ -188,7 +190,7 @@ def sample_trajectories(
     shape = (num, model.horizon, transforms.num_channels(model.spec))
     if denoise is None:
         denoise = prior_denoiser(model, prior)
-    z = heun_sample(denoise, key, shape, model.sampler, guide, guidance)
+    z = sample(denoise, key, shape, model.sampler, guide, guidance, known)
     return transforms.unpack(transforms.inverse(prior.transform, z), model.spec)
 
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from coda_jax.augmentation.base import sample_in_chunks
 from coda_jax.diffusion.edm import karras_sigmas
 from coda_jax.diffusion.guidance import classifier_free, gaussian_log_prob, guidance_schedule, score_guide
-from coda_jax.diffusion.samplers import SamplerConfig, heun_sample, sample_in_chunks
+from coda_jax.diffusion.samplers import SamplerConfig, heun_sample
 
 ODE = SamplerConfig()
 CHURN = SamplerConfig(S_churn=80.0, S_min=0.0, S_max=math.inf, S_noise=1.0)
