@@ -20,7 +20,7 @@ EPISODE_LENGTH = 25
 """Time limit, in steps."""
 
 RANDOM_RETURN, EXPERT_RETURN = 159.8, 516.8
-"""Mean returns of random and of expert play by three agents, by which the public results are normalised (Pan et al.)."""
+"""Mean returns of random and expert play by three agents: 0 and 100 on the scale of the public results (Pan et al.)."""
 
 TIME_STEP = 0.1
 DAMPING = 0.25
