@@ -21,6 +21,7 @@ from experiments.host.cache import plain
 
 HOLDS, FAILS = "holds", "does not hold"
 UNDECIDED, NO_RUN = "not decidable at this scale", "not decidable yet: no run"
+VERDICTS = (HOLDS, FAILS, UNDECIDED, NO_RUN)
 
 SWEEP = "`python -m experiments.sweep experiments/sweeps/{}.yaml`"
 STEERING = "python -m experiments.steering"

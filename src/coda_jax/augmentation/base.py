@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ from jaxtyping import Array, Float
 from coda_jax.data.dataset import Dataset
 from coda_jax.marl.learner import LearnerState
 from coda_jax.types import PRNGKey, Trajectory
+
+Samples = TypeVar("Samples")
+"""Trajectories, or any pytree of arrays with one leading axis."""
 
 
 class Augmentation(NamedTuple):
@@ -38,8 +41,8 @@ class Augmentation(NamedTuple):
 
 
 def sample_in_chunks(
-    sample: Callable[[PRNGKey, int], Trajectory], key: PRNGKey, num_samples: int, chunk_size: int
-) -> Trajectory:
+    sample: Callable[[PRNGKey, int], Samples], key: PRNGKey, num_samples: int, chunk_size: int
+) -> Samples:
     """Draws `num_samples` trajectories, at most `chunk_size` at a time, so that a chunk fits the processor's cache.
 
     The chunks are equal, ceil(num_samples / number of chunks), and those beyond `num_samples` are dropped.
