@@ -29,8 +29,10 @@ from coda_jax.augmentation.base import Augmentation, sample_in_chunks
 from coda_jax.data.dataset import Dataset, sample_windows
 from coda_jax.envs.base import Environment
 from coda_jax.evaluation import action_log_likelihood, policy_returns
-from coda_jax.marl.learner import Learner, LearnerState
+from coda_jax.marl.learner import Learner, LearnerState, RowWeights
 from coda_jax.types import Metrics, PRNGKey, Trajectory
+
+Rows = Literal["all", "recorded", "synthetic"]
 
 EVALUATION_KEY = 0
 """Seed of the starts of the evaluation episodes: the same for every seed in every round."""
@@ -70,6 +72,13 @@ class CodaConfig:
     """Noise-free episodes a seed and round; their starts are the same in every round. 0 evaluates nothing."""
     reference_trajectories: int = 256
     """Trajectories without guidance that a seed keeps for comparison; 0 samples none. Our choice."""
+    critic_rows: Rows = "all"
+    """Rows of a mini-batch in the critic's loss: `all`, `recorded` or `synthetic`. Where a mini-batch has no row of the
+    kind asked for, all its rows count."""
+    actor_rows: Rows = "all"
+    """Rows in the actor's Q term. `synthetic` makes teammates current whatever the mix ratio; not in the paper."""
+    cloning_rows: Rows = "all"
+    """Rows in the behaviour cloning term. `recorded` clones no synthetic action; not in the paper."""
     reuse: bool = True
     """Whether mini-batches draw synthetic trajectories at random, with replacement. Otherwise a round uses each once,
     in order, and there should be as many as its mini-batches take. Our choice."""
@@ -232,7 +241,9 @@ def make_trainer(
         else:
             rows = (step * config.batch_size + jnp.arange(config.batch_size)) % num_synthetic
         batch = mix(real, jax.tree.map(lambda leaf: leaf[rows], synthetic), plan.mix_ratio)
-        return learner.update(state, batch, key_update)
+        if (config.critic_rows, config.actor_rows, config.cloning_rows) == ("all", "all", "all"):
+            return learner.update(state, batch, key_update)
+        return learner.update(state, batch, key_update, row_weights(config, plan.mix_ratio))
 
     def train(
         state: LearnerState, synthetic: Trajectory, dataset: Dataset, plan: Plan, key: PRNGKey
@@ -354,12 +365,32 @@ def _run(
 def mix(real: Trajectory, synthetic: Trajectory, mix_ratio: Float[Array, ""]) -> Trajectory:
     """A mini-batch whose first rows, a share of `mix_ratio`, are synthetic and the others real (Alg. 2, l. 9)."""
     batch_size = real.reward.shape[0]
-    is_synthetic = jnp.arange(batch_size) < jnp.round(mix_ratio * batch_size)
+    is_synthetic = synthetic_rows(batch_size, mix_ratio)
 
     def select(s: Array, r: Array) -> Array:
         return jnp.where(is_synthetic.reshape(-1, *[1] * (s.ndim - 1)), s, r)
 
     return jax.tree.map(select, synthetic, real)
+
+
+def synthetic_rows(batch_size: int, mix_ratio: Float[Array, ""]) -> Bool[Array, "B"]:
+    """Which rows of a mini-batch are synthetic: the first ones, a share of `mix_ratio` rounded to whole rows."""
+    return jnp.arange(batch_size) < jnp.round(mix_ratio * batch_size)
+
+
+def row_weights(config: CodaConfig, mix_ratio: Float[Array, ""]) -> RowWeights:
+    """The weights, 0 or 1, that let each term see the rows that the settings name."""
+    is_synthetic = synthetic_rows(config.batch_size, mix_ratio)
+
+    def weights(rows: Rows) -> Float[Array, "B"]:
+        if rows == "all":
+            return jnp.ones(config.batch_size)
+        chosen = is_synthetic if rows == "synthetic" else ~is_synthetic
+        return jnp.where(jnp.any(chosen), chosen, True).astype(jnp.float32)
+
+    return RowWeights(
+        critic=weights(config.critic_rows), actor=weights(config.actor_rows), cloning=weights(config.cloning_rows)
+    )
 
 
 def all_finite(tree: object) -> Bool[Array, ""]:

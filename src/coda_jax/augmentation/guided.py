@@ -1,23 +1,37 @@
 """CODA by the policy's score: samples guided toward the current joint policy (Algorithm 1, Eq. 14; route A)."""
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from coda_jax import transforms
 from coda_jax.augmentation.base import Augmentation
-from coda_jax.data.dataset import Dataset
+from coda_jax.data.dataset import Dataset, sample_windows
 from coda_jax.diffusion.guidance import Guide, gaussian_log_prob, score_guide
+from coda_jax.diffusion.samplers import Known
 from coda_jax.marl.learner import Learner, LearnerState, unroll
 from coda_jax.prior import Prior, TrajectoryModel, sample_trajectories
 from coda_jax.types import PRNGKey, TaskSpec, Trajectory
 
 
-def guided(model: TrajectoryModel, learner: Learner, guidance: float) -> Augmentation:
+def guided(
+    model: TrajectoryModel,
+    learner: Learner,
+    guidance: float,
+    recorded_steps: int = 0,
+) -> Augmentation:
     """Trajectories guided toward the joint policy by a scale of `guidance` (lambda), renewed every round.
+
+    Eq. 15 tilts whole trajectories, so guidance also moves where they start, toward states in which the teammates
+    already agree. With `recorded_steps` the first tokens' states and observations are those of a recorded window, held
+    there at every denoising step; not in the paper.
 
     Args:
         model: the static side of the fitted `Prior`.
         learner: whose policy is followed.
         guidance: lambda; 0 samples the unconditional model, anew every round.
+        recorded_steps: tokens whose states and observations are held to recorded ones, 0 to H; H leaves the actions
+            alone to be guided, along recorded states.
 
     Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
@@ -36,11 +50,26 @@ def guided(model: TrajectoryModel, learner: Learner, guidance: float) -> Augment
     def sample(
         state: LearnerState, dataset: Dataset, prior: Prior, guidance: Float[Array, ""], key: PRNGKey, num: int
     ) -> Trajectory:
-        del dataset
         guide = policy_guide(learner, state, prior.transform, model.spec)
-        return sample_trajectories(model, prior, key, num, guide=guide, guidance=guidance)
+        if recorded_steps == 0:
+            return sample_trajectories(model, prior, key, num, guide=guide, guidance=guidance)
+        key_known, key_sample = jax.random.split(key)
+        known = recorded_start(model, prior, dataset, key_known, num, recorded_steps)
+        return sample_trajectories(model, prior, key_sample, num, guide=guide, guidance=guidance, known=known)
 
     return Augmentation(sample, is_renewed=True, guidance=guidance)
+
+
+def recorded_start(
+    model: TrajectoryModel, prior: Prior, dataset: Dataset, key: PRNGKey, num: int, num_steps: int
+) -> Known:
+    """States and observations of the first `num_steps` tokens of `num` recorded windows. The key is consumed."""
+    key_windows, key_encode = jax.random.split(key)
+    windows = sample_windows(dataset, key_windows, num, model.horizon)
+    values = transforms.forward(prior.transform, transforms.pack(windows), key_encode)
+    channel = jnp.arange(transforms.num_channels(model.spec)) < transforms.obs_channels(model.spec).stop
+    token = jnp.arange(model.horizon) < num_steps
+    return Known(values=values, mask=(token[:, None] & channel[None])[None])
 
 
 def policy_guide(learner: Learner, state: LearnerState, transform: transforms.CdfTransform, spec: TaskSpec) -> Guide:

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from coda_jax.types import Metrics, PRNGKey, Trajectory
+from coda_jax.types import Metrics, PRNGKey
 
 LearnerState = Any
 """Everything a learner learns: parameters, target parameters, optimiser states. One seed's; callers vmap over seeds."""
@@ -16,11 +17,26 @@ Carry = Any
 """What a policy remembers from one step to the next, with the batch axes in front; `()` for one without memory."""
 
 
+@chex.dataclass(frozen=True)
+class RowWeights:
+    """The weight of each trajectory of a mini-batch in each term of a learner's losses; 0 leaves it out.
+
+    critic:  `[*batch, B]` in the critic's loss.
+    actor:   `[*batch, B]` in the actor's Q term.
+    cloning: `[*batch, B]` in the behaviour cloning term.
+    """
+
+    critic: Float[Array, "*batch B"]
+    actor: Float[Array, "*batch B"]
+    cloning: Float[Array, "*batch B"]
+
+
 class Learner(NamedTuple):
     """An offline multi-agent learner: pure functions over pytrees.
 
     init:          `key -> state`. The key is consumed.
     update:        `(state, trajectory [B, H, ...], key) -> (state, metrics)`, one gradient step. The key is consumed.
+                   A learner that can tell the rows of a mini-batch apart takes `RowWeights` as a fourth argument.
     act:           `(state, obs [*batch, A, O], carry) -> (action [*batch, A, U], carry)`, the joint policy's actions
                    mu^i(o^i) without noise, in [-1, 1].
     initial_carry: `batch_shape -> carry`, the policy's memory at the start of an episode or of a window.
@@ -37,7 +53,7 @@ class Learner(NamedTuple):
     """
 
     init: Callable[[PRNGKey], LearnerState]
-    update: Callable[[LearnerState, Trajectory, PRNGKey], tuple[LearnerState, Metrics]]
+    update: Callable[..., tuple[LearnerState, Metrics]]
     act: Callable[[LearnerState, Float[Array, "*batch A O"], Carry], tuple[Float[Array, "*batch A U"], Carry]]
     initial_carry: Callable[[tuple[int, ...]], Carry]
 

@@ -8,7 +8,7 @@ the step. Target networks start as copies of the online ones.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float
 
 from coda_jax.marl.input_scale import InputScale
-from coda_jax.marl.learner import Learner
+from coda_jax.marl.learner import Learner, RowWeights
 from coda_jax.marl.networks import RecurrentPolicy, TwinCritic
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
@@ -49,6 +49,9 @@ class MaddpgBcConfig:
     """Units of the hidden layers of each critic."""
     critic_layer_norm: bool = False
     """Whether to normalise the critics' hidden layers."""
+    actor_teammates: Literal["data", "current"] = "data"
+    """Teammates' actions in the actor's Q term: those in the data (best response under data, Eq. 6), or the current
+    policies' (the joint-action actor, not in the paper)."""
 
 
 @chex.dataclass(frozen=True)
@@ -91,12 +94,26 @@ def brud_joint_actions(
     return jnp.where(own, mu[..., None, :, :], action[..., None, :, :])
 
 
+def mean_over_rows(x: Float[Array, "..."], weights: Float[Array, "B"] | None, after: int) -> Float[Array, ""]:
+    """The mean of x with weighted rows; 0 where no row has a weight, and the plain mean without weights.
+
+    x:       values whose axis of rows has `after` axes behind it.
+    weights: one a row.
+    """
+    if weights is None:
+        return jnp.mean(x)
+    by_row = jnp.mean(x, axis=tuple(axis for axis in range(x.ndim) if axis != x.ndim - 1 - after))
+    return jnp.sum(weights * by_row) / jnp.maximum(jnp.sum(weights), 1e-8)
+
+
 def policy_loss(
     q: Callable[[Float[Array, "*values S"], Float[Array, "*values A U"]], Float[Array, "*values"]],
     state: Float[Array, "*tokens S"],
     mu: Float[Array, "*tokens A U"],
     action: Float[Array, "*tokens A U"],
     alpha_bc: float,
+    weights: RowWeights | None = None,
+    teammates: Float[Array, "*tokens A U"] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Best response under data, beside behaviour cloning: -(alpha_BC / mean|Q|) mean(Q) + mean((mu - a)^2).
 
@@ -107,13 +124,17 @@ def policy_loss(
     state:  the states s_t.
     mu:     the policies' actions mu^i(o_t^i).
     action: the actions in the data.
+    weights: of the rows, on the last axis of tokens, in the Q term and in the cloning term; None weighs all alike.
+    teammates: the teammates' actions in the Q term; those in the data by default.
     """
-    joint_actions = brud_joint_actions(mu, action)
+    teammates = action if teammates is None else teammates
+    joint_actions = brud_joint_actions(mu, teammates)
     states = jnp.broadcast_to(state[..., None, :], (*joint_actions.shape[:-2], state.shape[-1]))
     value = q(states, joint_actions)
-    mean_q = jnp.mean(value)
-    mean_abs_q = jnp.maximum(jnp.mean(jnp.abs(value)), 1e-8)  # values that are all 0 ask for nothing
-    bc_loss = jnp.mean((mu - action) ** 2)
+    actor, cloning = (None, None) if weights is None else (weights.actor, weights.cloning)
+    mean_q = mean_over_rows(value, actor, 1)
+    mean_abs_q = jnp.maximum(mean_over_rows(jnp.abs(value), actor, 1), 1e-8)  # values that are all 0 ask for nothing
+    bc_loss = mean_over_rows((mu - action) ** 2, cloning, 2)
     loss = -alpha_bc / jax.lax.stop_gradient(mean_abs_q) * mean_q + bc_loss
     return loss, {"policy_loss": loss, "bc_loss": bc_loss, "policy_q": mean_q}
 
@@ -173,7 +194,9 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig, inputs: InputScale) -> Lea
     ) -> Float[Array, "*batch"]:
         return jnp.min(apply_critics(params, state, joint_action), axis=0)
 
-    def update(state: MaddpgBcState, trajectory: Trajectory, key: PRNGKey) -> tuple[MaddpgBcState, Metrics]:
+    def update(
+        state: MaddpgBcState, trajectory: Trajectory, key: PRNGKey, weights: RowWeights | None = None
+    ) -> tuple[MaddpgBcState, Metrics]:
         del key
         scaled = dataclasses.replace(
             trajectory, state=state.inputs.state(trajectory.state), obs=state.inputs.obs(trajectory.obs)
@@ -186,14 +209,16 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig, inputs: InputScale) -> Lea
 
         def critic_loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
             q = apply_critics(params, window.state, window.action)
-            loss = 0.5 * jnp.sum(counts * jnp.mean((q - target[None]) ** 2, axis=0)) / jnp.sum(counts)
+            weighted = counts if weights is None else counts * weights.critic[None]
+            loss = 0.5 * jnp.sum(weighted * jnp.mean((q - target[None]) ** 2, axis=0)) / jnp.sum(weighted)
             return loss, {"critic_loss": loss, "data_q": jnp.mean(q)}
 
         def loss_of_policy(params: Params) -> tuple[Float[Array, ""], Metrics]:
             # All H tokens: neither term needs a successor.
             mu = along_window(params, window.obs)
             q = functools.partial(smaller_q, state.critics)
-            return policy_loss(q, window.state, mu, window.action, config.alpha_bc)
+            teammates = jax.lax.stop_gradient(mu) if config.actor_teammates == "current" else None
+            return policy_loss(q, window.state, mu, window.action, config.alpha_bc, weights, teammates)
 
         critic_grad, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critics)
         policy_grad, policy_metrics = jax.grad(loss_of_policy, has_aux=True)(state.policy)

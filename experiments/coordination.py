@@ -1,0 +1,102 @@
+"""Coordination over time, all methods beside one another: `python -m experiments.coordination --task same-side`.
+
+Seeds of every method learn from the same recorded episodes with the same fitted prior. The run folder holds
+`returns.csv`, `summary.json` and `figures/`; on a finished one the command prints the table again.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coda_jax.envs.coordination import convention_return
+from experiments.host.cache import enable_compilation_cache, key_of, plain
+from experiments.host.console import phase, print_config, print_table, say
+from experiments.host.devices import set_up_devices
+from experiments.host.errors import one_line_errors, parse_command
+from experiments.host.files import write_atomically
+from experiments.host.run_folder import RunFolder, open_run_folder
+from experiments.tasks.figures import draw_conventions, draw_curves
+from experiments.tasks.settings import METHODS, CoordinationConfig, check
+from experiments.tasks.training import Trained, World, make_world, train
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    with one_line_errors():
+        config = parse_command(CoordinationConfig, args)
+        check(config)
+        run(config)
+
+
+def run(config: CoordinationConfig) -> None:
+    """Trains every method, and leaves a finished run folder.
+
+    Raises:
+        UserError: a folder that does not fit, or NaNs on the way.
+    """
+    identity = {name: value for name, value in plain(config).items() if name != "run_dir"}
+    path = config.run_dir or Path("runs", f"coordination-{config.task}-{key_of(identity)}")
+    mesh = set_up_devices(config.num_seeds)
+    enable_compilation_cache()
+    with open_run_folder(path, identity, num_devices=mesh.size) as folder:
+        say(f"run folder: {path}")
+        if not folder.finished:
+            print_config(identity)
+            start = time.monotonic()
+            with phase("rolling out the episodes and fitting the denoiser"):
+                world = make_world(config)
+            trained: dict[str, Trained] = {}
+            with phase("training", total=len(METHODS)) as progress:
+                for name, method in METHODS.items():
+                    trained[name] = train(config, method, world, mesh)
+                    progress.advance(note=f"{name}: {trained[name].returns[-1].mean():.2f}")
+            write(config, world, trained, folder, time.monotonic() - start)
+        show(folder.read_summary())
+
+
+def write(
+    config: CoordinationConfig, world: World, trained: dict[str, Trained], folder: RunFolder, seconds: float
+) -> None:
+    """Writes the raw returns, the pictures and the summary."""
+    updates = np.arange(config.training.num_rounds + 1) * config.training.updates_per_round
+    rows = [
+        f"{name},{config.seed + seed},{number},{value}"
+        for name, each in trained.items()
+        for seed, curve in enumerate(each.returns.T)
+        for number, value in zip(updates, curve, strict=True)
+    ]
+    write_atomically(folder.path / "returns.csv", "\n".join(["method,seed,updates,return", *rows]) + "\n")
+    title = f"{config.task}, {config.num_agents} agents, sharpness {config.sharpness:g}, coverage {config.coverage:g}"
+    draw_curves(folder.figures / "returns.png", title, {n: t.returns for n, t in trained.items()}, updates)
+    draw_conventions(folder.figures / "conventions.png", {n: t.ends for n, t in trained.items()})
+    folder.write_summary(
+        {
+            "task": config.task,
+            "num_seeds": config.num_seeds,
+            "updates": int(updates[-1]),
+            "dataset_mean_return": world.dataset_return,
+            "convention_return": convention_return(config.data.task),
+            "returns_per_seed": {name: each.returns[-1].tolist() for name, each in trained.items()},
+            "wall_seconds": seconds,
+        }
+    )
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Prints the final returns of each method."""
+    rows = []
+    for name, values in summary["returns_per_seed"].items():
+        returns = np.array(values)
+        error = f" +- {returns.std(ddof=1) / np.sqrt(len(returns)):.2f}" if len(returns) > 1 else ""
+        rows.append({"method": name, "return": f"{returns.mean():.2f}{error}", "worst seed": f"{returns.min():.2f}"})
+    rows.append({"method": "recorded episodes", "return": f"{summary['dataset_mean_return']:.2f}", "worst seed": ""})
+    rows.append({"method": "one convention", "return": f"{summary['convention_return']:.2f}", "worst seed": ""})
+    print_table(f"{summary['task']}: return after {summary['updates']} updates, {summary['num_seeds']} seeds", rows)
+    say(f"{summary['wall_seconds']:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Support of the coordination command: settings, methods, figures."""

@@ -1,0 +1,123 @@
+"""Trains every method of the comparison on a coordination task."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from coda_jax.augmentation.base import Augmentation
+from coda_jax.augmentation.guided import guided
+from coda_jax.augmentation.oracle import oracle
+from coda_jax.augmentation.unconditional import unconditional
+from coda_jax.coda import CodaConfig, across_seeds, make_trainer
+from coda_jax.data.coordination import convention_episodes
+from coda_jax.data.dataset import Dataset, Episodes, episode_returns, make_dataset
+from coda_jax.envs.base import Environment
+from coda_jax.envs.coordination import EPISODE_LENGTH, same_side
+from coda_jax.envs.rollout import rollout
+from coda_jax.marl.input_scale import standardised_inputs
+from coda_jax.marl.learner import Learner, LearnerState
+from coda_jax.marl.maddpg_bc import maddpg_bc
+from coda_jax.prior import Prior, TrajectoryModel, fit_prior, make_model
+from coda_jax.types import PRNGKey
+from experiments.host.errors import UserError
+from experiments.tasks.settings import CoordinationConfig, Method
+
+
+class World(NamedTuple):
+    """A task, its recorded episodes, and the prior fitted to them."""
+
+    env: Environment
+    episodes: Episodes
+    dataset: Dataset
+    model: TrajectoryModel
+    prior: Prior
+
+    @property
+    def dataset_return(self) -> float:
+        """The mean return of the recorded episodes."""
+        return float(episode_returns(self.episodes).mean())
+
+
+class Trained(NamedTuple):
+    """A method's training.
+
+    returns: `[rounds + 1, seeds]` mean return of the evaluation episodes before and after each round of updates.
+    ends:    `[seeds, episodes, A]` last positions of the final policy.
+    """
+
+    returns: Float[np.ndarray, "R S"]
+    ends: Float[np.ndarray, "S E A"]
+
+
+def make_world(config: CoordinationConfig) -> World:
+    """Rolls out the recorded episodes, and fits the prior to them."""
+    key_data, key_fit = jax.random.split(jax.random.key(0))
+    env = same_side(config.data.task)
+    episodes = convention_episodes(config.data, key_data)
+    dataset = make_dataset(episodes, config.training.horizon)
+    model = make_model(env.spec, config.training.horizon, config.denoiser, config.diffusion)
+    return World(env, episodes, dataset, model, fit_prior(model, dataset, key_fit))
+
+
+def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) -> Trained:
+    """Trains all seeds of a method.
+
+    Raises:
+        UserError: NaNs on the way.
+    """
+    learner_config = dataclasses.replace(config.learner, actor_teammates=method.actor_teammates)
+    learner = maddpg_bc(world.env.spec, learner_config, standardised_inputs(world.dataset.steps))
+    training = rows_of(config.training, method)
+    single = make_trainer(
+        world.env, learner, augmentation_of(config, method, world, learner), training, config.num_seeds // mesh.size
+    )
+    trainer = across_seeds(single, mesh)
+    seeds = np.arange(config.seed, config.seed + config.num_seeds)
+    keys = jax.device_put(jax.vmap(jax.random.key)(seeds), NamedSharding(mesh, PartitionSpec("seed")))
+    inputs = jax.device_put((world.dataset, world.prior), NamedSharding(mesh, PartitionSpec()))
+    state, reports = jax.jit(trainer.run)(jax.jit(trainer.init)(keys), *inputs)
+    finite = np.all([np.asarray(flags) for flags in jax.tree.leaves(reports.finite)], axis=(0, 1))
+    if not finite.all():
+        raise UserError(f"NaN while training, seed {seeds[~finite][0]}")
+    measured = [at for at, scheduled in enumerate(trainer.schedule) if scheduled.kind != "generate"]
+    returns = np.asarray(reports.returns)[measured].mean(axis=-1)
+    ends = jax.jit(jax.vmap(lambda learned: last_positions(world.env, learner, learned)))(state.learner)
+    return Trained(returns, np.asarray(ends))
+
+
+def rows_of(training: CodaConfig, method: Method) -> CodaConfig:
+    """The rows of a mini-batch that each term of the losses sees."""
+    if not method.is_split:
+        return training
+    return dataclasses.replace(training, actor_rows="synthetic", cloning_rows="recorded")
+
+
+def augmentation_of(config: CoordinationConfig, method: Method, world: World, learner: Learner) -> Augmentation | None:
+    """The method's source of synthetic trajectories."""
+    sampler = dataclasses.replace(config.diffusion, through_denoiser=method.through_denoiser)
+    match method.augmentation:
+        case "guided":
+            model = world.model._replace(sampler=sampler)
+            return guided(model, learner, config.guidance, method.recorded_steps)
+        case "unconditional":
+            return unconditional(world.model)
+        case "oracle":
+            return oracle(world.env, learner, config.training.horizon)
+    return None
+
+
+def last_positions(env: Environment, learner: Learner, state: LearnerState) -> Float[Array, "E A"]:
+    """Where the agents are before the last step of 32 noise-free episodes."""
+    num_episodes = 32
+
+    def act(obs: Array, carry: Array, key: PRNGKey) -> tuple[Array, Array]:
+        del key
+        return learner.act(state, obs, carry)
+
+    carry = learner.initial_carry((num_episodes,))
+    recorded = rollout(env, act, carry, jax.random.key(1), num_episodes, EPISODE_LENGTH)
+    return recorded.steps.state[-1, :, : env.spec.num_agents]
