@@ -224,24 +224,26 @@ def sweep(runs: Sequence[Run]) -> dict[str, str]:
     A run that another process works on is left for later, and waited for at the end.
     """
     failures: dict[str, str] = {}
-    with phase("sweep, in updates", total=sum(run.work for run in runs), done=sum(run.done() for run in runs)) as shown:
+    with phase(
+        "sweep, in updates", total=sum(run.work for run in runs), done=sum(run.done() for run in runs)
+    ) as progress:
         elsewhere = []
         for number, run in enumerate(runs):
-            if not attempt(run, f"{number + 1} of {len(runs)}", shown, failures, wait=False):
+            if not attempt(run, f"{number + 1} of {len(runs)}", progress, failures, wait=False):
                 elsewhere.append((number, run))
         for number, run in elsewhere:
             say(f"waiting for another process that runs {run.name}")
-            attempt(run, f"{number + 1} of {len(runs)}", shown, failures, wait=True)
+            attempt(run, f"{number + 1} of {len(runs)}", progress, failures, wait=True)
     return failures
 
 
-def attempt(run: Run, number: str, shown: Phase, failures: dict[str, str], wait: bool) -> bool:
+def attempt(run: Run, number: str, progress: Phase, failures: dict[str, str], wait: bool) -> bool:
     """Runs a run under its lock; returns False if another process holds it, and `wait` is False."""
     with exclusive(run.path, wait) as lock:
         if lock is None:
             return False
         if not run.finished:
-            last_words = launch(run, number, shown, lock)
+            last_words = launch(run, number, progress, lock)
             if last_words is not None:
                 failures[run.name] = last_words
                 say(f"run {number} failed: {last_words}")
@@ -264,7 +266,7 @@ def exclusive(path: Path, wait: bool) -> Iterator[int | None]:
         yield file.fileno()
 
 
-def launch(run: Run, number: str, shown: Phase, lock: int) -> str | None:
+def launch(run: Run, number: str, progress: Phase, lock: int) -> str | None:
     """Runs the main job to its end, with its progress; returns its last line if it failed."""
     say(f"run {number}: {run.title}")
     start, before = time.monotonic(), run.done()
@@ -283,7 +285,7 @@ def launch(run: Run, number: str, shown: Phase, lock: int) -> str | None:
                     process.wait(POLL_SECONDS)
                 done = run.done()
                 if done > before:
-                    shown.advance(done - before, f"run {number}")
+                    progress.advance(done - before, f"run {number}")
                     before = done
         finally:
             process.kill()  # the sweep is interrupted: the run goes on from its last checkpoint

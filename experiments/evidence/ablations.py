@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from experiments.evidence.gathering import COLUMNS, Evidence, Place, in_order
+from experiments.evidence.gathering import COLUMNS, Benchmark, Evidence, in_order
 from experiments.evidence.intervals import Difference, differences, paired_difference
 from experiments.evidence.naming import value_name
 from experiments.evidence.recorded_runs import Cell
@@ -17,7 +17,7 @@ Gains = Float[np.ndarray, "S"]
 
 
 class Ablation(NamedTuple):
-    """What changing one setting does at a place.
+    """What changing one setting does at a benchmark.
 
     lines:  method -> name of the value -> gains; values ascend.
     across: method -> gains, for methods of Table 1 that do not know the setting.
@@ -29,24 +29,24 @@ class Ablation(NamedTuple):
     across: Mapping[str, Gains]
 
 
-def variants_by_settings(evidence: Evidence, place: Place) -> dict[tuple[str, ...], list[Cell]]:
-    """The variants at a place by the settings that are changed in them, of which `guidance` is lambda.
+def variants_by_settings(evidence: Evidence, benchmark: Benchmark) -> dict[tuple[str, ...], list[Cell]]:
+    """The variants at a benchmark by the settings that are changed in them, of which `guidance` is lambda.
 
     Other fits of the denoiser are none: `several_fits` has them.
     """
     changed: dict[tuple[str, ...], list[Cell]] = {}
     for cell, names in evidence.variants:
         settings = names if cell.method in COLUMNS else ("guidance", *names)
-        if cell.place == place and settings != ("fit_seed",):
+        if cell.benchmark == benchmark and settings != ("fit_seed",):
             changed.setdefault(settings, []).append(cell)
     return dict(sorted(changed.items(), key=lambda item: (len(item[0]), item[0])))
 
 
-def ablations(evidence: Evidence, place: Place) -> list[Ablation]:
-    """One for each setting of which there is a run at this place in which nothing else is changed."""
-    members = [cell for cell in evidence.table if cell.place == place and cell.method != "none"]
+def ablations(evidence: Evidence, benchmark: Benchmark) -> list[Ablation]:
+    """One for each setting of which there is a run at this benchmark in which nothing else is changed."""
+    members = [cell for cell in evidence.table if cell.benchmark == benchmark and cell.method != "none"]
     found = []
-    for (setting, *others), variants in variants_by_settings(evidence, place).items():
+    for (setting, *others), variants in variants_by_settings(evidence, benchmark).items():
         if others:
             continue
         lines: dict[str, dict[str, Gains]] = {}
@@ -90,7 +90,7 @@ def gains_of(evidence: Evidence, cell: Cell) -> Gains | None:
 class Fits(NamedTuple):
     """Returns of the same seeds, on the same episodes, with several fits of the denoiser: `[fits, seeds]`."""
 
-    place: Place
+    benchmark: Benchmark
     method: str
     seeds: tuple[int, ...]
     fit_seeds: tuple[int, ...]
@@ -107,8 +107,8 @@ class Fits(NamedTuple):
         return float(self.means.std(ddof=1))
 
     @property
-    def chance(self) -> float:
-        """What it would be by chance if all fits were the same: from what fits and seeds together leave unexplained."""
+    def null_std(self) -> float:
+        """Null standard deviation of the fit means, from the variance that fits and seeds leave unexplained."""
         r = self.returns
         rest = r - r.mean(axis=0, keepdims=True) - r.mean(axis=1, keepdims=True) + r.mean()
         fits, seeds = r.shape
@@ -118,9 +118,9 @@ class Fits(NamedTuple):
     def p(self) -> float:
         """How likely fits that are the same would lie as far apart: the F test of two-way analysis of variance."""
         fits, seeds = self.returns.shape
-        if self.chance == 0.0:  # the fits differ by the same at every seed
+        if self.null_std == 0.0:  # the fits differ by the same at every seed
             return float(self.spread == 0.0)
-        return float(stats.f.sf((self.spread / self.chance) ** 2, fits - 1, (fits - 1) * (seeds - 1)))
+        return float(stats.f.sf((self.spread / self.null_std) ** 2, fits - 1, (fits - 1) * (seeds - 1)))
 
 
 def several_fits(evidence: Evidence) -> list[Fits]:
@@ -131,22 +131,22 @@ def several_fits(evidence: Evidence) -> list[Fits]:
             continue
         fits = {cell.setup["fit_seed"]: cell}
         for other, names in evidence.variants:
-            if names == ("fit_seed",) and (other.place, other.method) == (cell.place, cell.method):
+            if names == ("fit_seed",) and (other.benchmark, other.method) == (cell.benchmark, cell.method):
                 fits[other.setup["fit_seed"]] = other
-        for drawn in evidence.draws(cell.place).values():
+        for drawn in evidence.draws(cell.benchmark).values():
             here = sorted(fit for fit, member in fits.items() if len(set(drawn) & set(member.returns)) > 1)
             seeds = [seed for seed in drawn if all(seed in fits[fit].returns for fit in here)]
             if len(here) > 1 and len(seeds) > 1:
                 returns = np.array([[fits[fit].returns[seed] for seed in seeds] for fit in here])
-                found.append(Fits(cell.place, cell.method, tuple(seeds), tuple(here), returns))
+                found.append(Fits(cell.benchmark, cell.method, tuple(seeds), tuple(here), returns))
     return found
 
 
-def gain_over_fits(evidence: Evidence, place: Place, method: str) -> Difference | None:
+def gain_over_fits(evidence: Evidence, benchmark: Benchmark, method: str) -> Difference | None:
     """A method less no augmentation, each seed by its mean over the fits it was trained with; None for too few."""
     ours: dict[int, float] = {}
     for fits in several_fits(evidence):
-        if (fits.place, fits.method) == (place, method):
+        if (fits.benchmark, fits.method) == (benchmark, method):
             ours |= dict(zip(fits.seeds, fits.returns.mean(axis=0).tolist(), strict=True))
-    base = evidence.cell(place, "none")
+    base = evidence.cell(benchmark, "none")
     return None if base is None else paired_difference(ours, base.returns)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.evidence.gathering import CODA, Evidence, Game, Place, Steering
+from experiments.evidence.gathering import CODA, Benchmark, Evidence, Game, Steering
 from experiments.evidence.intervals import Difference, differences, paired_difference
 from experiments.guidance.settings import SteeringConfig
 from experiments.host.cache import plain
@@ -91,20 +91,22 @@ def downstream_claims(evidence: Evidence) -> list[Claim]:
     """Section 6.3, Table 1 and Figures 4 to 8."""
     claims = []
     for text, task, dataset, method, other, sign in COMPARISONS:
-        place = evidence.judged_at(task, dataset, (method, other))
-        if place is None:
+        benchmark = evidence.judged_at(task, dataset, (method, other))
+        if benchmark is None:
             claims.append(Claim(text, SWEEP.format("laptop"), "", NO_RUN, ""))
             continue
-        found = compare(evidence, place, method, other)
-        figure = f"returns_{'_'.join(place)}.png"
-        claims.append(Claim(text, SWEEP.format(place[0]), figure, judge(found, sign), f"{words(found)} ({place[0]})"))
+        found = compare(evidence, benchmark, method, other)
+        figure = f"returns_{'_'.join(benchmark)}.png"
+        claims.append(
+            Claim(text, SWEEP.format(benchmark[0]), figure, judge(found, sign), f"{words(found)} ({benchmark[0]})")
+        )
     claims.append(_strongest_gains(evidence))
     return claims
 
 
-def compare(evidence: Evidence, place: Place, method: str, other: str) -> Difference | None:
-    """The paired difference of two methods at a place; None where a cell is missing."""
-    a, b = evidence.cell(place, method), evidence.cell(place, other)
+def compare(evidence: Evidence, benchmark: Benchmark, method: str, other: str) -> Difference | None:
+    """The paired difference of two methods at a benchmark; None where a cell is missing."""
+    a, b = evidence.cell(benchmark, method), evidence.cell(benchmark, other)
     return None if a is None or b is None else paired_difference(a.returns, b.returns)
 
 
@@ -117,7 +119,7 @@ def _strongest_gains(evidence: Evidence) -> Claim:
     def is_whole(preset: str) -> bool:
         return all(evidence.comparable((preset, "2halfcheetah", dataset), methods) for dataset in datasets)
 
-    preset = next(filter(is_whole, dict.fromkeys(place[0] for place in evidence.places())), None)
+    preset = next(filter(is_whole, dict.fromkeys(benchmark[0] for benchmark in evidence.benchmarks())), None)
     if preset is None:
         return Claim(text, SWEEP.format("laptop"), "", NO_RUN, "")
     gains: dict[str, dict[int, float]] = {}

@@ -29,7 +29,7 @@ from experiments.host.cache import key_of
 from experiments.host.errors import UserError
 from experiments.pipeline.settings import uses
 
-Place = tuple[str, str, str]
+Benchmark = tuple[str, str, str]
 """Preset, task and dataset."""
 
 PRESET_ORDER = ("paper", "laptop")
@@ -50,7 +50,7 @@ class Steering:
 
     path: Path
     name: str
-    """Its place below the folder of results, in one word; its pictures are called by it."""
+    """Its benchmark below the folder of results, in one word; its pictures are called by it."""
     summary: Mapping[str, Any]
     config: Mapping[str, Any]
     points: Points
@@ -91,12 +91,12 @@ class Evidence:
     steering: tuple[Steering, ...]
     games: tuple[Game, ...]
 
-    def cell(self, place: Place, method: str) -> Cell | None:
+    def cell(self, benchmark: Benchmark, method: str) -> Cell | None:
         """A cell of Table 1."""
-        return next((cell for cell in self.table if (cell.place, cell.method) == (place, method)), None)
+        return next((cell for cell in self.table if (cell.benchmark, cell.method) == (benchmark, method)), None)
 
     def alike(self, cell: Cell, method: str) -> Cell | None:
-        """The cell of a method at the same place with the same values of all settings that both use.
+        """The cell of a method at the same benchmark with the same values of all settings that both use.
 
         Where a method has several, for settings that the other does not use: the one nearest Table 1.
         """
@@ -104,69 +104,73 @@ class Evidence:
         found = [
             (len(names), other)
             for other, names in cells
-            if (other.place, other.method) == (cell.place, method) and agree(other.setup, cell.setup)
+            if (other.benchmark, other.method) == (cell.benchmark, method) and agree(other.setup, cell.setup)
         ]
         return min(found, key=lambda pair: pair[0], default=(0, None))[1]
 
     def reference(self, cell: Cell) -> Cell | None:
         """What a variant is a variant of: its method in Table 1; of other lambdas, CODA at the paper's, else alike."""
-        return self.cell(cell.place, cell.method) if cell.method in COLUMNS else self.alike(cell, CODA)
+        return self.cell(cell.benchmark, cell.method) if cell.method in COLUMNS else self.alike(cell, CODA)
 
-    def places(self) -> list[Place]:
+    def benchmarks(self) -> list[Benchmark]:
         """The rows of Table 1."""
-        return sorted({cell.place for cell in self.table}, key=_place_order)
+        return sorted({cell.benchmark for cell in self.table}, key=_benchmark_order)
 
-    def draws(self, place: Place) -> dict[Draw, list[int]]:
+    def draws(self, benchmark: Benchmark) -> dict[Draw, list[int]]:
         """The draws of the dataset that the seeds of Table 1 learnt from there, and which seeds."""
         draw_of_seed: dict[int, Draw] = {}
         for cell in self.table:
-            if cell.place == place:
+            if cell.benchmark == benchmark:
                 draw_of_seed |= cell.draws
         found: dict[Draw, list[int]] = {}
         for seed, draw in sorted(draw_of_seed.items()):
             found.setdefault(draw, []).append(seed)
         return found
 
-    def complete(self, preset: str) -> tuple[list[Place], list[str]]:
-        """The places of a preset with the paper's three methods and a unit, and the methods that all of these have."""
-        ours = [place for place in self.places() if place[0] == preset and self.has_unit(place)]
-        places = [place for place in ours if self.comparable(place, ("none", "unconditional", CODA))]
-        methods = [method for method in COLUMNS if places and all(self.cell(place, method) for place in places)]
-        return places, methods
+    def complete(self, preset: str) -> tuple[list[Benchmark], list[str]]:
+        """Normalisable benchmarks of a preset with the paper's three methods, and the methods that all of them have."""
+        ours = [
+            benchmark for benchmark in self.benchmarks() if benchmark[0] == preset and self.is_normalisable(benchmark)
+        ]
+        benchmarks = [benchmark for benchmark in ours if self.comparable(benchmark, ("none", "unconditional", CODA))]
+        methods = [
+            method for method in COLUMNS if benchmarks and all(self.cell(benchmark, method) for benchmark in benchmarks)
+        ]
+        return benchmarks, methods
 
-    def shared(self, place: Place, methods: Sequence[str]) -> list[int]:
+    def shared(self, benchmark: Benchmark, methods: Sequence[str]) -> list[int]:
         """The seeds that all these methods have there."""
-        cells = [self.cell(place, method) for method in methods]
+        cells = [self.cell(benchmark, method) for method in methods]
         return sorted(set.intersection(*(set(cell.returns) if cell else set() for cell in cells)))
 
-    def comparable(self, place: Place, methods: Sequence[str]) -> bool:
+    def comparable(self, benchmark: Benchmark, methods: Sequence[str]) -> bool:
         """Whether all these methods have run there, two seeds or more the same."""
-        return len(self.shared(place, methods)) > 1
+        return len(self.shared(benchmark, methods)) > 1
 
-    def judged_at(self, task: str, dataset: str, methods: Sequence[str]) -> Place | None:
-        """The place of the largest scale at which these methods can be compared."""
-        found = (place for place in self.places() if place[1:] == (task, dataset))
-        return next((place for place in found if self.comparable(place, methods)), None)
+    def judged_at(self, task: str, dataset: str, methods: Sequence[str]) -> Benchmark | None:
+        """The benchmark of the largest scale at which these methods can be compared."""
+        found = (benchmark for benchmark in self.benchmarks() if benchmark[1:] == (task, dataset))
+        return next((benchmark for benchmark in found if self.comparable(benchmark, methods)), None)
 
     def normalised(self, cell: Cell) -> dict[int, float]:
         """Each seed's return, so that 0 is the mean untrained policy there and 1 the best episode that it learnt from.
 
         Not its mean episode, because those of Poor return hardly more than untrained policies.
         """
-        zero = float(np.mean(self._untrained(cell.place)))
+        zero = float(np.mean(self._untrained(cell.benchmark)))
         return {seed: (value - zero) / (cell.draws[seed].best - zero) for seed, value in cell.returns.items()}
 
-    def has_unit(self, place: Place) -> bool:
+    def is_normalisable(self, benchmark: Benchmark) -> bool:
         """Whether the best episodes stand out from untrained policies, by more than the spread of these."""
-        untrained = self._untrained(place)
-        best = min(draw.best for draw in self.draws(place))
+        untrained = self._untrained(benchmark)
+        best = min(draw.best for draw in self.draws(benchmark))
         return best - untrained.mean() > (untrained.std(ddof=1) if len(untrained) > 1 else 0.0)
 
-    def _untrained(self, place: Place) -> np.ndarray:
+    def _untrained(self, benchmark: Benchmark) -> np.ndarray:
         """The return of each seed's policy before training, which is the same for all methods."""
         found: dict[int, float] = {}
         for cell in self.table:
-            if cell.place == place:
+            if cell.benchmark == benchmark:
                 found = {**cell.untrained, **found}
         return np.array([found[seed] for seed in sorted(found)])
 
@@ -183,8 +187,8 @@ def gather(results: Path) -> Evidence:
     _check_datasets(cells)
     table: list[Cell] = []
     variants: list[tuple[Cell, tuple[str, ...]]] = []
-    for scope in dict.fromkeys(cell.place[:2] for cell in cells):
-        members = [cell for cell in cells if cell.place[:2] == scope]
+    for scope in dict.fromkeys(cell.benchmark[:2] for cell in cells):
+        members = [cell for cell in cells if cell.benchmark[:2] == scope]
         setup = main_setup([cell for cell in members if cell.method in COLUMNS] or members)
         for cell in members:
             if agree(cell.setup, setup) and cell.method in COLUMNS:
@@ -198,13 +202,13 @@ def gather(results: Path) -> Evidence:
 
 
 def _check_datasets(cells: Sequence[Cell]) -> None:
-    """Runs of one place that share a seed and the settings of data must have had the same episodes."""
+    """Runs of one benchmark that share a seed and the settings of data must have had the same episodes."""
     first: dict[str, Run] = {}
     for cell in cells:
         data = {name: value for name, value in cell.setup.items() if name.startswith("data.") and uses("none", name)}
         for run in cell.runs:
             for seed in run.summary["seeds"]:
-                known = first.setdefault(key_of([cell.place, seed, data]), run)
+                known = first.setdefault(key_of([cell.benchmark, seed, data]), run)
                 ours, theirs = draw_of(run), draw_of(known)
                 if ours != theirs:
                     raise UserError(
@@ -260,7 +264,7 @@ def method_order(method: str) -> tuple[int, float]:
 
 def cell_order(cell: Cell) -> tuple[Any, ...]:
     """The order of a table's cells: the largest scale first, then task, dataset and method."""
-    return _place_order(cell.place), method_order(cell.method)
+    return _benchmark_order(cell.benchmark), method_order(cell.method)
 
 
 def in_order(value: Any) -> tuple[float, str]:
@@ -272,7 +276,7 @@ def _preset_order(preset: str) -> int:
     return PRESET_ORDER.index(preset) if preset in PRESET_ORDER else len(PRESET_ORDER)
 
 
-def _place_order(place: Place) -> tuple[int, str, int, str]:
-    preset, task, dataset = place
+def _benchmark_order(benchmark: Benchmark) -> tuple[int, str, int, str]:
+    preset, task, dataset = benchmark
     order = DATASET_ORDER.index(dataset) if dataset in DATASET_ORDER else len(DATASET_ORDER)
     return _preset_order(preset), task, order, dataset

@@ -58,8 +58,8 @@ give the same page and pictures, bit for bit. How to read it:
   are shown apart.
 - Machines of different kinds differ in last bits, and so roll out other episodes from the same behaviour teams: another
   draw of the dataset, to which denoisers are fitted anew. A seed's difference is always between runs that learnt from
-  the same draw. Where a place has several, its seeds sample the draws too, but not as many as there are seeds, and the
-  intervals are too narrow by that; the differences in each draw stand beside.
+  the same draw. Where a benchmark has several draws, its seeds sample the draws too, but there are fewer draws than
+  seeds, so the intervals are too narrow; the differences in each draw are given too.
 - The paper's numbers stand for other datasets (OG-MARL's), 16 seeds and 300,000 updates."""
 
 
@@ -112,10 +112,10 @@ def headlines(by_topic: Mapping[str, Sequence[Claim]], evidence: Evidence) -> st
         words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
         lines.append(f"- **{topic}**: of {len(claims)} claims of the paper, {words}.")
     effects = []
-    for task_dataset in evidence.places():
-        gain = compare(evidence, task_dataset, CODA, "none")
+    for benchmark in evidence.benchmarks():
+        gain = compare(evidence, benchmark, CODA, "none")
         if gain is not None:
-            effects.append(f"{' '.join(task_dataset[1:])} {gain.mean:+.0f} ({EFFECTS[gain.sign]})")
+            effects.append(f"{' '.join(benchmark[1:])} {gain.mean:+.0f} ({EFFECTS[gain.sign]})")
     lines.append(f"- **CODA at lambda 0.6 less no augmentation**: {'; '.join(effects) or 'no recorded runs'}.")
     lines.append(
         "- **Scale**: a laptop's, a thirtieth of the paper's updates, on datasets of our own; the paper's returns are "
@@ -145,7 +145,7 @@ def claims_table(claims: Sequence[Claim], link: str) -> str:
 def downstream_sections(evidence: Evidence, link: str) -> list[str]:
     """Table 1, its differences, Figure 4, Figures 5 to 8, ablations and fits."""
     sections = ["## Table 1: returns of the final policy", returns_table(evidence)]
-    presets = list(dict.fromkeys(place[0] for place in evidence.places()))
+    presets = list(dict.fromkeys(benchmark[0] for benchmark in evidence.benchmarks()))
     if evidence.table:
         sections += [
             setups(evidence),
@@ -158,14 +158,14 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
             "that of the middle datasets: the mean stands beside it.",
             aggregate_table(evidence),
             "\n".join(
-                f"Left out: {' '.join(place)}, whose best episode is within a standard deviation of untrained policies."
-                for place in evidence.places()
-                if not evidence.has_unit(place)
+                f"Left out: {' '.join(benchmark)}: its best episode is within a standard deviation of untrained policies."
+                for benchmark in evidence.benchmarks()
+                if not evidence.is_normalisable(benchmark)
             ),
             *(f"![returns]({link}/figure4_{preset}.png)" for preset in presets if evidence.complete(preset)[0]),
             "## Figures 5 to 8: learning curves",
             "Bands are one standard error over seeds.",
-            "\n".join(f"![returns]({link}/returns_{'_'.join(place)}.png)" for place in evidence.places()),
+            "\n".join(f"![returns]({link}/returns_{'_'.join(benchmark)}.png)" for benchmark in evidence.benchmarks()),
         ]
     if evidence.variants:
         sections += [
@@ -174,14 +174,20 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
             "CODA at 0.6), and less the baselines with the very same settings.",
             variants_table(evidence),
         ]
-    pictures = [f"ablations_{'_'.join(place)}.png" for place in evidence.places() if ablations(evidence, place)]
+    pictures = [
+        f"ablations_{'_'.join(benchmark)}.png" for benchmark in evidence.benchmarks() if ablations(evidence, benchmark)
+    ]
     if pictures:
         sections += [
             "Gains over no augmentation under the same settings, by the seeds that both have, +- one standard error; "
             "dashed, methods of Table 1 that do not know the setting:",
             "\n".join(f"![ablations]({link}/{name})" for name in pictures),
         ]
-    curves = [f"variants_{'_'.join(place)}.png" for place in evidence.places() if variants_by_settings(evidence, place)]
+    curves = [
+        f"variants_{'_'.join(benchmark)}.png"
+        for benchmark in evidence.benchmarks()
+        if variants_by_settings(evidence, benchmark)
+    ]
     if curves:
         sections += [
             "Learning curves where settings were changed, beside those of Table 1 (dotted, no augmentation; dashed, "
@@ -190,8 +196,8 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
         ]
     if several_fits(evidence):
         sections += [
-            "Other fits of the denoiser, for the same seeds on the same episodes. *By chance* is the standard "
-            "deviation to be expected if all fits were the same, from what fits and seeds leave unexplained; p is "
+            "Other fits of the denoiser, for the same seeds on the same episodes. The *null standard deviation* is that "
+            "expected if all fits were the same, from the variance that fits and seeds leave unexplained; p is "
             "that of the F test of a two-way analysis of variance:",
             fits_table(evidence),
             "With each seed's mean over all its fits in place of one fit's return:",
@@ -287,14 +293,14 @@ def explanation(evidence: Evidence, link: str) -> str:
             *(dynamics, cell.quality(shuffled, "dynamics_error"), cell.quality(kind, "feature_distance")),
             *(cell.quality(name, "optimism") for name in (kind, f"{kind}, first round", shuffled)),
         ]
-        base = evidence.cell(cell.place, "none")
+        base = evidence.cell(cell.benchmark, "none")
         gain = None if base is None else paired_difference(cell.returns, base.returns)
-        if base is not None and gain is not None and evidence.has_unit(cell.place):
+        if base is not None and gain is not None and evidence.is_normalisable(cell.benchmark):
             shared = differences(evidence.normalised(cell), evidence.normalised(base))
             found.append((float(np.mean(list(shared.values()))), dynamics, likelihoods[0]))
         rows.append(
             (
-                *cell.place,
+                *cell.benchmark,
                 method_name(cell.method),
                 *("" if error is None else f"{error:.2f}" for error in errors),
                 *("" if likelihood is None else f"{likelihood:.1f}" for likelihood in likelihoods),
@@ -317,7 +323,9 @@ def explanation(evidence: Evidence, link: str) -> str:
         "gain over no augmentation, shared seeds",
     )
     text = table(header, rows)
-    pictures = "\n".join(f"![likelihood]({link}/likelihood_{'_'.join(place)}.png)" for place in evidence.places())
+    pictures = "\n".join(
+        f"![likelihood]({link}/likelihood_{'_'.join(benchmark)}.png)" for benchmark in evidence.benchmarks()
+    )
     if len(found) < 4:
         return f"{text}\n\n{pictures}"
     gains, *causes = zip(*found, strict=True)
@@ -354,7 +362,7 @@ def cost_table(evidence: Evidence) -> str:
     members += [("ablations and other fits", cell) for cell, _ in evidence.variants]
     for section, cell in members:
         for run in cell.runs:
-            book(f"{section} ({cell.place[0]})", run.provenance, run.summary["wall_seconds"]["total"])
+            book(f"{section} ({cell.benchmark[0]})", run.provenance, run.summary["wall_seconds"]["total"])
     for run in evidence.steering:
         book("steering", run.provenance, run.summary["wall_seconds"]["total"])
         if run.training is not None:

@@ -18,22 +18,22 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
     """Draws every picture there is evidence for, and returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    for preset in dict.fromkeys(place[0] for place in evidence.places()):
+    for preset in dict.fromkeys(benchmark[0] for benchmark in evidence.benchmarks()):
         if evidence.complete(preset)[0]:
             names.append(f"figure4_{preset}.png")
             draw_bars(folder / names[-1], evidence, preset)
-    for place in evidence.places():
-        cells = [cell for cell in evidence.table if cell.place == place]
+    for benchmark in evidence.benchmarks():
+        cells = [cell for cell in evidence.table if cell.benchmark == benchmark]
         seeds = sorted({seed for cell in cells for seed in cell.returns})
         curves = [(method_name(cell.method) + _of_seeds(cell, seeds), cell.metrics) for cell in cells]
-        title, stem = " ".join(place[1:]), "_".join(place)
+        title, stem = " ".join(benchmark[1:]), "_".join(benchmark)
         names += [f"returns_{stem}.png", f"likelihood_{stem}.png"]
-        comparison_curves(folder / names[-2], title, curves, [draw.mean for draw in evidence.draws(place)])
+        comparison_curves(folder / names[-2], title, curves, [draw.mean for draw in evidence.draws(benchmark)])
         likelihood_curves(folder / names[-1], title, curves)
-        if found := ablations(evidence, place):
+        if found := ablations(evidence, benchmark):
             names.append(f"ablations_{stem}.png")
             draw_ablations(folder / names[-1], title, found, [cell.method for cell in cells])
-        if changed := variants_by_settings(evidence, place):
+        if changed := variants_by_settings(evidence, benchmark):
             names.append(f"variants_{stem}.png")
             draw_variants(folder / names[-1], title, changed, cells)
     for run in evidence.steering:
@@ -48,23 +48,23 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
 
 def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:
     """Figure 4: final returns, normalised within a dataset, with the standard error, over the seeds that all share."""
-    places, methods = evidence.complete(preset)
+    benchmarks, methods = evidence.complete(preset)
     width = 0.8 / len(methods)
-    with panels(path, 1, 1, (max(6.0, 1.8 * len(places)), 4.0)) as grid:
+    with panels(path, 1, 1, (max(6.0, 1.8 * len(benchmarks)), 4.0)) as grid:
         axes = grid[0, 0]
         for number, method in enumerate(methods):
-            for position, place in enumerate(places):
-                cell = evidence.cell(place, method)
+            for position, benchmark in enumerate(benchmarks):
+                cell = evidence.cell(benchmark, method)
                 if cell is None:
                     continue
                 scores = evidence.normalised(cell)
-                values = np.array([scores[seed] for seed in evidence.shared(place, methods)])
+                values = np.array([scores[seed] for seed in evidence.shared(benchmark, methods)])
                 error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
                 at = position + (number - (len(methods) - 1) / 2) * width
                 axes.bar(at, values.mean(), 0.9 * width, yerr=error, color=f"C{number}", capsize=2)
             axes.bar(0, 0, color=f"C{number}", label=method_name(method))
         axes.axhline(1.0, color="0.4", linestyle="--", linewidth=1.0, label="dataset, best episode")
-        axes.set_xticks(range(len(places)), [f"{task}\n{dataset}" for _, task, dataset in places])
+        axes.set_xticks(range(len(benchmarks)), [f"{task}\n{dataset}" for _, task, dataset in benchmarks])
         axes.set(title=f"Final returns, {preset} preset", ylabel="return (0: untrained, 1: best episode)")
         axes.legend(loc="best", fontsize=8)
 
@@ -72,7 +72,7 @@ def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:
 def draw_ablations(path: Path, title: str, found: Sequence[Ablation], methods: Sequence[str]) -> None:
     """What each setting that was changed alone does to the gain over no augmentation: mean and standard error.
 
-    The methods of the place have the colours of its learning curves.
+    The methods of the benchmark have the colours of its learning curves.
     """
     colours = {"coda": f"C{methods.index(CODA)}"} if CODA in methods else {}
     colours |= {method: f"C{number}" for number, method in enumerate(methods)}

@@ -36,17 +36,17 @@ def returns_table(evidence: Evidence) -> str:
     """Table 1."""
     methods = methods_of(evidence)
     rows = []
-    for place in evidence.places():
-        cells = [evidence.cell(place, method) for method in methods]
+    for benchmark in evidence.benchmarks():
+        cells = [evidence.cell(benchmark, method) for method in methods]
         updates = next(cell.summary["updates"] for cell in cells if cell is not None)
         returns = ("" if c is None else f"{spread(list(c.returns.values()))} ({len(c.returns)})" for c in cells)
-        draws = evidence.draws(place)
+        draws = evidence.draws(benchmark)
         of_seeds = [f" (seeds {seeds_name(seeds)})" if len(draws) > 1 else "" for seeds in draws.values()]
         columns = [
             "; ".join(f"{value:,.0f}{words}" for value, words in zip(values, of_seeds, strict=True))
             for values in ([draw.mean for draw in draws], [draw.best for draw in draws])
         ]
-        rows.append((*place, f"{updates:,}", *returns, *columns))
+        rows.append((*benchmark, f"{updates:,}", *returns, *columns))
     names = [f"{method_name(method)} (seeds)" for method in methods]
     return table(("preset", "task", "dataset", "updates", *names, "dataset, mean episode", "best episode"), rows)
 
@@ -56,10 +56,10 @@ def setups(evidence: Evidence) -> str:
     training = ("training.num_trajectories", "training.evaluation_episodes")
     shown = ("training.mix_ratio", "learner.alpha_bc", "diffusion.num_steps", *training)
     lines = []
-    for scope in dict.fromkeys(place[:2] for place in evidence.places()):
+    for scope in dict.fromkeys(benchmark[:2] for benchmark in evidence.benchmarks()):
         known: dict[str, Any] = {}
         for cell in evidence.table:
-            if cell.place[:2] == scope:
+            if cell.benchmark[:2] == scope:
                 known |= cell.setup
         values = ", ".join(f"{setting_name(name)} {value_name(known[name])}" for name in shown if name in known)
         lines.append(f"- {scope[0]}, {scope[1]}: {values}")
@@ -69,20 +69,22 @@ def setups(evidence: Evidence) -> str:
 def differences_table(evidence: Evidence) -> str:
     """All methods against the baselines, and the oracle and CODA at another lambda against CODA."""
     rows = []
-    for place in evidence.places():
+    for benchmark in evidence.benchmarks():
         for method in methods_of(evidence):
             others = [other for other in ("none", "unconditional", CODA) if method_order(other) < method_order(method)]
             for other in others:
-                a, b = evidence.cell(place, method), evidence.cell(place, other)
+                a, b = evidence.cell(benchmark, method), evidence.cell(benchmark, other)
                 if a and b:
                     pair = f"{method_name(method)} - {method_name(other)}"
-                    rows.append((*place, pair, words(compare(evidence, place, method, other)), by_draw(evidence, a, b)))
+                    rows.append(
+                        (*benchmark, pair, words(compare(evidence, benchmark, method, other)), by_draw(evidence, a, b))
+                    )
     return table(("preset", "task", "dataset", "methods", "difference", "in each draw of the dataset"), rows)
 
 
 def by_draw(evidence: Evidence, a: Cell, b: Cell) -> str:
     """The mean difference of two cells in each draw of the dataset; nothing where there is one."""
-    draws = evidence.draws(a.place)
+    draws = evidence.draws(a.benchmark)
     parts = []
     found = differences(a.returns, b.returns)
     for seeds in draws.values():
@@ -95,16 +97,20 @@ def by_draw(evidence: Evidence, a: Cell, b: Cell) -> str:
 def aggregate_table(evidence: Evidence) -> str:
     """Means over the datasets of a preset that have the three methods, by the seeds that all share."""
     rows = []
-    for preset in dict.fromkeys(place[0] for place in evidence.places()):
-        places, methods = evidence.complete(preset)
-        seeds = sorted(set.intersection(*(set(evidence.shared(place, methods)) for place in places))) if places else []
+    for preset in dict.fromkeys(benchmark[0] for benchmark in evidence.benchmarks()):
+        benchmarks, methods = evidence.complete(preset)
+        seeds = (
+            sorted(set.intersection(*(set(evidence.shared(benchmark, methods)) for benchmark in benchmarks)))
+            if benchmarks
+            else []
+        )
         for method in methods if len(seeds) > 1 else []:
-            cells = [cell for place in places if (cell := evidence.cell(place, method)) is not None]
+            cells = [cell for benchmark in benchmarks if (cell := evidence.cell(benchmark, method)) is not None]
             scores = [evidence.normalised(cell) for cell in cells]
             table_of_scores = np.array([[score[seed] for score in scores] for seed in seeds])
             found = [interval(table_of_scores, statistic) for statistic in (interquartile_mean, mean)]
             values = (f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in found)
-            rows.append((preset, method_name(method), str(len(places)), seeds_name(seeds), *values))
+            rows.append((preset, method_name(method), str(len(benchmarks)), seeds_name(seeds), *values))
     return table(("preset", "method", "datasets", "seeds", "interquartile mean [95 %]", "mean [95 %]"), rows)
 
 
@@ -117,7 +123,7 @@ def variants_table(evidence: Evidence) -> str:
         ]
         rows.append(
             (
-                *cell.place,
+                *cell.benchmark,
                 method_name(cell.method),
                 ", ".join(f"{setting_name(name)} {value_name(cell.setup[name])}" for name in names),
                 f"{cell.summary['updates']:,}",
@@ -138,28 +144,28 @@ def variants_table(evidence: Evidence) -> str:
 
 
 def fits_table(evidence: Evidence) -> str:
-    """How far returns with several fits of the denoiser lie apart, beside what chance alone would make of it."""
+    """How far returns with several fits of the denoiser lie apart, beside the null standard deviation."""
     rows = [
         (
-            *fits.place,
+            *fits.benchmark,
             method_name(fits.method),
             seeds_name(list(fits.seeds)),
             "; ".join(f"{value:,.0f} (fit {fit})" for fit, value in zip(fits.fit_seeds, fits.means, strict=True)),
             f"{fits.spread:,.0f}",
-            f"{fits.chance:,.0f}",
+            f"{fits.null_std:,.0f}",
             f"{fits.p:.2f}",
         )
         for fits in several_fits(evidence)
     ]
     header = ("preset", "task", "dataset", "method", "seeds", "mean return of each fit")
-    return table((*header, "standard deviation over fits", "by chance", "p"), rows)
+    return table((*header, "standard deviation over fits", "null standard deviation", "p"), rows)
 
 
 def fits_gains(evidence: Evidence) -> str:
     """For each method with several fits, its gain over no augmentation by what seeds return in the mean over fits."""
-    members = dict.fromkeys((fits.place, fits.method) for fits in several_fits(evidence))
+    members = dict.fromkeys((fits.benchmark, fits.method) for fits in several_fits(evidence))
     return "\n".join(
-        f"- {' '.join(place)}: {method_name(method)} - {method_name('none')}: "
-        f"{words(gain_over_fits(evidence, place, method))}"
-        for place, method in members
+        f"- {' '.join(benchmark)}: {method_name(method)} - {method_name('none')}: "
+        f"{words(gain_over_fits(evidence, benchmark, method))}"
+        for benchmark, method in members
     )

@@ -57,7 +57,7 @@ class Draw(NamedTuple):
 class Cell:
     """All seeds of one condition."""
 
-    place: tuple[str, str, str]
+    benchmark: tuple[str, str, str]
     """Preset, task and dataset."""
     method: str
     """Augmentation, and the guidance scale of CODA."""
@@ -219,9 +219,9 @@ def cells_of(runs: Iterable[Run]) -> list[Cell]:
     conditions: dict[str, list[Run]] = {}
     described: dict[str, tuple[tuple[str, str, str], str, dict[str, Any]]] = {}
     for run in runs:
-        place, method, setup = condition(run)
-        key = key_of([place, method, setup])
-        described[key] = place, method, setup
+        benchmark, method, setup = condition(run)
+        key = key_of([benchmark, method, setup])
+        described[key] = benchmark, method, setup
         conditions.setdefault(key, []).append(run)
     for members in conditions.values():
         owner: dict[int, Path] = {}
@@ -234,16 +234,16 @@ def cells_of(runs: Iterable[Run]) -> list[Cell]:
 
 
 def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
-    """Place, method and setup of a run. Settings that it was too old to know have their preset's values."""
+    """Benchmark, method and setup of a run. Settings that it was too old to know have their preset's values."""
     preset = run.config.get("preset", "laptop")
     setup = {**flat(plain(PRESETS[preset])), **flat(run.config)} if preset in PRESETS else flat(run.config)
     augmentation = run.summary["augmentation"]
     method = augmentation if augmentation != "coda" else f"coda {run.summary['guidance']:g}"
-    place = (preset, run.summary["task"], dataset_name(run.summary))
+    benchmark = (preset, run.summary["task"], dataset_name(run.summary))
     left_out = {"preset", "task", "dataset", "vault", "augmentation", "guidance", "seed", "num_seeds", "run_dir"}
     left_out.add("allow_other_devices")
     used = {name: setup[name] for name in sorted(setup) if name not in left_out and uses(augmentation, name)}
-    return place, method, used
+    return benchmark, method, used
 
 
 def dataset_name(summary: Mapping[str, Any]) -> str:
@@ -263,21 +263,21 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def main_setup(cells: Sequence[Cell]) -> Mapping[str, Any]:
-    """The setup that a table is about: the one in which most methods, then places are there, nearest its preset.
+    """The setup that a table is about: the one in which most methods, then benchmarks are there, nearest its preset.
 
     Augmentations have settings of their own: CODA's are chosen first, then what the others have besides.
     """
     found: dict[str, Any] = {}
-    preset = cells[0].place[0]
+    preset = cells[0].benchmark[0]
     default = flat(plain(PRESETS[preset])) if preset in PRESETS else {}
 
     def weight(setup: Mapping[str, Any]) -> tuple[int, int, int, int, str]:
         members = [cell for cell in cells if agree(cell.setup, {**found, **setup})]
-        methods = {(cell.place, cell.method) for cell in members}
+        methods = {(cell.benchmark, cell.method) for cell in members}
         seeds = sum(len(cell.returns) for cell in members)
         return (
             len(methods),
-            len({cell.place for cell in members}),
+            len({cell.benchmark for cell in members}),
             -len(difference(setup, default)),
             seeds,
             key_of(setup),

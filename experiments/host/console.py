@@ -126,10 +126,10 @@ def phase(name: str, total: int | None = None, done: int = 0) -> Iterator[Phase]
             transient=True,
         )
         with bar:
-            shown = Phase(name, total, done, bar)
-            yield shown
+            progress = Phase(name, total, done, bar)
+            yield progress
     else:
         say(f"{name} ..." if total is None else f"{name}: {done} of {total}")
-        shown = Phase(name, total, done, None)
-        yield shown
-    say(f"{name}: done in {duration(shown.seconds)}")
+        progress = Phase(name, total, done, None)
+        yield progress
+    say(f"{name}: done in {duration(progress.seconds)}")

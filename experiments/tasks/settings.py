@@ -21,13 +21,19 @@ _GENERATOR = GeneratorConfig(
     unet=UNetConfig(width=64, channel_multipliers=(1, 1)), num_updates=4_000, batch_size=256, learning_rate=2e-3
 )
 _LEARNER = MaddpgBcConfig(
-    critic_learning_rate=1e-3, policy_learning_rate=1e-3, target_rate=0.02, critic_layer_norm=True
+    critic_learning_rate=1e-3,
+    policy_learning_rate=1e-3,
+    target_rate=0.02,
+    policy_linear_width=32,
+    policy_hidden_width=32,
+    critic_widths=(64, 64),
+    critic_layer_norm=True,
 )
 _TRAINING = CodaConfig(
     horizon=EPISODE_LENGTH,
     epochs_per_round=1,
     updates_per_epoch=100,
-    num_rounds=16,
+    num_rounds=12,
     num_trajectories=256,
     static_trajectories=1024,
     chunk_size=512,

@@ -2,7 +2,7 @@
 
 The quality of synthetic trajectories is told by four numbers, each beside what real data give: whether every feature
 is distributed as in held-out data, whether observations belong to the state beside them, whether the environment itself
-would have made the step, and whether the actions earn the rewards. The third is the *dynamics error*: (s_t, a_t) put
+agrees with the step, and whether the actions earn the rewards. The third is the *dynamics error*: (s_t, a_t) put
 into the simulator, stepped once, and compared with (s_{t+1}, r_t). The last is the *optimism*: what a trajectory
 promises, less what its actions earn when they are played from s_0.
 """
@@ -75,10 +75,10 @@ def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajecto
     def rms(error: Float[Array, "N K"], scale: Float[Array, "K"]) -> Float[Array, "N"]:
         return jnp.sqrt(jnp.mean(jnp.square(error / scale[None]), axis=-1))
 
-    shown = jax.vmap(lambda state: env.set_state(state).obs.reshape(-1))(
+    expected_obs = jax.vmap(lambda state: env.set_state(state).obs.reshape(-1))(
         trajectory.state.reshape(-1, env.spec.state_dim)
     )
-    obs_error = rms(tokens[:, obs_channels] - shown, scale[obs_channels])
+    obs_error = rms(tokens[:, obs_channels] - expected_obs, scale[obs_channels])
 
     next_state, reward, earned = _simulate(env, trajectory)
     state_error = (trajectory.state[:, 1:] - next_state).reshape(-1, env.spec.state_dim)
@@ -106,8 +106,8 @@ def _simulate(
         def step(played: EnvState, now: tuple[Array, Array]) -> tuple[EnvState, tuple[Array, Array, Array]]:
             # Both in one call: MJX's step takes long to compile.
             both = jax.tree.map(lambda a, b: jnp.stack([a, b]), env.set_state(now[0]), played)
-            led = jax.vmap(env.step, in_axes=(0, None))(both, now[1])
-            return jax.tree.map(lambda leaf: leaf[1], led), (led.state[0], led.reward[0], led.reward[1])
+            stepped = jax.vmap(env.step, in_axes=(0, None))(both, now[1])
+            return jax.tree.map(lambda leaf: leaf[1], stepped), (stepped.state[0], stepped.reward[0], stepped.reward[1])
 
         states, _ = states_and_actions
         return jax.lax.scan(step, env.set_state(states[0]), states_and_actions)[1]
@@ -139,7 +139,7 @@ def action_response(
     """
     unit = jnp.where(state_std > 0, state_std, jnp.inf)
 
-    def lead(step: tuple[Array, Array, Array, Array]) -> Array:
+    def simulate(step: tuple[Array, Array, Array, Array]) -> Array:
         state, action, state_0, action_0 = step
         start = jax.vmap(env.set_state)(jnp.stack([state, state, state_0]))
         return jax.vmap(env.step)(start, jnp.stack([action, action_0, action_0])).state
@@ -147,11 +147,11 @@ def action_response(
     def flat(leaf: Array) -> Array:
         return leaf.reshape(-1, *leaf.shape[2:])
 
-    steps = [x for made in (guided, unguided) for x in (flat(made.state[:, :-1]), flat(made.action[:, :-1]))]
-    led = jax.lax.map(lead, tuple(steps), batch_size=SIMULATIONS // 4) / unit[None, None]
-    end, end_0 = (flat(made.state[:, 1:]) / unit[None] for made in (guided, unguided))
-    caused = led[:, 0] - led[:, 1]
-    followed = (end - led[:, 1]) - (end_0 - led[:, 2])
+    steps = [x for samples in (guided, unguided) for x in (flat(samples.state[:, :-1]), flat(samples.action[:, :-1]))]
+    stepped = jax.lax.map(simulate, tuple(steps), batch_size=SIMULATIONS // 4) / unit[None, None]
+    end, end_0 = (flat(samples.state[:, 1:]) / unit[None] for samples in (guided, unguided))
+    caused = stepped[:, 0] - stepped[:, 1]
+    followed = (end - stepped[:, 1]) - (end_0 - stepped[:, 2])
     is_near = jnp.max(jnp.abs(jnp.stack([caused, followed])), axis=(0, 2)) < FAR  # not where it is not finite either
     caused, followed = (jnp.where(is_near[:, None], x, 0.0) for x in (caused, followed))
     has_moved = jnp.any(guided.action != unguided.action)

@@ -1,4 +1,4 @@
-"""The few types that every room of the house shares.
+"""Types that are shared across the package.
 
 Legend of the dimension letters used in shape descriptions throughout the package:
 

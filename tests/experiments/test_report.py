@@ -37,7 +37,7 @@ def keep_run(path, augmentation: str, offset: float, seeds=3, dataset_mean: floa
     """What is kept of a finished run of two rounds; seed s returns offset + 100 round + s."""
     path.mkdir(parents=True)
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    place = {"task": settings.pop("task", "drift"), "dataset": settings.pop("dataset", "replay")}
+    benchmark = {"task": settings.pop("task", "drift"), "dataset": settings.pop("dataset", "replay")}
     guidance = settings.pop("guidance", 0.6)
     values = {"training": {"mix_ratio": 0.5}, "preset": "laptop", "num_seeds": len(seeds), **settings}
     (path / "config.yaml").write_text(yaml.safe_dump(values))
@@ -49,7 +49,7 @@ def keep_run(path, augmentation: str, offset: float, seeds=3, dataset_mean: floa
     }
     final = offset + 200.0 + np.array(seeds)
     summary = {
-        **place,
+        **benchmark,
         "augmentation": augmentation,
         "guidance": guidance,
         "updates": 20,
@@ -172,10 +172,10 @@ def test_datasets_are_put_together_by_the_methods_they_all_have(kept):
     keep_run(kept / "replay_coda_1", "coda", 90.0, task="2halfcheetah", guidance=1.0)
     keep_run(kept / "poor_none", "none", 0.0, task="2halfcheetah", dataset="poor")
     evidence = gather(kept)
-    places, methods = evidence.complete("laptop")
-    assert [place[2] for place in places] == ["replay", "good"]
+    benchmarks, methods = evidence.complete("laptop")
+    assert [benchmark[2] for benchmark in benchmarks] == ["replay", "good"]
     assert methods == ["none", "unconditional", "coda 0.6"]
-    none = evidence.cell(places[0], "none")
+    none = evidence.cell(benchmarks[0], "none")
     assert evidence.normalised(none)[0] == pytest.approx(
         (200 - 1) / (500 - 1)
     )  # untrained 1 in the mean, best episode 500
@@ -220,7 +220,7 @@ def test_an_ablation_of_one_method_s_own_setting_does_not_take_its_place(kept):
         more = {"training": {"mix_ratio": 0.5, name: value}}
         keep_run(kept / f"a_{method}", method, -70.0, task="2halfcheetah", **more)
     evidence = gather(kept)
-    assert len({(cell.place, cell.method) for cell in evidence.table}) == len(evidence.table) == 6
+    assert len({(cell.benchmark, cell.method) for cell in evidence.table}) == len(evidence.table) == 6
     found = {(cell.method, *names) for cell, names in evidence.variants}
     assert {("coda 0.6", "training.num_trajectories"), ("unconditional", "training.static_trajectories")} < found
     assert {claim.claim: claim.verdict for claim in downstream_claims(evidence)}[REPLAY] == HOLDS
@@ -239,9 +239,9 @@ def test_variants_are_compared_under_their_own_settings(kept):
     assert paired_difference(bc.returns, less.returns).mean == 40.0
     assert evidence.alike(bc, "unconditional") is None
     mix = variants["coda 0.6", "training.mix_ratio"]
-    assert evidence.alike(mix, "none") is evidence.cell(mix.place, "none")
-    assert evidence.reference(variants[("coda 0.1",)]) is evidence.cell(mix.place, "coda 0.6")
-    found = {ablation.setting: ablation for ablation in ablations(evidence, mix.place)}
+    assert evidence.alike(mix, "none") is evidence.cell(mix.benchmark, "none")
+    assert evidence.reference(variants[("coda 0.1",)]) is evidence.cell(mix.benchmark, "coda 0.6")
+    found = {ablation.setting: ablation for ablation in ablations(evidence, mix.benchmark)}
     assert sorted(found) == ["guidance", "learner.alpha_bc", "training.mix_ratio"]
     assert found["guidance"].values == ("0.1", "0.6") and list(found["guidance"].across) == ["unconditional"]
     np.testing.assert_array_equal(found["guidance"].lines["coda"]["0.1"], [5, 5, 5])
@@ -268,10 +268,10 @@ def test_fits_are_compared_by_seeds_and_episodes_they_share(tmp_path):
     # Differences 4, 1 and 4: a paired t test, whose square is the F of two fits.
     difference = returns[1] - returns[0]
     t = difference.mean() / (difference.std(ddof=1) / math.sqrt(3))
-    assert (found.spread / found.chance) ** 2 == pytest.approx(t**2)
+    assert (found.spread / found.null_std) ** 2 == pytest.approx(t**2)
     assert found.p == pytest.approx(stats.ttest_rel(*returns).pvalue)
     # Seeds by their mean over fits, less 200, 201 and 202; the other draw has no baseline.
-    gain = gain_over_fits(gather(tmp_path), found.place, found.method)
+    gain = gain_over_fits(gather(tmp_path), found.benchmark, found.method)
     assert (gain.num_seeds, gain.mean) == (3, pytest.approx(returns.mean() - 201))
 
 
@@ -320,7 +320,7 @@ def test_seeds_of_another_draw_of_the_data_are_compared_among_themselves(tmp_pat
     evidence = gather(tmp_path)
     none, coda = evidence.table
     assert list(coda.returns) == [0, 1, 4, 5]
-    assert evidence.draws(coda.place) == {(100.0, 500.0): [0, 1], (120.0, 1000.0): [4, 5]}
+    assert evidence.draws(coda.benchmark) == {(100.0, 500.0): [0, 1], (120.0, 1000.0): [4, 5]}
     zero, scores = 2.5, evidence.normalised(none)
     assert scores[0] == pytest.approx((200 - zero) / (500 - zero))
     assert scores[5] == pytest.approx((205 - zero) / (1000 - zero))
@@ -332,9 +332,9 @@ def test_a_dataset_no_better_than_untrained_policies_is_not_normalised(kept):
     for file in kept.glob("good_*/summary.json"):
         file.write_text(json.dumps({**json.loads(file.read_text()), "dataset_best_return": 1.5}))
     evidence = gather(kept)
-    places, _ = evidence.complete("laptop")
-    assert [place[2] for place in places] == ["replay"]
-    assert len(evidence.places()) == 2
+    benchmarks, _ = evidence.complete("laptop")
+    assert [benchmark[2] for benchmark in benchmarks] == ["replay"]
+    assert len(evidence.benchmarks()) == 2
 
 
 def test_a_game_needs_sixteen_seeds_and_is_there_once(tmp_path, capsys):

@@ -163,9 +163,11 @@ def _state_sources(sizes: Mapping[str, int], env: Environment) -> list[StateSour
         return [StateSource("infos.state", np.arange(sizes["S"] - state_dim, sizes["S"]))]
     if sizes["S"] == sizes["A"] * sizes["O"]:
         # A state of 1, 2, ..., S shows which entry of the state each entry of the observations is.
-        shown = np.asarray(jax.jit(lambda state: env.set_state(state).obs)(jnp.arange(1.0, state_dim + 1))).reshape(-1)
-        columns = [np.flatnonzero(shown == entry + 1) for entry in range(state_dim)]
-        if len(shown) == sizes["S"] and all(len(column) for column in columns):
+        obs_of_state = np.asarray(
+            jax.jit(lambda state: env.set_state(state).obs)(jnp.arange(1.0, state_dim + 1))
+        ).reshape(-1)
+        columns = [np.flatnonzero(obs_of_state == entry + 1) for entry in range(state_dim)]
+        if len(obs_of_state) == sizes["S"] and all(len(column) for column in columns):
             return [StateSource("observations", np.array([column[0] for column in columns]))]
     return []
 
@@ -291,13 +293,13 @@ def to_task(episodes: Episodes, convention: Convention, task: str, env: Environm
 
 def _observations(env: Environment, state: Float[np.ndarray, "T S"]) -> Float[np.ndarray, "T A O"]:
     """What the environment shows of each state, some thousand at a time."""
-    show = jax.jit(jax.vmap(lambda state: env.set_state(state).obs))
+    observe = jax.jit(jax.vmap(lambda state: env.set_state(state).obs))
     size = 8192
     obs = np.empty((len(state), env.spec.num_agents, env.spec.obs_dim), np.float32)
     for start in range(0, len(state), size):
         part = state[start : start + size]
-        shown = show(jnp.asarray(np.pad(part, ((0, size - len(part)), (0, 0)))))
-        obs[start : start + len(part)] = np.asarray(shown)[: len(part)]
+        obs_of_state = observe(jnp.asarray(np.pad(part, ((0, size - len(part)), (0, 0)))))
+        obs[start : start + len(part)] = np.asarray(obs_of_state)[: len(part)]
     return obs
 
 

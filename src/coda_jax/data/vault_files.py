@@ -49,9 +49,9 @@ class StoredLeaf(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[1, T, ...], with T the room for steps, not their number; agents stand on the axis behind."""
-        batch, room, *features = self.arrays[0].shape
-        return (batch, room, len(self.arrays), *features) if self.is_per_agent else (batch, room, *features)
+        """[1, T, ...], T is the capacity, not the number of steps; the axis of agents follows."""
+        batch, capacity, *features = self.arrays[0].shape
+        return (batch, capacity, len(self.arrays), *features) if self.is_per_agent else (batch, capacity, *features)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The steps `start` to `stop - 1`, as `[stop - start, ...]` in the type they are stored in."""

@@ -34,17 +34,17 @@ class JaxMarlEnv:
             observations, state, rewards, dones (with `__all__`), and info: the last observations of the episode, the
             global state, and whether the task ended or the time limit did.
         """
-        led = self.env.step(state, jnp.stack([actions[agent] for agent in self.agents]))
-        done = led.terminal | led.truncated
+        stepped = self.env.step(state, jnp.stack([actions[agent] for agent in self.agents]))
+        done = stepped.terminal | stepped.truncated
         fresh = self.env.reset(key)
-        following = jax.tree.map(lambda a, b: jnp.where(done, a, b), fresh, led)
+        following = jax.tree.map(lambda a, b: jnp.where(done, a, b), fresh, stepped)
         info = {
-            "last_obs": self._split(led.obs),
-            "world_state": led.state,
-            "terminal": led.terminal,
-            "truncated": led.truncated,
+            "last_obs": self._split(stepped.obs),
+            "world_state": stepped.state,
+            "terminal": stepped.terminal,
+            "truncated": stepped.truncated,
         }
-        rewards = dict.fromkeys(self.agents, led.reward)
+        rewards = dict.fromkeys(self.agents, stepped.reward)
         return self._split(following.obs), following, rewards, dict.fromkeys([*self.agents, "__all__"], done), info
 
     def _split(self, values: Array) -> ByAgent:
