@@ -27,7 +27,7 @@ from coda_jax import transforms
 from coda_jax.augmentation.base import sample_in_chunks
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.unconditional import unconditional
-from coda_jax.coda import CodaConfig, across_seeds, make_trainer
+from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.dataset import Dataset, episodes_from_arrays, make_dataset, sample_windows
 from coda_jax.diffusion.generator import GeneratorConfig, fit_chunk, make_generator
 from coda_jax.diffusion.samplers import SamplerConfig
@@ -39,6 +39,7 @@ from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.prior import Prior, TrajectoryModel, fit_transform, make_model
+from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.evidence.benchmark_gate import check_gate, read_baseline, yardstick
 from experiments.host.cache import enable_compilation_cache

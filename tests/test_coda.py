@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 
 import jax
@@ -15,7 +16,7 @@ from coda_jax.augmentation.base import Augmentation, sample_in_chunks
 from coda_jax.augmentation.guided import guided, policy_guide
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.unconditional import unconditional
-from coda_jax.coda import CodaConfig, Plan, across_seeds, make_schedule, make_trainer, mix
+from coda_jax.coda import across_seeds, make_trainer, mix, row_weights
 from coda_jax.data.dataset import make_dataset, sample_windows
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
@@ -26,6 +27,7 @@ from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.learner import unroll
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.prior import Prior, make_model
+from coda_jax.schedule import CodaConfig, Plan, make_schedule
 from coda_jax.types import Trajectory
 from tests.drift import DRIFT, SPEC, noise_episodes
 
@@ -315,6 +317,50 @@ def test_without_reuse_a_round_takes_every_synthetic_trajectory_once(learner, da
     trainer = make_trainer(DRIFT, summing, Augmentation(sample), config)
     state, _ = jax.jit(trainer.run)(trainer.init(jax.random.key(0)), dataset, ())
     assert state.learner == 2.0**16 - 1
+
+
+def test_each_term_sees_the_rows_that_the_settings_name():
+    split = dataclasses.replace(CONFIG, critic_rows="all", actor_rows="synthetic", cloning_rows="recorded")
+    weights = row_weights(split, jnp.float32(0.25))  # 2 of 8 rows
+    np.testing.assert_array_equal(weights.critic, np.ones(8))
+    np.testing.assert_array_equal(weights.actor, [1, 1, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(weights.cloning, [0, 0, 1, 1, 1, 1, 1, 1])
+    for share in (0.0, 1.0):  # no row of one kind: all rows count
+        weights = row_weights(split, jnp.float32(share))
+        np.testing.assert_array_equal(weights.actor, np.ones(8))
+        np.testing.assert_array_equal(weights.cloning, np.ones(8))
+
+
+def test_a_round_passes_the_weights_on(learner, model, dataset, prior):
+    seen = []
+
+    def update(state, trajectory, key, weights):
+        seen.append(weights.cloning.shape)
+        return learner.update(state, trajectory, key, weights)
+
+    split = dataclasses.replace(CONFIG, cloning_rows="recorded")
+    trainer = make_trainer(DRIFT, learner._replace(update=update), guided(model, learner, 0.6), split)
+    state, _ = jax.jit(trainer.round)(trainer.init(jax.random.key(0)), dataset, prior, FULL)
+    assert seen and set(seen) == {(CONFIG.batch_size,)}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learner))
+    )
+
+
+def test_recorded_starts_hold_states_and_observations_of_recorded_windows(learner, model, dataset, prior):
+    state = learner.init(jax.random.key(2))
+    sample = jax.jit(
+        lambda key: guided(model, learner, 0.6, recorded_steps=2).sample(
+            state, dataset, prior, jnp.float32(0.6), key, 16
+        )
+    )
+    windows = sample(jax.random.key(3))
+    recorded = np.asarray(dataset.steps.state)
+    successors = {tuple(np.round(np.concatenate(pair), 4)) for pair in itertools.pairwise(recorded)}
+    held = np.round(np.asarray(windows.state[:, :2]).reshape(16, -1), 4)
+    assert sum(tuple(row) in successors for row in held) >= 15  # the transform rounds
+    free = guided(model, learner, 0.6).sample(state, dataset, prior, jnp.float32(0.6), jax.random.key(4), 16)
+    starts = {tuple(np.round(row, 4)) for row in recorded}
+    assert sum(tuple(np.round(row, 4)) in starts for row in np.asarray(free.state[:, 0])) < 8
 
 
 def test_nans_are_flagged_by_phase_and_seed(single, dataset, prior):

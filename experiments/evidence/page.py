@@ -158,7 +158,7 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
             "that of the middle datasets: the mean stands beside it.",
             aggregate_table(evidence),
             "\n".join(
-                f"Left out: {' '.join(benchmark)}: its best episode is within a standard deviation of untrained policies."
+                f"Left out: {' '.join(benchmark)}, whose best episode is within a standard deviation of untrained ones."
                 for benchmark in evidence.benchmarks()
                 if not evidence.is_normalisable(benchmark)
             ),
@@ -196,7 +196,7 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
         ]
     if several_fits(evidence):
         sections += [
-            "Other fits of the denoiser, for the same seeds on the same episodes. The *null standard deviation* is that "
+            "Other fits of the denoiser, for the same seeds on the same episodes. The *null standard deviation* is "
             "expected if all fits were the same, from the variance that fits and seeds leave unexplained; p is "
             "that of the F test of a two-way analysis of variance:",
             fits_table(evidence),

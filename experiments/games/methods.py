@@ -25,7 +25,7 @@ from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.return_conditioned import return_conditioned
 from coda_jax.augmentation.unconditional import unconditional
-from coda_jax.coda import CodaConfig, Report, Trainer, TrainingState, make_trainer
+from coda_jax.coda import Report, Trainer, TrainingState, make_trainer
 from coda_jax.data.dataset import Dataset, one_step_dataset
 from coda_jax.diffusion.generator import Generator
 from coda_jax.diffusion.samplers import SamplerConfig
@@ -33,6 +33,7 @@ from coda_jax.envs.polynomial import PolynomialGame, environment, reward
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, critic_value, stateless_maddpg
 from coda_jax.prior import Prior, TrajectoryModel
+from coda_jax.schedule import CodaConfig
 from coda_jax.types import Params, PRNGKey, Trajectory
 
 STATIC_METHODS = ("none", "unconditional", "q-conditioned")

@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from coda_jax import presets
-from coda_jax.coda import CodaConfig
 from coda_jax.data.teams import named_datasets
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.envs.mamujoco import TASKS
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from coda_jax.presets import Preset
+from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
 
 _LAPTOP = presets.PRESETS["laptop"]
@@ -183,6 +183,11 @@ def check(config: ExperimentConfig) -> None:
         )
     if not 0.0 <= config.training.mix_ratio <= 1.0:
         raise UserError(f"--training.mix-ratio is {config.training.mix_ratio}; it must lie between 0 and 1")
+    if config.training.mix_ratio > 0.0 and not round(config.training.mix_ratio * config.training.batch_size):
+        raise UserError(
+            f"--training.mix-ratio {config.training.mix_ratio} of {config.training.batch_size} trajectories rounds to none; "
+            "give 0, or at least one trajectory's share"
+        )
     if not 0.0 < config.data.held_out_fraction < 1.0:
         raise UserError(f"--data.held-out-fraction is {config.data.held_out_fraction}; it must lie inside (0, 1)")
 

@@ -10,11 +10,12 @@ from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.unconditional import unconditional
-from coda_jax.coda import Report, ScheduledRound, Trainer, TrainingState, across_seeds, make_trainer
+from coda_jax.coda import Report, Trainer, TrainingState, across_seeds, make_trainer
 from coda_jax.envs.base import Environment
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner
 from coda_jax.marl.maddpg_bc import maddpg_bc
+from coda_jax.schedule import ScheduledRound
 from coda_jax.types import Trajectory
 from experiments.host.checkpoints import Checkpoints, Restored
 from experiments.host.clock import Clock

@@ -4,13 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from coda_jax.coda import CodaConfig
 from coda_jax.data.coordination import SameSideData
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs.coordination import EPISODE_LENGTH, SameSide
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
+from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
 from experiments.pipeline.settings import check_choice, check_positive
 

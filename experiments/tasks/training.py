@@ -12,7 +12,7 @@ from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.unconditional import unconditional
-from coda_jax.coda import CodaConfig, across_seeds, make_trainer
+from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.coordination import convention_episodes
 from coda_jax.data.dataset import Dataset, Episodes, episode_returns, make_dataset
 from coda_jax.envs.base import Environment
@@ -22,6 +22,7 @@ from coda_jax.marl.input_scale import standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.prior import Prior, TrajectoryModel, fit_prior, make_model
+from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey
 from experiments.host.errors import UserError
 from experiments.tasks.settings import CoordinationConfig, Method
@@ -60,7 +61,7 @@ def make_world(config: CoordinationConfig) -> World:
     episodes = convention_episodes(config.data, key_data)
     dataset = make_dataset(episodes, config.training.horizon)
     model = make_model(env.spec, config.training.horizon, config.denoiser, config.diffusion)
-    return World(env, episodes, dataset, model, fit_prior(model, dataset, key_fit))
+    return World(env, episodes, dataset, model, jax.block_until_ready(fit_prior(model, dataset, key_fit)))
 
 
 def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) -> Trained:

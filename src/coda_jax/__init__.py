@@ -7,7 +7,7 @@ from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.unconditional import unconditional
-from coda_jax.coda import CodaConfig, across_seeds, make_trainer
+from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.conventions import load_vault
 from coda_jax.data.dataset import (
     episodes_from_arrays,
@@ -27,6 +27,7 @@ from coda_jax.marl.learner import Learner
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.presets import PRESETS
 from coda_jax.prior import fit_prior, make_model, sample_trajectories
+from coda_jax.schedule import CodaConfig
 from coda_jax.types import TaskSpec, Trajectory
 
 __all__ = [

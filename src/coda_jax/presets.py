@@ -7,11 +7,11 @@ Examples:
 
 import dataclasses
 
-from coda_jax.coda import CodaConfig
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
+from coda_jax.schedule import CodaConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -194,6 +194,7 @@ def refusal(capsys, *flags: str) -> str:
         (["--training.mix-ratio", "1.5"], ["--training.mix-ratio", "1.5"]),
         (["--training.burn-in", "3"], ["--training.burn-in", "3 rounds"]),
         (["--training.horizon", "1"], ["--training.horizon", "1", "2"]),
+        (["--training.mix-ratio", "0.01"], ["--training.mix-ratio", "0.01", "none"]),
         (["--diffusion.num-steps", "1"], ["num_steps", "1"]),
         (["--vault", "nowhere/at/all.vlt"], ["nowhere/at/all.vlt"]),
         (["--no-such-flag"], ["no-such-flag"]),

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from coda_jax.coda import CodaConfig
 from coda_jax.data.vault import write_vault
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
+from coda_jax.schedule import CodaConfig
 from experiments import steering
 from experiments.guidance.curves import COLUMNS, Errors, Part, curve, missing, read_points, write_points
 from experiments.pipeline import fitting, run

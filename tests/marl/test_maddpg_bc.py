@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coda_jax.marl.input_scale import raw_inputs
-from coda_jax.marl.learner import unroll
+from coda_jax.marl.learner import RowWeights, unroll
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, brud_joint_actions, maddpg_bc, policy_loss, td_targets
 from coda_jax.marl.networks import Critic
 from coda_jax.types import TaskSpec, Trajectory
@@ -369,3 +369,56 @@ def test_cloning_learns_what_needs_memory():
     )
     _, metrics = train(learner, 0, game_windows(action, seen), 300)
     assert metrics["bc_loss"][-1] < 2e-3  # blind to the past it could not fall below 0.8 * 0.49
+
+
+# -- Rows of a mini-batch ----------------------------------------------------------------------------------------------
+
+
+def weights_of(critic, actor, cloning) -> RowWeights:
+    return RowWeights(critic=jnp.asarray(critic), actor=jnp.asarray(actor), cloning=jnp.asarray(cloning))
+
+
+def test_equal_weights_are_no_weights():
+    windows, key = random_windows(0), jax.random.key(0)
+    plain, _ = UPDATE(INIT(key), windows, jax.random.clone(key))
+    twos = jnp.full(5, 2.0)
+    weighted, _ = UPDATE(INIT(jax.random.clone(key)), windows, jax.random.clone(key), weights_of(twos, twos, twos))
+    assert distance(plain, weighted) < 1e-5
+
+
+@pytest.mark.parametrize("term", ["critic", "actor", "cloning"])
+def test_a_row_without_weight_in_a_term_does_not_change_it(term):
+    """The networks that a term moves do not see the rewards or actions of a row that is left out of it."""
+    first, key = random_windows(0), jax.random.key(0)
+    # Rewards are seen by the critic alone; actions by cloning, and through the teammates by the actor.
+    field, changed = ("reward", "critics") if term == "critic" else ("action", "policy")
+    second = first.replace(**{field: first[field].at[2].add(0.5)})
+    left_out = jnp.ones(5).at[2].set(0.0)
+    none, ones = jnp.zeros(5), jnp.ones(5)
+    weights = {
+        "critic": weights_of(left_out, ones, ones),
+        "actor": weights_of(ones, left_out, none),
+        "cloning": weights_of(ones, none, left_out),
+    }[term]
+    state = INIT(key)
+    a, b = (UPDATE(state, windows, jax.random.clone(key), weights)[0] for windows in (first, second))
+    assert distance(a[changed], b[changed]) == 0.0
+    c, d = (UPDATE(state, windows, jax.random.clone(key))[0] for windows in (first, second))
+    assert distance(c[changed], d[changed]) > 0.0
+
+
+def test_current_teammates_give_the_gradient_of_the_joint_policy():
+    """On Q = a^x a^y the agents' gradients are the teammates' actions: the policies', or those in the data."""
+    mu, action = jnp.array([[[[0.3], [-0.2]]]]), jnp.array([[[[0.9], [0.7]]]])
+
+    def q(state, joint_action):
+        return joint_action[..., 0, 0] * joint_action[..., 1, 0]
+
+    def loss(mu, teammates):
+        return policy_loss(q, jnp.zeros((1, 1, 0)), mu, action, 1.0, None, teammates)[0] - jnp.mean((mu - action) ** 2)
+
+    for teammates, expected in ((None, (0.7, 0.9)), (mu, (-0.2, 0.3))):
+        gradient = -np.asarray(jax.grad(loss)(mu, teammates)).reshape(2)
+        np.testing.assert_allclose(
+            gradient / np.abs(gradient).max(), np.array(expected) / np.abs(expected).max(), rtol=1e-5
+        )
