@@ -343,7 +343,6 @@ def test_a_round_passes_the_weights_on(learner, model, dataset, prior):
     state, _ = jax.jit(trainer.round)(trainer.init(jax.random.key(0)), dataset, prior, FULL)
     assert seen and set(seen) == {(CONFIG.batch_size,)}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learner))
-    )
 
 
 def test_recorded_starts_hold_states_and_observations_of_recorded_windows(learner, model, dataset, prior):

@@ -185,8 +185,8 @@ def check(config: ExperimentConfig) -> None:
         raise UserError(f"--training.mix-ratio is {config.training.mix_ratio}; it must lie between 0 and 1")
     if config.training.mix_ratio > 0.0 and not round(config.training.mix_ratio * config.training.batch_size):
         raise UserError(
-            f"--training.mix-ratio {config.training.mix_ratio} of {config.training.batch_size} trajectories rounds to none; "
-            "give 0, or at least one trajectory's share"
+            f"--training.mix-ratio {config.training.mix_ratio} of {config.training.batch_size} trajectories rounds to "
+            "none; give 0, or at least one trajectory's share"
         )
     if not 0.0 < config.data.held_out_fraction < 1.0:
         raise UserError(f"--data.held-out-fraction is {config.data.held_out_fraction}; it must lie inside (0, 1)")
