@@ -1,6 +1,6 @@
 """Datasets at hand: `python -m experiments.data inspect|download|convert|cards|film`.
 
-inspect   prints what is in a vault and which convention it was recorded in
+inspect   prints the contents of a vault and its convention
 download  fetches OG-MARL's vaults of a scenario from the Hugging Face hub
 convert   writes an old vault anew, in today's layout and convention
 cards     compares the named datasets with the published ones
@@ -34,7 +34,7 @@ from experiments.pipeline.settings import DataConfig, check_choice, check_positi
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Prints what is in a vault, and which convention its steps were recorded in."""
+    """Prints the contents of a vault, and the convention of its steps."""
 
     vault: Annotated[Path, tyro.conf.Positional]
     """The vault: its folder, such as `.../Replay.vlt`, or the one inside."""

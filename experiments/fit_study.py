@@ -65,7 +65,7 @@ def longer(factor: int, batch_divisor: int = 1) -> Change:
 
 
 def data(**changes: Any) -> Change:
-    """Changes what becomes of the data."""
+    """Changes the treatment of the data."""
     return lambda config: dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 

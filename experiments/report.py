@@ -1,4 +1,4 @@
-"""The evidence: `python -m experiments.report` makes RESULTS.md and its pictures from what is kept below `results/`.
+"""The evidence: `python -m experiments.report` makes RESULTS.md and its pictures from recorded runs.
 
 Put run folders of `experiments.mamujoco`, `experiments.steering` and `experiments.polynomial` anywhere below `results/`
 (without their checkpoints) and give the command again. The same numbers give the same page and pictures, bit for bit.
@@ -19,14 +19,14 @@ from experiments.host.errors import UserError, one_line_errors, parse_command
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """Makes RESULTS.md from what is kept below `results/`, or compares the runs that are named."""
+    """Makes RESULTS.md from the recorded runs below `results/`, or compares the named runs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run folders to compare in a table and in pictures; none makes the page of results."""
     output: Path | None = None
     """Folder of a comparison; without runs, the page: `RESULTS.md` by default."""
     results: Path = Path("results")
-    """Folder with what is kept of runs; the page's pictures go to `figures` in it."""
+    """Folder of recorded runs; the page's pictures go to `figures` in it."""
 
 
 def main(args: Sequence[str] | None = None) -> None:

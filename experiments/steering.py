@@ -1,9 +1,9 @@
-"""Whether guidance steers, and what it costs (Sec. 6.2.1, Figure 3): `python -m experiments.steering`.
+"""Steering by guidance, and its effect on sample quality (Sec. 6.2.1, Figure 3): `python -m experiments.steering`.
 
 For each guidance scale lambda, trajectories are sampled toward a policy at initialisation and toward one trained on the
 data, and measured by their mean action log-likelihood under that policy, their dynamics error through MJX and their
 distance to the data. All scales, schedules and policies start from the same noise (common random numbers), so that
-curves differ by what is asked, not by chance. The run folder holds `steering.csv`; finished points are kept.
+differences between curves are not due to noise. The run folder holds `steering.csv`; finished points are kept.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run(config: SteeringConfig, base: ExperimentConfig) -> None:
-    """Samples and measures what is not there yet, and leaves a finished run folder.
+    """Samples and measures the missing points, and leaves a finished run folder.
 
     Raises:
         UserError: a folder that does not fit, or NaNs on the way.

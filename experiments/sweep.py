@@ -1,7 +1,7 @@
 """Many runs of the main job from one file of settings: `python -m experiments.sweep experiments/sweeps/laptop.yaml`.
 
 Runs go one after the other, each in a process of its own with a log beside its run folder. What is finished is left,
-what was interrupted goes on; a run that fails is told at the end and stops no other. `--shard i/n` takes every
+an interrupted run continues; a failed run is named at the end and stops no other. `--shard i/n` takes every
 n-th run, for several machines; sweeps that share a disk may also share the work, because each run has a lock.
 
     for run in runs:                    # the shard's
@@ -121,7 +121,7 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
 
     The file has `output` (a folder), `settings` (flags of the main job for all runs) and `groups`, a list of mappings
     with a `grid` (flag -> list of values, of which all combinations are run) and `settings` of their own. A setting
-    that a run does not use takes its default, and what is then the same run is run once.
+    that a run does not use takes its default, and equal runs are run once.
 
     Raises:
         UserError: a file that cannot be read, or a setting that the main job refuses.
@@ -164,7 +164,7 @@ def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
     """
     flags = part.get(name, {})
     if not isinstance(flags, dict) or not all(isinstance(flag, str) and flag != "help" for flag in flags):
-        raise UserError(f"{where}: `{name}` needs flags of the main job, each with what it is set to")
+        raise UserError(f"{where}: `{name}` needs flags of the main job, each with its value")
     return flags
 
 
@@ -219,7 +219,7 @@ def shard(runs: Sequence[Run], which: str) -> list[Run]:
 
 
 def sweep(runs: Sequence[Run]) -> dict[str, str]:
-    """Runs what is not finished; returns the last words of each run that failed, by name.
+    """Runs the unfinished runs; returns the last output line of each failed run, by name.
 
     A run that another process works on is left for later, and waited for at the end.
     """
@@ -298,7 +298,7 @@ def launch(run: Run, number: str, progress: Phase, lock: int) -> str | None:
 
 
 def show(runs: Sequence[Run], failures: Mapping[str, str]) -> None:
-    """Says what became of the runs, a line each: return +- standard error, folder, and what its name does not tell."""
+    """Prints the outcome of the runs, a line each: return +- standard error, folder, and settings not in its name."""
     for run in runs:
         if run.finished:
             try:

@@ -34,7 +34,7 @@ class Built(NamedTuple):
 
 
 def write_cards(output: Path, tasks: Sequence[str], num_episodes: int, mesh: Mesh) -> str:
-    """Rolls out what is not in the cache, and writes the table to `output` and the pictures into `datasets` beside it.
+    """Rolls out missing datasets, and writes the table to `output` and the pictures into `datasets` beside it.
 
     Returns:
         The table.
@@ -80,7 +80,7 @@ def describe(task: str, dataset: str, episodes: Episodes) -> Built:
 
 
 def markdown(built: Sequence[Built]) -> str:
-    """The table, what it means, and the pictures."""
+    """The table, its explanation, and the pictures."""
     lines = [
         "# The named datasets beside the published ones",
         "",

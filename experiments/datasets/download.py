@@ -110,7 +110,7 @@ def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
 
 
 def _vault_folder(unpacked: Path, name: str, archive: Path) -> Path:
-    """Where in what was unpacked the folder with the vaults is: it may be the top, or lie some folders below."""
+    """The folder with the vaults below the unpacked one: the top, or some folders below."""
     vaults = {metadata.parent for metadata in unpacked.rglob(METADATA)}
     around = {vault.parent for vault in vaults}
     if not vaults or len(around) != 1:

@@ -1,4 +1,4 @@
-"""What one setting does: gains over no augmentation where it alone was changed, and how far fits lie apart."""
+"""The effect of one setting: gains over no augmentation where it alone was changed, and the spread of fits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ Gains = Float[np.ndarray, "S"]
 
 
 class Ablation(NamedTuple):
-    """What changing one setting does at a benchmark.
+    """The effect of one setting at a benchmark.
 
     lines:  method -> name of the value -> gains; values ascend.
     across: method -> gains, for methods of Table 1 that do not know the setting.

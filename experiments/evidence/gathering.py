@@ -1,4 +1,4 @@
-"""What lies below `results/`, sorted: the runs of Table 1, ablations, other fits, steering, and the games."""
+"""The recorded runs below `results/`, sorted: the runs of Table 1, ablations, other fits, steering, and the games."""
 
 import dataclasses
 import math
@@ -257,7 +257,7 @@ def _games(results: Path) -> tuple[Game, ...]:
 
 
 def method_order(method: str) -> tuple[int, float]:
-    """Baselines first, then CODA by its guidance scale, then what no method can have."""
+    """Baselines first, then CODA by its guidance scale, then the oracle."""
     name, _, guidance = method.partition(" ")
     return ("none", "unconditional", "coda", "simulated").index(name), float(guidance or 0)
 

@@ -1,4 +1,4 @@
-"""What methods and settings are called on the page and in its pictures."""
+"""Names of methods and settings on the page and in its pictures."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def method_name(method: str) -> str:
 
 
 def guidance_name(through_denoiser: bool) -> str:
-    """What guidance moves: the actions, as in the paper, or all that depends on them."""
+    """The reach of guidance: the actions, as in the paper, or everything that depends on them."""
     return "through the denoiser" if through_denoiser else "actions alone"
 
 

@@ -1,4 +1,4 @@
-"""RESULTS.md: claims and verdicts, tables with intervals, and what they cost; written from numbers alone."""
+"""RESULTS.md: claims and verdicts, tables with intervals, and costs; written from numbers alone."""
 
 import os
 from collections import Counter
@@ -41,11 +41,11 @@ from experiments.host.console import duration
 from experiments.host.files import write_atomically
 
 DISCUSSION = "discussion.md"
-"""A file beside the kept runs whose text is taken over as it is: what no rule can write."""
+"""A file beside the recorded runs whose text is included as it is."""
 
 RULES = """\
-Every number here is computed from what is kept below `results/`, by `python -m experiments.report`; the same numbers
-give the same page and pictures, bit for bit. How to read it:
+Every number here is computed from the recorded runs in `results/`, by `python -m experiments.report`; the same
+numbers give the same page and pictures, bit for bit. How to read it:
 
 - The unit is a policy seed. Its return is the mean of its evaluation episodes with the final policy, never the best
   one; +- is the standard error over seeds; episodes are never counted as seeds.
@@ -64,10 +64,10 @@ give the same page and pictures, bit for bit. How to read it:
 
 
 def write_page(results: Path, output: Path) -> str:
-    """Writes the page and its pictures; returns a line on what it holds.
+    """Writes the page and its pictures; returns a line on its contents.
 
     Raises:
-        UserError: what is kept cannot be read.
+        UserError: a recorded run cannot be read.
     """
     evidence = gather(results)
     figures = results / "figures"
@@ -91,7 +91,7 @@ def write_page(results: Path, output: Path) -> str:
         "## How sample quality and steering explain the returns",
         explanation(evidence, link),
         own_words.read_text(encoding="utf-8").strip() if own_words.exists() else "",
-        "## What it cost",
+        "## Costs",
         cost_table(evidence),
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
 
 
 def steering_sections(evidence: Evidence, link: str) -> list[str]:
-    """Figure 3 and what the paper leaves out."""
+    """Figure 3, and measures that the paper leaves out."""
     rows = []
     for run in evidence.steering:
         numbers, schedules = sampled(run.points)
@@ -260,7 +260,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
         f"![{kind}]({link}/{run.name}_{kind}.png)" for run in evidence.steering for kind in ("likelihood", "quality")
     ]
     return [
-        "## Figure 3: steering, and what it costs",
+        "## Figure 3: steering, and its cost",
         "Mean action log-likelihood of generated trajectories under the policy they are steered toward (Gaussian, "
         "standard deviation 1, summed over horizon and agents), mean +- s.e. over seeds; one noise for all lambdas.",
         "The response to actions is how far generated next states move with the actions that guidance moves: 1 where "
@@ -277,7 +277,7 @@ def response(points: Points, at: tuple[str, str, int, float]) -> str:
 
 
 def explanation(evidence: Evidence, link: str) -> str:
-    """Sample quality and steering of each method beside what it gained, and whether they go together."""
+    """Sample quality and steering of each method beside its gain in return, and their correlation."""
     rows, found = [], []
     other_lambdas = [cell for cell, names in evidence.variants if not names]
     for cell in sorted([*evidence.table, *other_lambdas], key=cell_order):

@@ -1,4 +1,4 @@
-"""The pictures of RESULTS.md: Figure 3, Figure 4, Figures 5 to 8 and ablations, drawn from what is kept."""
+"""The pictures of RESULTS.md: Figure 3, Figure 4, Figures 5 to 8 and ablations, drawn from the recorded runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

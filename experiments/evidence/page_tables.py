@@ -115,7 +115,7 @@ def aggregate_table(evidence: Evidence) -> str:
 
 
 def variants_table(evidence: Evidence) -> str:
-    """Cells that are not in Table 1, less what they are a variant of, and less the baselines with their settings."""
+    """Cells that are not in Table 1, less the method that they vary, and less the baselines with their settings."""
     rows = []
     for cell, names in evidence.variants:
         baselines = [

@@ -1,4 +1,4 @@
-"""Finished runs as they are kept: reading them, and putting together what belongs to one method.
+"""Recorded runs: reading them, and grouping those of one method.
 
 A *condition* is all settings but the seeds. Runs of one condition are one cell of a table, their seeds together.
 """
@@ -178,7 +178,7 @@ def is_smoke(path: Path) -> bool:
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """Reads what machine a run was on; None where that was not kept.
+    """Reads the machine of a run; None where it was not recorded.
 
     Raises:
         UserError: a file that does not say it.

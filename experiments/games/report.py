@@ -1,4 +1,4 @@
-"""What a run on a polynomial game shows: tables, the paper's claims beside what was found, raw numbers, pictures."""
+"""The report of a run on a polynomial game: tables, the paper's claims beside the findings, raw numbers, pictures."""
 
 import csv
 import gzip
@@ -57,7 +57,7 @@ def write_report(
         f"starts of the grid, after {config.grid_updates} updates; true basin: of those with |x+y| > 0.1": grid_table(
             game, results, basin, agreement
         ),
-        "what CODA samples at a policy": samples_table(results),
+        "samples of CODA at a policy": samples_table(results),
         f"Eq. 15 (std 1, lambda = {config.coda.guidance:g}) by quadrature, and the routes": routes_table(
             dataset, config.coda.guidance, results
         ),

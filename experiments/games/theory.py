@@ -1,4 +1,4 @@
-"""What App. C says about best responses under data: a function of the dataset's moments alone.
+"""Best responses under data (App. C): a function of the dataset's moments alone.
 
 For agent x only E[R(a^x, a^y)] over the recorded a^y matters, a polynomial in a^x whose coefficients are the dataset's
 moments (Eq. 16); likewise for y. In double precision on the host, apart from the learner's code, which it is to judge.

@@ -62,7 +62,7 @@ class HostPath(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a run brought; D draws, S seeds or starts a draw.
+    """The results of a run; D draws, S seeds or starts a draw.
 
     paths:    method -> path `[D, S, ...]` from the learner's start.
     grid:     method -> path from the starts of a grid.

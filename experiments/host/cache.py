@@ -56,7 +56,7 @@ def lock(entry: Path, what: str) -> Iterator[None]:
 
     Args:
         entry: the path that is to be built; the lock is a file beside it.
-        what: what is built, in words, for the message of a process that has to wait.
+        what: the entry in words, for the message of a process that has to wait.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
     with entry.with_name(f"{entry.name}.lock").open("w") as file:

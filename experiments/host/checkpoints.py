@@ -1,6 +1,6 @@
 """Checkpoints of a training carry that survive SIGKILL at any moment and notice flipped bits.
 
-    SERIES/steps/STEP/...    what Orbax writes, one folder a step
+    SERIES/steps/STEP/...    Orbax's files, one folder a step
     SERIES/STEP.json         the SHA-256 of each of its files, and notes of the host
 
 The second is written, atomically, after the first is complete, and removed before it. So only a step that has both is
@@ -37,14 +37,14 @@ class Restored(Generic[Tree]):
     tree: Tree
     """The carry, with the structure and shardings of the template."""
     notes: dict[str, Any]
-    """What the host had noted beside it."""
+    """The host's notes beside it."""
 
 
 class Checkpoints:
     """A series of checkpoints in a folder of its own; belongs to one process at a time."""
 
     def __init__(self, folder: Path):
-        """Opens the series, or begins it, and removes what a killed process left unfinished."""
+        """Opens the series, or begins it, and removes the unfinished files of a killed process."""
         self._folder = folder
         steps = folder.absolute() / "steps"
         steps.mkdir(parents=True, exist_ok=True)

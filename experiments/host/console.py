@@ -1,4 +1,4 @@
-"""What the programs say: lines, progress with the time left, and small tables.
+"""Console output: lines, progress with the time left, and small tables.
 
 On a terminal the progress is a live bar; elsewhere (a file, a pipe) plain lines at a slow rate.
 """
@@ -47,7 +47,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def print_histogram(values: np.ndarray, bins: int = 12, width: int = 50) -> None:
-    """Prints how often values fall into equal intervals, a line each; what is not finite is left out."""
+    """Prints how often values fall into equal intervals, a line each; values that are not finite are left out."""
     counts, edges = np.histogram(values[np.isfinite(values)], bins)
     numbers = [f"{edge:,.0f}" for edge in edges]
     widest = max(map(len, numbers))
@@ -110,7 +110,7 @@ def phase(name: str, total: int | None = None, done: int = 0) -> Iterator[Phase]
     """Shows the progress of a phase while it lasts, and its duration afterwards.
 
     Args:
-        name: what happens, such as `fitting the denoiser`.
+        name: the phase, such as `fitting the denoiser`.
         total: the number of steps; None shows only the time that has passed.
         done: steps done in earlier processes; they do not count in the estimate of the time left.
     """

@@ -41,7 +41,7 @@ def visible_cores() -> int:
 
 
 def processor(file: Path = Path("/proc/cpuinfo")) -> str:
-    """Names the kind of CPU, which decides the last bits of what it computes, as Linux describes it in a file."""
+    """Names the kind of CPU, which decides the last bits of results, as Linux describes it in a file."""
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

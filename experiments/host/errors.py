@@ -96,7 +96,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _disk_error(error: BaseException | None) -> str | None:
-    """Says in one line that the disk is full or not writable, if that is what went wrong."""
+    """One line on a full or unwritable disk, if that is the cause."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             number, where = error.errno, error.filename

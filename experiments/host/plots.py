@@ -33,7 +33,7 @@ def learning_curve(
 
     Args:
         path: the PNG to write.
-        title: what was run.
+        title: the run in words.
         metrics: columns `seed`, `updates` and `return` of a run's `metrics.csv`, one row a seed and evaluation.
         dataset_mean: mean return of the dataset's episodes.
         dataset_best: return of the dataset's best episode.
@@ -81,7 +81,7 @@ def comparison_curves(
 
     Args:
         path: the PNG to write.
-        title: what was run.
+        title: the run in words.
         runs: label and metrics (see `learning_curve`) of each.
         dataset_means: mean return of the dataset's episodes, for each draw of them.
     """

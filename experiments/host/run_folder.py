@@ -1,7 +1,7 @@
-"""The folder of a run: what was asked, what came out, and what is needed to go on.
+"""The folder of a run: its settings, its results, and its checkpoints.
 
 config.yaml       the resolved configuration; a folder belongs to one configuration
-provenance.json   code, libraries and machine that began the run, and what had changed at each resume
+provenance.json   code, libraries and machine that began the run, and the changes at each resume
 metrics.csv       long form: one row a seed and evaluation
 checkpoints/      series of checkpoints, one for each phase that can be resumed
 figures/          pictures
@@ -55,7 +55,7 @@ def default_run_dir(*, task: str, dataset: str, augmentation: str, guidance: flo
         augmentation: how the data are augmented.
         guidance: lambda, the guidance scale.
         preset: name of the preset.
-        config: all else that sets it apart; what is named above may be in it too.
+        config: all other settings that identify it; those above may be in it too.
     """
     name = f"{task}-{Path(dataset).stem}-{augmentation}-g{guidance:g}-{preset}-{key_of(config)}"
     return Path("runs", re.sub(r"[^\w.+-]", "_", name))
@@ -74,7 +74,7 @@ class Metrics:
         To be called before the checkpoint of that round is saved: `cut_back` can remove rows, not restore them.
 
         Args:
-            round_: the round; 0 for what was measured before the first.
+            round_: the round; 0 for measurements before the first.
             seeds: the seed of each row, of shape `[num_seeds]`.
             columns: values of shape `[num_seeds]`, or scalars for all seeds.
 
@@ -168,7 +168,7 @@ def open_run_folder(
         config: all that determines the numbers of the run.
         num_devices: how many devices the seeds are sharded over.
         allow_other_devices: go on although the run began on another number of devices.
-        defaults: what settings were before there were any such, for folders that are older than a setting.
+        defaults: values assumed for settings newer than the run folder.
 
     Raises:
         UserError: if the folder belongs to another configuration, another process, another number of devices, or to
@@ -214,7 +214,7 @@ def check_settings(path: Path, config: Any, defaults: Any = None) -> None:
 
 
 def _completed(found: Any, defaults: Any) -> Any:
-    """A nested mapping, with the defaults of what it lacks."""
+    """A nested mapping, its missing entries filled with defaults."""
     if not (isinstance(found, dict) and isinstance(defaults, dict)):
         return found
     return {**defaults, **{name: _completed(value, defaults.get(name)) for name, value in found.items()}}
@@ -234,7 +234,7 @@ def _first_difference(there: Any, here: Any, setting: str = "") -> tuple[str, st
 
 
 def _check_provenance(file: Path, now: dict[str, Any], allow_other_devices: bool) -> None:
-    """Records the process that began the run, and of each later one what differs from it."""
+    """Records the process that began the run, and the differences of each later one."""
     if not file.exists():
         write_atomically(file, json.dumps(now | {"resumed": []}, indent=2) + "\n")
         return

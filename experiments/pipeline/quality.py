@@ -20,7 +20,7 @@ Quality = dict[str, dict[str, float]]
 
 
 def quality_meter(env: Environment, held_out: Dataset, num: int) -> Callable[[Mapping[str, Trajectory]], Quality]:
-    """Returns what measures sets of `num` trajectories `[num, H, ...]` against held-out ones; it compiles once."""
+    """A meter of sets of `num` trajectories `[num, H, ...]` against held-out ones; it compiles once."""
     _, reference = _real_and_reference(held_out, num)
     measure = jax.jit(functools.partial(sample_quality, env))
 

@@ -32,7 +32,7 @@ def identity_of(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def run_dir_of(config: ExperimentConfig) -> Path:
-    """The run folder that the settings name, by what sets them apart from their preset: new settings change no name."""
+    """The run folder that the settings name, by their differences from the preset: new settings change no name."""
     usual = flat(plain(PRESETS[config.preset]))
     return default_run_dir(
         task=config.task,

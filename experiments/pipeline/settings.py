@@ -1,4 +1,4 @@
-"""The settings of a run on MaMuJoCo, its presets, and what makes them valid."""
+"""The settings of a run on MaMuJoCo, its presets, and their validation."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains MADDPG+BC with what it samples."""
+    """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains MADDPG+BC with its samples."""
 
     task: str = "2halfcheetah"
     """Task: `2halfcheetah`, `4ant` (of which there is `replay` only), or with `--vault` any other."""

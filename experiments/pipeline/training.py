@@ -80,7 +80,7 @@ def initial_state(job: Job) -> TrainingState:
 
 
 class Training:
-    """A training under way: its state, its compiled round, and what has been measured so far."""
+    """A training under way: its state, its compiled round, and the measurements so far."""
 
     def __init__(self, job: Job, folder: RunFolder, checkpoints: Checkpoints, clock: Clock):
         """Compiles the round, for the state before training."""
@@ -204,7 +204,7 @@ class Training:
 
 
 def train_policies(job: Job, folder: RunFolder, checkpoints: Checkpoints, clock: Clock) -> dict[str, Any]:
-    """Algorithm 2 for all seeds, from the last checkpoint on; returns what it adds to the summary.
+    """Algorithm 2 for all seeds, from the last checkpoint on; returns its part of the summary.
 
     Raises:
         UserError: NaNs in a round, whose checkpoint is not written; or a checkpoint that learnt from other episodes.

@@ -1,10 +1,9 @@
 """Measuring a joint policy (returns, how likely it makes the actions of trajectories) and trajectories themselves.
 
-The quality of synthetic trajectories is told by four numbers, each beside what real data give: whether every feature
-is distributed as in held-out data, whether observations belong to the state beside them, whether the environment itself
-agrees with the step, and whether the actions earn the rewards. The third is the *dynamics error*: (s_t, a_t) put
-into the simulator, stepped once, and compared with (s_{t+1}, r_t). The last is the *optimism*: what a trajectory
-promises, less what its actions earn when they are played from s_0.
+Four numbers measure the quality of synthetic trajectories, each compared with held-out data: the distance between the
+distributions of features, the error of observations given the state, the *dynamics error* (one simulated step from
+(s_t, a_t), compared with (s_{t+1}, r_t)), and the *optimism* (the rewards of a trajectory, less those that its actions
+earn in the simulator from s_0).
 """
 
 import dataclasses
@@ -70,7 +69,7 @@ def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajecto
     tokens, truth = (transforms.pack(x).reshape(-1, transforms.num_channels(env.spec)) for x in (trajectory, reference))
     distance = jnp.mean(jnp.abs(jnp.sort(tokens, axis=0) - jnp.sort(truth, axis=0)), axis=0)
     spread = jnp.std(truth, axis=0)
-    scale = jnp.where(spread > 0, spread, jnp.inf)  # errors of what never varies do not count
+    scale = jnp.where(spread > 0, spread, jnp.inf)  # constant features do not count
 
     def rms(error: Float[Array, "N K"], scale: Float[Array, "K"]) -> Float[Array, "N"]:
         return jnp.sqrt(jnp.mean(jnp.square(error / scale[None]), axis=-1))
@@ -100,7 +99,7 @@ def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajecto
 def _simulate(
     env: Environment, trajectory: Trajectory
 ) -> tuple[Float[Array, "B steps S"], Float[Array, "B steps"], Float[Array, "B steps"]]:
-    """Where each step leads and what it earns by itself, and what it earns when all are played one after the other."""
+    """Next state and reward of each step simulated by itself, and the rewards of all steps simulated in sequence."""
 
     def each(states_and_actions: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         def step(played: EnvState, now: tuple[Array, Array]) -> tuple[EnvState, tuple[Array, Array, Array]]:
@@ -133,8 +132,8 @@ def action_response(
 
     Args:
         env: the environment of the trajectories.
-        guided: what is measured; H at least 2.
-        unguided: what the same noise gives without guidance.
+        guided: the trajectories to measure; H at least 2.
+        unguided: trajectories from the same noise without guidance.
         state_std: the unit of each feature of the state; one of 0 leaves its feature out.
     """
     unit = jnp.where(state_std > 0, state_std, jnp.inf)
@@ -159,12 +158,12 @@ def action_response(
 
 
 def shuffled_actions(trajectory: Trajectory) -> Trajectory:
-    """The trajectories `[B, H, ...]` with the actions of their neighbours: what errors are if actions do not matter."""
+    """The trajectories `[B, H, ...]` with the actions of their neighbours: as if actions did not matter."""
     return dataclasses.replace(trajectory, action=jnp.roll(trajectory.action, 1, axis=0))
 
 
 def shuffled_steps(trajectory: Trajectory) -> Trajectory:
-    """Every second token of the trajectories `[B, H, ...]` taken from their neighbours: what errors are at random."""
+    """Every second token of the trajectories `[B, H, ...]` taken from their neighbours: unrelated steps."""
     odd = jnp.arange(trajectory.reward.shape[1]) % 2 == 1
 
     def swap(leaf: Array) -> Array:

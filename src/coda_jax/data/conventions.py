@@ -27,7 +27,7 @@ OLD_WRAPPER = "-ogmarl"
 """What the names of tasks in the convention of OG-MARL's `mamujoco` end with."""
 
 TOLERANCE = 0.1
-"""By how much half of the replayed steps may miss, in standard deviations of what is compared.
+"""By how much half of the replayed steps may miss, in standard deviations of the compared feature.
 
 A wrong convention misses by one or more, the right one by rounding; but contacts amplify rounding, and of a stumbling
 Ant's steps a fifth miss by more than this in single precision.
@@ -62,7 +62,7 @@ class Convention(NamedTuple):
     task: str
     """Name of the task."""
     env: Environment
-    """Observes what the vault has, and takes actions in the vault's order."""
+    """Has the vault's observations, and takes actions in the vault's order."""
     is_reversed: bool
     """Whether each agent's actions stand in the reverse of the task's order; `env` takes care of it."""
     state: StateSource
@@ -74,7 +74,7 @@ class Convention(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """Recorded steps, each with what followed; leaves are `[N, ...]`."""
+    """Recorded steps, each with its successor; leaves are `[N, ...]`."""
 
     leaves: dict[str, np.ndarray]
     following: dict[str, np.ndarray]

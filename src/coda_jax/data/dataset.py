@@ -67,7 +67,7 @@ def episodes_from_arrays(
 ) -> Episodes:
     """Turns one recorded stream of steps into episodes, in float32.
 
-    The arguments are the fields of `Episodes`, of any numeric or boolean type; what is float32 already is not copied,
+    The arguments are the fields of `Episodes`, of any numeric or boolean type; float32 arrays are not copied,
     apart from `truncation`. A last episode that neither ended nor was cut off is kept, as one that was cut off by the
     end of the stream.
 
@@ -261,7 +261,7 @@ def episode_returns(episodes: Episodes) -> Float[np.ndarray, "N"]:
 
 
 def statistics(episodes: Episodes) -> dict[str, int | float]:
-    """The dataset card: what is in these episodes, as plain numbers that JSON can hold.
+    """The dataset card: statistics of the episodes, as plain numbers for JSON.
 
     Returns:
         `num_episodes`, `num_transitions`; over the episodes `return_mean`, `return_std` (of the population),

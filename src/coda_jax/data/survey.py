@@ -1,4 +1,4 @@
-"""What is in a vault, whatever it is worth: counted slice by slice, without refusing what cannot be learnt from."""
+"""A survey of a vault, slice by slice, also of one that cannot be used for training."""
 
 import math
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Survey(NamedTuple):
 
 
 def survey(opened: OpenVault) -> Survey:
-    """Counts what is in a vault.
+    """Counts the contents of a vault.
 
     Raises:
         VaultError: its files are damaged.

@@ -145,7 +145,7 @@ def recorder(env: Environment, width: int, noise: float) -> Callable[[Params, PR
 
 
 def to_episodes(recorded: Rollout) -> Episodes:
-    """Lays the N environments of a rollout one after the other; what each was in the midst of ends by truncation."""
+    """Lays the N environments of a rollout one after the other; unfinished episodes end by truncation."""
     steps = jax.tree.map(lambda leaf: np.moveaxis(np.asarray(leaf), 1, 0), recorded.steps)
     truncated = np.moveaxis(np.array(recorded.truncated), 1, 0)
     truncated[:, -1] = np.where(steps.terminal[:, -1] == 0, 1.0, truncated[:, -1])

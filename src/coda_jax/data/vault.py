@@ -54,11 +54,11 @@ def write_vault(path: str | os.PathLike[str], episodes: Episodes, provenance: Ma
     """Stores episodes as a vault, whole or not at all; never changes a vault that exists.
 
     The vault is written into a hidden folder beside `path` and renamed, so several processes may write at once: the
-    first one wins, and the others drop what they wrote.
+    first one wins, and the others drop their copies.
 
     Args:
         path: the vault's own folder, `{env}/{scenario}.vlt/{uid}`; its parents are made.
-        episodes: what to store; the reward and the ends of episodes are repeated for every agent, as OG-MARL does.
+        episodes: to store; the reward and the ends of episodes are repeated for every agent, as OG-MARL does.
         provenance: how the episodes came about, in terms of JSON; kept in the card.
 
     Returns:
@@ -111,7 +111,7 @@ def read_vault(
 
     Args:
         path: the vault's own folder, or the `.vlt` folder around it if that holds a single vault.
-        task: what the shapes must fit, if given.
+        task: sizes that the shapes must fit, if given.
         max_transitions: see `read_episodes`.
 
     Raises:

@@ -33,7 +33,7 @@ REPAIR = "delete it, then build or download it again"
 _VERSION = 1
 """The major version of the vaults that can be read."""
 _ELEMENTS = 2**20
-"""Numbers read at a time, or one stored chunk if that is more: few enough not to matter beside what is kept."""
+"""Numbers read at a time, or one stored chunk if that is more: few enough not to matter beside the data in memory."""
 
 
 class VaultError(ValueError):

@@ -1,7 +1,7 @@
-"""What steers a diffusion sample: policy scores added to it (Eq. 14) and classifier-free guidance (Eq. 3).
+"""Guidance of diffusion samples: policy scores (Eq. 14) and classifier-free guidance (Eq. 3).
 
-A guide is a pure function of the denoised trajectory. The sampler adds lambda_n times what it returns, and knows
-nothing else about it; who acts, and on what, is known only to the one who builds the guide.
+A guide is a pure function of the denoised trajectory. The sampler adds lambda_n times its direction, and knows
+nothing of policies or observations.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """The protocol of an environment: three pure functions of one environment, and the sizes of its task.
 
-`jax.vmap` batches them. Nothing resets by itself: `rollout` decides what follows the end of an episode, so the last
+`jax.vmap` batches them. Nothing resets by itself: `rollout` handles the end of an episode, so the last
 observation of an episode is never lost.
 """
 
@@ -23,7 +23,7 @@ class EnvState:
     terminal:  `[*batch]` whether the task truly ended.
     truncated: `[*batch]` whether the time limit was reached.
     time:      `[*batch]` steps since the reset.
-    physics:   what the simulator keeps besides, any pytree: MJX data in MaMuJoCo, `()` where there is nothing.
+    physics:   further state of the simulator, any pytree: MJX data in MaMuJoCo, `()` by default.
 
     Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, environment

@@ -1,4 +1,4 @@
-"""From a robot's joint graph to what each agent observes and moves (MaMuJoCo's factorisation).
+"""From a robot's joint graph to each agent's observations and actions (MaMuJoCo's factorisation).
 
 Joints are the nodes of a hypergraph. An agent owns some of them and observes, besides its own, the joints at graph
 distance up to `obsk`, and the global joints that belong to no agent. What is observed of a joint are *features*: single
@@ -44,7 +44,7 @@ class JointGraph(NamedTuple):
 
 
 class Categories(NamedTuple):
-    """What the global state consists of, and what agents observe of joints."""
+    """The features of the global state, and those that agents observe of joints."""
 
     state: tuple[Span, ...]
     """The global state, in order. Positions that it leaves out are hidden from agents too."""
@@ -60,7 +60,7 @@ class Factorization(NamedTuple):
     """Index tables: `obs = features[obs_index]` and `control[action_index] = action`."""
 
     features: tuple[Feature, ...]
-    """The global state, then what is only observed."""
+    """The global state, then the features that are only observed."""
     state_dim: int
     """S: so many of the features are the state."""
     obs_index: Int[np.ndarray, "A O"]
@@ -87,7 +87,7 @@ def factorize(model: mujoco.MjModel, graph: JointGraph, obsk: int | None, catego
         model: the MuJoCo model that names the joints and actuators.
         graph: the joint graph with the partition into agents.
         obsk: an agent sees joints up to this graph distance; None for one agent that sees the state and moves all.
-        categories: what the state consists of, and what is seen of a joint.
+        categories: features of the state, and of a joint's observation.
     """
     state = [
         (category, index)

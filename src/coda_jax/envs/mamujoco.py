@@ -2,7 +2,7 @@
 
 `make(name)` gives an `Environment`, whose functions act on a single environment; `jax.vmap` batches them. The
 state and reward follow gymnasium's MuJoCo tasks and the observations gymnasium-robotics' `mamujoco_v1`, of which the
-tests are the truth. Nothing resets by itself: `rollout` decides what follows the end of an episode, so the last
+tests are the truth. Nothing resets by itself: `rollout` handles the end of an episode, so the last
 observation of an episode is never lost.
 
 Actions lie in [-1, 1] for every robot and are scaled to the actuators' range. This differs from gymnasium-robotics for
@@ -248,7 +248,7 @@ def _draw_start(
 def _from_state(
     split: Factorization, nq: int, nv: int, state: Float[Array, "S"]
 ) -> tuple[Float[Array, "nq"], Float[Array, "nv"]]:
-    """Positions and velocities that make a global state; what it does not tell is zero."""
+    """Positions and velocities that make a global state; quantities that it lacks are zero."""
     at = {feature: position for position, feature in enumerate(split.features[: split.state_dim])}
 
     def position(k: int) -> Array:

@@ -1,4 +1,4 @@
-"""What MJX lacks for MaMuJoCo: loading gymnasium's robots, a Runge-Kutta step that compiles fast, and what to read."""
+"""Physics beyond MJX: loading gymnasium's robots, a Runge-Kutta step that compiles fast, and readings of the data."""
 
 import contextlib
 import importlib.resources

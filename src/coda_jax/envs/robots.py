@@ -1,4 +1,4 @@
-"""The robots of MaMuJoCo, as data: what `mamujoco` simulates, before `tasks` splits it among agents.
+"""The robots of MaMuJoCo, as data; `tasks` splits them among agents, `mamujoco` simulates them.
 
 A robot is gymnasium's MuJoCo task: its XML, rewards, resets and ends. Robots of repeated parts come with a split, and
 are split by `many_segment_swimmer` and `many_segment_ant` in other ways than the named tasks too. A robot or a split of

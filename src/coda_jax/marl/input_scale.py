@@ -12,7 +12,7 @@ MIN_STD = 1e-3
 
 @chex.dataclass(frozen=True)
 class InputScale:
-    """Means and standard deviations of what networks see.
+    """Means and standard deviations of the networks' inputs.
 
     state_mean, state_std: `[*batch, S]` of the global state.
     obs_mean, obs_std:     `[*batch, A, O]` of the local observations.

@@ -96,7 +96,7 @@ class TeamCritic(nn.Module):
 
 @chex.dataclass(frozen=True)
 class Transition:
-    """One step of joint experience, `[*batch, ...]`, with what followed."""
+    """One step of joint experience, `[*batch, ...]`, with its successor."""
 
     state: Float[Array, "*batch S"]
     obs: Float[Array, "*batch A O"]
