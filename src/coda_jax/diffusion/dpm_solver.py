@@ -75,7 +75,7 @@ def dpm_solver_sample(
     `guidance` is not batched. Arguments and result are those of `samplers.sample`; the start is that of `heun_sample`.
     """
     key_start, _ = jax.random.split(key)
-    denoise = hold(denoise, known)
+    denoise = hold(denoise, known, config.known_conditioning)
 
     def shifted_estimate(tau: Float[Array, "B H C"], step: _Step) -> Float[Array, "B H C"]:
         if guide is None:

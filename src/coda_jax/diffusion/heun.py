@@ -62,7 +62,7 @@ def heun_sample(
     """
     key_start, key_churn = jax.random.split(key)
     steps = _schedule(config, guidance)
-    denoise = hold(denoise, known)
+    denoise = hold(denoise, known, config.known_conditioning)
 
     def euler_step(tau: Float[Array, "B H C"], step: _Step):
         tau_hat = tau

@@ -40,6 +40,9 @@ class SamplerConfig:
     that the consequences of actions move with them. A departure from the paper, which moves the actions alone."""
     solver: Literal["heun", "dpm++"] = "heun"
     """`heun`: Algorithm 1, as in the paper; `dpm++`: DPM-Solver++(2M), one denoiser call a step, without churn."""
+    known_conditioning: Literal["replace", "regress"] = "replace"
+    """How known entries act on the others: `replace` puts their values into the denoised estimate, which the others
+    follow only in part; `regress` also adds the others' regression on them, at twice the cost (`estimate.hold`)."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 2:

@@ -29,8 +29,10 @@ def sample(
       shape: (B, H, C) of the sample.
       config: the solver, the levels and the churn.
       guide: the direction to follow (see `guidance.score_guide`); None samples from the prior.
-      guidance: lambda, the guidance scale (may be traced); without a guide it is not used.
-      known: entries with given values.
+      guidance: lambda, the guidance scale (may be traced); without a guide it is not used. It means the same strength
+        with either solver. At zero, `dpm++` does not evaluate the guide.
+      known: entries that are given; the sample has their values, to rounding. How they act on the others is set by
+        `config.known_conditioning`.
 
     Returns:
       Trajectories in diffusion space.
