@@ -24,9 +24,7 @@ fit = jax.jit(lambda state, key: fit_chunk(generator, state, sample_waves, key, 
 state, losses = fit(state, jax.random.key(1))
 guide = jax.grad(lambda waves: -0.5 * jnp.sum((waves[:, 0] - 1.0) ** 2))  # toward waves that start at 1
 denoise = functools.partial(generator.denoise, state.ema)  # (tau, sigma) -> the expected clean waves
-sample = jax.jit(
-    lambda guidance: cj.heun_sample(denoise, key, (256, HORIZON, 1), cj.SamplerConfig(16), guide, guidance)
-)
+shape, sampler = (256, HORIZON, 1), cj.SamplerConfig(num_steps=16)
 for guidance in (0.0, 0.2):
-    waves = sample(guidance)
+    waves = cj.heun_sample(denoise, key, shape, sampler, guide, guidance)
     print(f"lambda {guidance}: waves start at {waves[:, 0].mean():.2f} +- {waves[:, 0].std():.2f}")
