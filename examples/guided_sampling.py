@@ -19,12 +19,11 @@ def sample_waves(key):
     return 1.4 * jnp.sin(phase + jnp.linspace(0, 2 * jnp.pi, HORIZON))[..., None], None
 
 
-state = generator.init(jax.random.key(0))
 fit = jax.jit(lambda state, key: fit_chunk(generator, state, sample_waves, key, config.num_updates))
-state, losses = fit(state, jax.random.key(1))
+state, losses = fit(generator.init(jax.random.key(0)), jax.random.key(1))
 guide = jax.grad(lambda waves: -0.5 * jnp.sum((waves[:, 0] - 1.0) ** 2))  # toward waves that start at 1
 denoise = functools.partial(generator.denoise, state.ema)  # (tau, sigma) -> the expected clean waves
 shape, sampler = (256, HORIZON, 1), cj.SamplerConfig(num_steps=16)
 for guidance in (0.0, 0.2):
-    waves = cj.heun_sample(denoise, key, shape, sampler, guide, guidance)
-    print(f"lambda {guidance}: waves start at {waves[:, 0].mean():.2f} +- {waves[:, 0].std():.2f}")
+    start = cj.heun_sample(denoise, key, shape, sampler, guide, guidance)[:, 0]
+    print(f"lambda {guidance}: waves start at {start.mean():.2f} +- {start.std():.2f}")
