@@ -49,20 +49,20 @@ class Comparison(NamedTuple):
 
 
 COMPARISONS = (
-    Comparison("Replay: CODA above MADDPG+BC (6,925 to 6,855)", "2halfcheetah", "replay", CODA, "none", 1),
+    Comparison("Replay: CODA above no augmentation (6,925 to 6,855)", "2halfcheetah", "replay", CODA, "none", 1),
     Comparison("Replay: CODA above unconditional (6,925 to 6,439)", "2halfcheetah", "replay", CODA, "unconditional", 1),
-    Comparison("Replay: unconditional below MADDPG+BC", "2halfcheetah", "replay", "unconditional", "none", -1),
-    Comparison("Good: CODA above MADDPG+BC (7,208 to 7,188)", "2halfcheetah", "good", CODA, "none", 1),
+    Comparison("Replay: unconditional below no augmentation", "2halfcheetah", "replay", "unconditional", "none", -1),
+    Comparison("Good: CODA above no augmentation (7,208 to 7,188)", "2halfcheetah", "good", CODA, "none", 1),
     Comparison("Good: CODA above unconditional (7,208 to 7,186)", "2halfcheetah", "good", CODA, "unconditional", 1),
     Comparison(
         "Medium: CODA below unconditional (4,530 to 4,554)", "2halfcheetah", "medium", CODA, "unconditional", -1
     ),
     Comparison("Poor: CODA below unconditional (716 to 2,714)", "2halfcheetah", "poor", CODA, "unconditional", -1),
     Comparison(
-        "Poor: unconditional above MADDPG+BC (2,714 to -65)", "2halfcheetah", "poor", "unconditional", "none", 1
+        "Poor: unconditional above no augmentation (2,714 to -65)", "2halfcheetah", "poor", "unconditional", "none", 1
     ),
-    Comparison("Poor: CODA above MADDPG+BC (716 to -65)", "2halfcheetah", "poor", CODA, "none", 1),
-    Comparison("4Ant Replay: CODA above MADDPG+BC (1,876 to 1,858)", "4ant", "replay", CODA, "none", 1),
+    Comparison("Poor: CODA above no augmentation (716 to -65)", "2halfcheetah", "poor", CODA, "none", 1),
+    Comparison("4Ant Replay: CODA above no augmentation (1,876 to 1,858)", "4ant", "replay", CODA, "none", 1),
     Comparison("4Ant Replay: CODA above unconditional (1,876 to 1,742)", "4ant", "replay", CODA, "unconditional", 1),
 )
 """Table 1 and Section 6.3, with the paper's means."""

@@ -109,8 +109,8 @@ def headlines(by_topic: Mapping[str, Sequence[Claim]], evidence: Evidence) -> st
     lines = []
     for topic, claims in by_topic.items():
         counts = Counter(claim.verdict for claim in claims)
-        words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-        lines.append(f"- **{topic}**: of {len(claims)} claims of the paper, {words}.")
+        words = ", ".join(f"{verdict}: {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
+        lines.append(f"- **{topic}**, {len(claims)} claims of the paper: {words}.")
     effects = []
     for benchmark in evidence.benchmarks():
         gain = compare(evidence, benchmark, CODA, "none")
@@ -155,7 +155,7 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
             "0 is the mean policy before training, 1 the best of the episodes that a seed learnt from. Over all "
             "datasets that have the three methods, and the seeds that all of them share, with stratified bootstrap "
             "intervals (the datasets are the strata). Where datasets differ more than seeds, the interquartile mean is "
-            "that of the middle datasets: the mean stands beside it.",
+            "that of the middle datasets, so the mean is given too.",
             aggregate_table(evidence),
             "\n".join(
                 f"Left out: {' '.join(benchmark)}, whose best episode is within a standard deviation of untrained ones."
