@@ -9,6 +9,10 @@ INSTALLED := $(VENV)/installed
 # Flags for the program behind a target, as in: make run ARGS="--preset smoke --num-seeds 2"
 ARGS ?=
 
+define need-python
+@if [ -z "$(PYTHON)" ]; then echo "no Python >= 3.11 found; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
+endef
+
 .PHONY: run test test-all test-newest lint docs bench
 .DELETE_ON_ERROR:
 
@@ -31,9 +35,12 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/mkdocs build --quiet --strict
 
+# The quick tests with the newest releases of all dependencies, in an environment of its own without constraints.txt.
 test-newest:
-	@test -d .venv-newest || $(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable ".[dev]"
+	$(need-python)
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager \
+		--editable '.[dev]'
 	.venv-newest/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 bench: $(INSTALLED)
@@ -41,7 +48,7 @@ bench: $(INSTALLED)
 
 # The stamp is written last and removed first: an interrupted installation starts again from an empty environment.
 $(INSTALLED): pyproject.toml constraints.txt
-	@if [ -z "$(PYTHON)" ]; then echo "no Python >= 3.11 found; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	$(need-python)
 	@if [ -f $@ ] && $(BIN)/python -m pip --version >/dev/null 2>&1; then rm -f $@; else \
 		echo "setting up $(VENV) with $(PYTHON), about three minutes"; $(PYTHON) -m venv --clear $(VENV); fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt

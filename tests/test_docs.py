@@ -14,6 +14,7 @@ INTERNAL = frozenset(
         "data.published",
         "data.survey",
         "data.vault_files",
+        "envs.assets",
         "envs.factorization",
         "envs.kinematics",
         "envs.physics",

@@ -1,7 +1,6 @@
 """Physics beyond MJX: loading gymnasium's robots, a Runge-Kutta step that compiles fast, and readings of the data."""
 
 import contextlib
-import importlib.resources
 import io
 import warnings
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from coda_jax.envs.assets import gymnasium_xml
 from coda_jax.envs.kinematics import kinematics
 from coda_jax.envs.robots import Robot
 
@@ -27,8 +27,7 @@ def load_model(robot: Robot) -> mujoco.MjModel:
     """The robot's MuJoCo model, with the solver options that MJX runs it with."""
     xml = robot.xml
     if not xml.lstrip().startswith("<"):
-        # By way of gymnasium itself: importing gymnasium.envs.mujoco would need packages that are an extra of it.
-        xml = (importlib.resources.files("gymnasium") / "envs" / "mujoco" / "assets" / xml).read_text()
+        xml = gymnasium_xml(xml).read_text()
     with warnings.catch_warnings():
         # By way of `MjSpec` it is a Python warning; `MjModel.from_xml_string` would write it to stderr and a log file.
         warnings.filterwarnings("ignore", "compiler attribute 'settotalmass' is deprecated", UserWarning)

@@ -6,11 +6,10 @@ says which. `robots` turns them into tasks.
 """
 
 import copy
-import importlib.util
 import itertools
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
+from coda_jax.envs.assets import gymnasium_xml
 from coda_jax.envs.factorization import JointGraph
 
 
@@ -20,7 +19,7 @@ def swimmer(num_agents: int, segments_per_agent: int) -> tuple[str, JointGraph]:
     The first segment, before `rot0`, has no motor: one agent of two segments is gymnasium's swimmer.
     """
     joints = [f"rot{k}" for k in range(num_agents * segments_per_agent)]
-    document = _of_gymnasium("swimmer.xml")
+    document = ET.parse(gymnasium_xml("swimmer.xml")).getroot()
     body = _find(document, "worldbody/body/body")
     tail = _find(body, "body")
     body.remove(tail)
@@ -43,7 +42,7 @@ def ant(num_agents: int, segments_per_agent: int) -> tuple[str, JointGraph]:
     one's actions, and see hips of the torso before, a copy of their own among them, but never of the one behind.
     """
     num_segments = num_agents * segments_per_agent
-    document = _of_gymnasium("ant.xml")
+    document = ET.parse(gymnasium_xml("ant.xml")).getroot()
     document.remove(_find(document, "custom"))  # start positions of the single ant
     torso = _find(document, "worldbody/body")
     front_left, front_right, back, back_right = legs = torso.findall("body")
@@ -84,7 +83,7 @@ def half_cheetahs() -> tuple[str, JointGraph]:
 
     gymnasium-robotics' agents would both see the joints of the second cheetah.
     """
-    document = _of_gymnasium("half_cheetah.xml")
+    document = ET.parse(gymnasium_xml("half_cheetah.xml")).getroot()
     world, motors = _find(document, "worldbody"), _find(document, "actuator")
     single = _find(world, "body")
     single_motors = list(motors)
@@ -122,14 +121,6 @@ def half_cheetahs() -> tuple[str, JointGraph]:
         views={(f"bthigh{k}", category): view for k in (0, 1) for category, view in tendon_views.items()},
     )
     return ET.tostring(document, encoding="unicode"), graph
-
-
-def _of_gymnasium(name: str) -> ET.Element:
-    """One of gymnasium's documents, without importing gymnasium, which takes a hundred times as long."""
-    package = importlib.util.find_spec("gymnasium")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("gymnasium is not installed", name="gymnasium")
-    return ET.parse(Path(package.origin).parent / "envs" / "mujoco" / "assets" / name).getroot()
 
 
 def _find(element: ET.Element, path: str) -> ET.Element:
