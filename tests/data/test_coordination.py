@@ -31,9 +31,13 @@ def test_without_coverage_all_agents_of_a_team_move_alike(num_agents):
     assert (direction == direction[:, :1]).all() and direction[:, 0].sum() == 0
 
 
-def test_the_published_trials_setting_returns_about_what_it_did():
-    returns = episode_returns(convention_episodes(SameSideData(), jax.random.key(0)))
-    assert abs(returns.mean() - 5.6) < 0.25  # 5.5 in the trial; standard error 0.08
+def test_a_fifth_of_mixed_conventions_costs_a_fifth_of_the_return():
+    mean = {
+        share: episode_returns(convention_episodes(SameSideData(coverage=share), jax.random.key(0))).mean()
+        for share in (0.0, 0.2)
+    }
+    assert abs(mean[0.2] - 6.65) < 0.3  # standard error 0.08
+    assert abs(mean[0.2] - 0.8 * mean[0.0]) < 0.25  # directions drawn independently cancel on average
 
 
 def test_without_noise_and_coverage_the_data_return_what_a_convention_does():

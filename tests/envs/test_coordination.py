@@ -94,7 +94,7 @@ def lattice_values(config):
 
 @pytest.mark.parametrize("sharpness", [1.0, 4.0])
 def test_the_optimum_agrees_with_planning_on_a_lattice(sharpness):
-    config = SameSide(sharpness=sharpness)
+    config = SameSide(sharpness=sharpness, half_width=1.0)
     axis, value = lattice_values(config)
     inside = np.abs(axis) < 1.0 - 1e-9
     expected = value[np.ix_(inside, inside)].mean()
@@ -130,7 +130,7 @@ def test_episodes_last_ten_steps_and_have_no_true_end():
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(recorded.truncated[:, 0])), [9, 19, 29])
     assert float(recorded.steps.terminal.sum()) == 0.0
     start = np.asarray(recorded.steps.state[::10, :, :2])
-    assert np.abs(start).max() <= 1.0 and len(np.unique(start)) == start.size
+    assert np.abs(start).max() <= 0.5 and len(np.unique(start)) == start.size
     env = same_side()
     late = env.set_state(jnp.array([0.0, 0.0, 0.9]))
     assert not bool(late.truncated) and bool(env.step(late, jnp.zeros((2, 1))).truncated)

@@ -42,8 +42,9 @@ class SameSide:
     """A, at least 2."""
     sharpness: float = 1.0
     """Weight and exponent of the penalty for being on different sides, at least 1; 1 is the smooth product."""
-    half_width: float = 1.0
-    """Starts are uniform from minus this to this, for each agent on its own."""
+    half_width: float = 0.5
+    """Starts are uniform from minus this to this, for each agent on its own. The wider, the longer agents that begin on
+    different sides stay there, even where all move in one direction."""
 
     def __post_init__(self) -> None:
         if self.num_agents < 2:
