@@ -137,10 +137,10 @@ def _fit(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def chunk(state: GeneratorState, dataset: Dataset, z: Array, key: PRNGKey) -> tuple[GeneratorState, Metrics]:
-        def place(batch: Array) -> Array:
+        def constrain(batch: Array) -> Array:
             return jax.lax.with_sharding_constraint(batch, split)
 
-        return fit_updates(fit.model.generator, state, dataset, z, key, UPDATES_PER_CHUNK, place=place)
+        return fit_updates(fit.model.generator, state, dataset, z, key, UPDATES_PER_CHUNK, constrain=constrain)
 
     with phase("fitting the denoiser", total=config.num_updates, done=int(state.step)) as progress:
         while int(state.step) < config.num_updates:

@@ -88,7 +88,7 @@ def fit_updates(
     num_updates: int,
     *,
     condition: Condition | None = None,
-    place: Callable[[Float[Array, "B H C"]], Float[Array, "B H C"]] = lambda batch: batch,
+    constrain: Callable[[Float[Array, "B H C"]], Float[Array, "B H C"]] = lambda batch: batch,
 ) -> tuple[GeneratorState, Metrics]:
     """Fits the denoiser for `num_updates` updates; metrics are means over them.
 
@@ -100,12 +100,12 @@ def fit_updates(
         key: folded with `state.step`, so that calls one after the other may share it; consumed.
         num_updates: static.
         condition: the condition of each window, for a conditional model.
-        place: applied to each mini-batch, such as a sharding constraint.
+        constrain: applied to each mini-batch, such as a sharding constraint.
     """
 
     def sample_batch(key: PRNGKey) -> tuple[Array, Array | None]:
         index = sample_index(dataset, key, generator.config.batch_size, len(dataset.offsets))
-        batch = place(z[index])
+        batch = constrain(z[index])
         return batch, None if condition is None else condition(batch, jax.random.fold_in(key, 1))
 
     return fit_chunk(generator, state, sample_batch, jax.random.fold_in(key, state.step), num_updates)
