@@ -1,4 +1,4 @@
-"""The interface of JaxMARL, for learners that are written against it: agents in dicts, and automatic resets."""
+"""JaxMARL's environment interface: dicts of agents and automatic resets, for learners written for JaxMARL."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ ByAgent = dict[str, Array]
 
 
 class JaxMarlEnv:
-    """Wraps one environment; `jax.vmap` its `reset` and `step` over keys, states and actions."""
+    """Wraps one environment; batch its `reset` and `step` with `jax.vmap` over keys, states and actions."""
 
     def __init__(self, env: Environment):
         self.env = env
@@ -21,31 +21,38 @@ class JaxMarlEnv:
         self.num_agents = env.spec.num_agents
 
     def reset(self, key: PRNGKey) -> tuple[ByAgent, EnvState]:
-        """Draws a start; the key is consumed."""
-        now = self.env.reset(key)
-        return self._split(now.obs), now
+        """Draws an initial state; the key is consumed."""
+        state = self.env.reset(key)
+        return self._split(state.obs), state
 
     def step(
         self, key: PRNGKey, state: EnvState, actions: ByAgent
     ) -> tuple[ByAgent, EnvState, ByAgent, ByAgent, dict[str, Any]]:
-        """Steps, and where the episode ends, starts the next one from the key (consumed).
+        """Steps the environment and resets it at the end of an episode, with the key (consumed).
 
         Returns:
-            observations, state, rewards, dones (with `__all__`), and info: the last observations of the episode, the
-            global state, and whether the task ended or the time limit did.
+            Observations, state, rewards, dones (with `__all__`), and info. The observations and the state are those
+            after the reset, if there was one. `info` has the observations (`last_obs`) and the global state
+            (`world_state`) before the reset, and the flags `terminal` and `truncated`.
         """
-        led = self.env.step(state, jnp.stack([actions[agent] for agent in self.agents]))
-        done = led.terminal | led.truncated
-        fresh = self.env.reset(key)
-        following = jax.tree.map(lambda a, b: jnp.where(done, a, b), fresh, led)
+        next_state = self.env.step(state, jnp.stack([actions[agent] for agent in self.agents]))
+        done = next_state.terminal | next_state.truncated
+        initial = self.env.reset(key)
+        state_after_reset = jax.tree.map(lambda a, b: jnp.where(done, a, b), initial, next_state)
         info = {
-            "last_obs": self._split(led.obs),
-            "world_state": led.state,
-            "terminal": led.terminal,
-            "truncated": led.truncated,
+            "last_obs": self._split(next_state.obs),
+            "world_state": next_state.state,
+            "terminal": next_state.terminal,
+            "truncated": next_state.truncated,
         }
-        rewards = dict.fromkeys(self.agents, led.reward)
-        return self._split(following.obs), following, rewards, dict.fromkeys([*self.agents, "__all__"], done), info
+        rewards = dict.fromkeys(self.agents, next_state.reward)
+        return (
+            self._split(state_after_reset.obs),
+            state_after_reset,
+            rewards,
+            dict.fromkeys([*self.agents, "__all__"], done),
+            info,
+        )
 
     def _split(self, values: Array) -> ByAgent:
         return dict(zip(self.agents, values, strict=True))
