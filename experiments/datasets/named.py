@@ -1,6 +1,6 @@
-"""Where episodes come from: OG-MARL's vaults, and the named datasets.
+"""Loading of episodes: vaults of OG-MARL, and the named datasets.
 
-These are rolled out from the behaviour teams in MJX on first use, and kept in the cache as vaults.
+Named datasets are rolled out from the behaviour teams in MJX at first use, and stored in the cache as vaults.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
-from coda_jax.data.conventions import OLD_WRAPPER, Convention, origin, read_in_convention, recognise
+from coda_jax.data.conventions import OLD_WRAPPER, Convention, convention_name, read_in_convention, recognise
 from coda_jax.data.dataset import Episodes, concatenate
 from coda_jax.data.teams import (
     NOISE,
@@ -34,23 +34,23 @@ from experiments.host.console import phase
 from experiments.host.errors import UserError
 
 ENVS_PER_DEVICE = 16
-"""Episodes rolled out together on a device; fixed, so that the data do not depend on the number of devices."""
+"""Environments per device; constant, so that the data do not depend on the number of devices."""
 
-_STREAMS = ("replay", "good", "medium", "poor")
-"""Each named dataset has random numbers of its own."""
+_SEEDED_DATASETS = ("replay", "good", "medium", "poor")
+"""The named datasets; the index of a dataset is its random seed."""
 
 
 def load_vault(task: str, path: Path, max_transitions: int | None = None) -> tuple[Convention, Episodes]:
-    """Reads a vault of a task, or a part of it, in the convention in which it was recorded.
+    """Reads a vault of a task, or a part of it, and recognises its convention.
 
     Args:
-        task: a task, whose vaults may be of either convention; or one that ends with `-ogmarl`, of the old only.
+        task: a task, for vaults of both conventions; or a task with the suffix `-ogmarl`, for vaults of the old only.
         path: the vault.
         max_transitions: see `read_episodes`.
 
     Raises:
         VaultError: the vault cannot be used, or fits neither convention.
-        UserError: it fits the other one.
+        UserError: the vault fits the other convention.
     """
     opened = open_vault(path)
     robot = task.removesuffix(OLD_WRAPPER)
@@ -58,13 +58,13 @@ def load_vault(task: str, path: Path, max_transitions: int | None = None) -> tup
     convention = recognise(opened, {name: mamujoco.make(name) for name in names})
     if task != robot and convention.task != task:
         raise UserError(
-            f"vault {opened.path} is of {convention.description}, not of {origin(task)}; give --task {robot}"
+            f"vault {opened.path} is of {convention.description}, not of {convention_name(task)}; give --task {robot}"
         )
     return convention, read_in_convention(opened, convention, max_transitions)
 
 
 def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> Episodes:
-    """Returns the episodes of a named dataset, building its vault first where the cache lacks it."""
+    """Returns the episodes of a named dataset; builds its vault if the cache does not have it."""
     task = env.spec.name
     recipe: dict[str, Any] = {
         "task": task,
@@ -81,25 +81,25 @@ def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> 
     path = cache_folder() / "datasets" / task / f"{name.capitalize()}.vlt" / key_of(recipe)
     if not path.exists():
         with lock(path, f"the dataset {task} {name}"):
-            if not path.exists():  # another process may have built it meanwhile
-                write_vault(path, record(env, teams, schedule, mesh, _STREAMS.index(name)), recipe)
+            if not path.exists():  # another process may have built it in the meantime
+                write_vault(path, record(env, teams, schedule, mesh, _SEEDED_DATASETS.index(name)), recipe)
     return read_vault(path, env.spec)
 
 
 def record(env: Environment, teams: Teams, schedule: Int[np.ndarray, "N 2"], mesh: Mesh, seed: int) -> Episodes:
-    """Rolls out snapshots with exploration noise, each in an environment of its own for the length of the time limit.
+    """Rolls out snapshots with exploration noise, one environment per snapshot, for the length of the time limit.
 
-    Where episodes end earlier, others follow in the same environment.
+    Environments are reset when an episode ends early.
 
     Args:
         env: the task.
-        teams: its behaviour teams.
+        teams: the behaviour teams of the task.
         schedule: the (team, snapshot) of each environment.
-        mesh: the devices to spread them over; the episodes do not depend on their number.
-        seed: of the random numbers.
+        mesh: the devices for the rollouts; the episodes do not depend on their number.
+        seed: the random seed.
     """
     num_rollouts, chunk = len(schedule), ENVS_PER_DEVICE * mesh.size
-    # The last chunk is filled up with rollouts that are dropped, so that all have one compiled shape.
+    # The last chunk is padded with rollouts that are discarded, so that all chunks have the same compiled shape.
     padded = schedule[np.arange(-(-num_rollouts // chunk) * chunk) % num_rollouts]
 
     shards = PartitionSpec("seed")
@@ -121,8 +121,8 @@ def record(env: Environment, teams: Teams, schedule: Int[np.ndarray, "N 2"], mes
             arguments = jax.device_put((weights, chunk_keys), NamedSharding(mesh, shards))
             recorded = jax.device_get(record_chunk(*arguments))
             for device in range(mesh.size):
-                wanted = min(ENVS_PER_DEVICE, num_rollouts - first - device * ENVS_PER_DEVICE)
-                if wanted > 0:
-                    parts.append(to_episodes(jax.tree.map(lambda leaf, d=device, n=wanted: leaf[d][:, :n], recorded)))
+                num_kept = min(ENVS_PER_DEVICE, num_rollouts - first - device * ENVS_PER_DEVICE)
+                if num_kept > 0:
+                    parts.append(to_episodes(jax.tree.map(lambda leaf, d=device, n=num_kept: leaf[d][:, :n], recorded)))
             progress.advance(min(chunk, num_rollouts - first))
     return concatenate(parts)

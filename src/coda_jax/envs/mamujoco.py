@@ -252,10 +252,8 @@ def _from_state(
             return state[index_of["qpos", k]]
         if ("cos", k) in index_of:
             return jnp.arctan2(state[index_of["sin", k]], state[index_of["cos", k]])
-        if (
-            "ten_J",
-            k,
-        ) in index_of:  # the gradient of the distance is a unit vector; the pair's centre is the origin
+        # The gradient of the tendon length is a unit vector, and the centre of the pair is the origin.
+        if ("ten_J", k) in index_of:
             return state[index_of["ten_J", k]] * state[index_of["ten_length", 0]] / 2
         return jnp.zeros((), state.dtype)
 
