@@ -1,10 +1,9 @@
-"""Measuring a joint policy (returns, how likely it makes the actions of trajectories) and trajectories themselves.
+"""Evaluation of joint policies (returns, action likelihoods) and of synthetic trajectories.
 
-The quality of synthetic trajectories is told by four numbers, each beside what real data give: whether every feature
-is distributed as in held-out data, whether observations belong to the state beside them, whether the environment itself
-would have made the step, and whether the actions earn the rewards. The third is the *dynamics error*: (s_t, a_t) put
-into the simulator, stepped once, and compared with (s_{t+1}, r_t). The last is the *optimism*: what a trajectory
-promises, less what its actions earn when they are played from s_0.
+The quality of synthetic trajectories has four parts, each to be compared with its value for real data: the distance of
+the marginal distributions to held-out data; the error of observations given the state; the *dynamics error*, the
+difference between (s_{t+1}, r_t) and one simulated step from (s_t, a_t); and the *optimism*, the mean reward of a
+trajectory minus that of its actions simulated from s_0.
 """
 
 import dataclasses
@@ -22,13 +21,13 @@ from coda_jax.marl.learner import Learner, LearnerState, unroll
 from coda_jax.types import PRNGKey, Trajectory
 
 SIMULATIONS = 64
-"""Environments stepped at once when dynamics are measured; on a CPU they should fit the cache."""
+"""Environments simulated in parallel; on a CPU their data should fit into the cache."""
 
 
 def policy_returns(
     env: Environment, learner: Learner, state: LearnerState, key: PRNGKey, num_episodes: int
 ) -> Float[Array, "num_episodes"]:
-    """Undiscounted returns of whole episodes of the joint policy without noise; the key (consumed) sets the starts."""
+    """Undiscounted returns of whole episodes of the policy without noise; the key (consumed) sets the starts."""
 
     def act(obs: Array, carry: Array, key: PRNGKey) -> tuple[Array, Array]:
         del key
@@ -38,23 +37,25 @@ def policy_returns(
 
 
 def action_log_likelihood(learner: Learner, state: LearnerState, trajectory: Trajectory) -> Float[Array, "B"]:
-    """Sums log N(a; mu(o), 1) of the actions of trajectories `[B, H, ...]` over horizon and agents (Sec. 6.2.1)."""
+    """Log N(a; mu(o), 1) of trajectories `[B, H, ...]`, summed over horizon and agents (Sec. 6.2.1)."""
     return gaussian_log_prob(trajectory.action, unroll(learner, state, trajectory.obs))
 
 
 @chex.dataclass(frozen=True)
 class SampleQuality:
-    """How real trajectories are; 0 is perfect, and every error is in standard deviations of the reference data.
+    """Errors of trajectories, in standard deviations of the reference data; 0 is perfect.
 
-    feature_distance:  `[*batch, C]` 1-Wasserstein distance of each channel of a token to the reference; 0 where the
+    feature_distance:  `[*batch, C]` 1-Wasserstein distance of each channel of a token to the reference; 0 if the
                        reference is constant.
-    observation_error: root mean square of the observations against those the environment shows of the state.
-    dynamics_error:    median over steps of the root mean square, over the state's features, of s_{t+1} against the
-                       simulated one. A median, because the simulator throws impossible poses far away.
+    observation_error: root mean square error of the observations relative to the environment's observations of the
+                       state.
+    dynamics_error:    median over steps of the root mean square error of s_{t+1}, over the features of the state,
+                       relative to the simulated next state. The median is robust to infeasible poses, for which the
+                       simulated next state is far away.
     reward_error:      median over steps of |r_t - simulated reward|.
-    optimism:          median over trajectories of the mean of r_t, less that of the rewards which the simulator gives
-                       when it plays the actions from the first state on; above 0 where a trajectory promises too much.
-                       Errors that add up along the way count here, and those that cancel do not.
+    optimism:          median over trajectories of the mean of r_t minus the mean reward of the actions simulated from
+                       the first state; positive for overestimated rewards. It accumulates systematic errors of the
+                       steps, while other errors cancel.
     """
 
     feature_distance: Float[Array, "*batch C"]
@@ -65,81 +66,86 @@ class SampleQuality:
 
 
 def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajectory) -> SampleQuality:
-    """Measures trajectories `[B, H, ...]`, H at least 2, against as many real ones that the fit has not seen."""
+    """Computes the errors of trajectories `[B, H, ...]`, H at least 2, with as many held-out real ones as reference."""
     obs_channels = transforms.obs_channels(env.spec)
     tokens, truth = (transforms.pack(x).reshape(-1, transforms.num_channels(env.spec)) for x in (trajectory, reference))
     distance = jnp.mean(jnp.abs(jnp.sort(tokens, axis=0) - jnp.sort(truth, axis=0)), axis=0)
     spread = jnp.std(truth, axis=0)
-    scale = jnp.where(spread > 0, spread, jnp.inf)  # errors of what never varies do not count
+    scale = jnp.where(spread > 0, spread, jnp.inf)  # constant channels have no error
 
     def rms(error: Float[Array, "N K"], scale: Float[Array, "K"]) -> Float[Array, "N"]:
         return jnp.sqrt(jnp.mean(jnp.square(error / scale[None]), axis=-1))
 
-    shown = jax.vmap(lambda state: env.set_state(state).obs.reshape(-1))(
+    env_obs = jax.vmap(lambda state: env.set_state(state).obs.reshape(-1))(
         trajectory.state.reshape(-1, env.spec.state_dim)
     )
-    obs_error = rms(tokens[:, obs_channels] - shown, scale[obs_channels])
+    obs_error = rms(tokens[:, obs_channels] - env_obs, scale[obs_channels])
 
-    next_state, reward, earned = _simulate(env, trajectory)
+    next_state, reward, rollout_reward = _simulate(env, trajectory)
     state_error = (trajectory.state[:, 1:] - next_state).reshape(-1, env.spec.state_dim)
-    promised = trajectory.reward[:, :-1]
+    generated_reward = trajectory.reward[:, :-1]
 
     def median(error: Float[Array, "N"]) -> Float[Array, ""]:
-        return jnp.median(jnp.where(jnp.isfinite(error), error, jnp.inf))  # a pose MJX cannot step counts as far off
+        return jnp.median(jnp.where(jnp.isfinite(error), error, jnp.inf))  # NaN: a pose that MJX cannot simulate
 
     reward_std = scale[-2]  # reward and terminal are the last two channels
     return SampleQuality(
         feature_distance=distance / scale,
         observation_error=jnp.sqrt(jnp.mean(jnp.square(obs_error))),
         dynamics_error=median(rms(state_error, scale[: env.spec.state_dim])),
-        reward_error=median(jnp.abs(promised - reward).reshape(-1)) / reward_std,
-        optimism=median(jnp.mean(promised - earned, axis=1)) / reward_std,
+        reward_error=median(jnp.abs(generated_reward - reward).reshape(-1)) / reward_std,
+        optimism=median(jnp.mean(generated_reward - rollout_reward, axis=1)) / reward_std,
     )
 
 
 def _simulate(
     env: Environment, trajectory: Trajectory
 ) -> tuple[Float[Array, "B steps S"], Float[Array, "B steps"], Float[Array, "B steps"]]:
-    """Where each step leads and what it earns by itself, and what it earns when all are played one after the other."""
+    """Next states and rewards of single steps, and rewards of all actions simulated from the first state."""
 
-    def each(states_and_actions: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        def step(played: EnvState, now: tuple[Array, Array]) -> tuple[EnvState, tuple[Array, Array, Array]]:
-            # Both in one call: MJX's step takes long to compile.
-            both = jax.tree.map(lambda a, b: jnp.stack([a, b]), env.set_state(now[0]), played)
-            led = jax.vmap(env.step, in_axes=(0, None))(both, now[1])
-            return jax.tree.map(lambda leaf: leaf[1], led), (led.state[0], led.reward[0], led.reward[1])
+    def simulate_one(states_and_actions: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        def step(
+            env_state: EnvState, state_and_action: tuple[Array, Array]
+        ) -> tuple[EnvState, tuple[Array, Array, Array]]:
+            state, action = state_and_action
+            # One vmapped call for the two simulations, because MJX's step takes long to compile.
+            starts = jax.tree.map(lambda a, b: jnp.stack([a, b]), env.set_state(state), env_state)
+            stepped = jax.vmap(env.step, in_axes=(0, None))(starts, action)
+            outputs = (stepped.state[0], stepped.reward[0], stepped.reward[1])
+            return jax.tree.map(lambda leaf: leaf[1], stepped), outputs
 
         states, _ = states_and_actions
         return jax.lax.scan(step, env.set_state(states[0]), states_and_actions)[1]
 
     steps = (trajectory.state[:, :-1], trajectory.action[:, :-1])
-    return jax.lax.map(each, steps, batch_size=SIMULATIONS // 2)
+    return jax.lax.map(simulate_one, steps, batch_size=SIMULATIONS // 2)
 
 
-FAR = 10.0
-"""Standard deviations: a step that the simulator takes further than this is from an impossible pose."""
+MAX_RESPONSE = 10.0
+"""Changes of the next state above this number of standard deviations are excluded, as from infeasible poses."""
 
 
 def action_response(
     env: Environment, guided: Trajectory, unguided: Trajectory, state_std: Float[Array, "S"]
 ) -> Float[Array, ""]:
-    """How far the next states of guided trajectories `[B, H, ...]` move with their actions: 1 as in the environment.
+    """The response of generated next states to guided actions, relative to the environment's response: 1 is ideal.
 
-    Guidance moves an action from a to a', which in the environment f moves its consequence by f(s', a') - f(s', a).
-    What it moves the generated next state by, beyond what the state s' explains, is the change of the sample's own
-    error, measured at the action a. The response is the regression of this on that, over all steps and features; 0
-    where next states go on as the unguided actions lead, and not a number where no action moved. Both sets are taken to
-    err alike: where unguided samples neglect their actions, guided ones without any error lie below 1.
+    Guidance changes a sample from (s, a) to (s', a'). In the environment f, the change of the action changes the next
+    state by f(s', a') - f(s', a), the true effect. The generated effect is the difference of the errors of the two
+    samples, with both errors measured at the action a. The response is the coefficient of the linear regression (without
+    intercept) of the generated on the true effect, over all steps and features. It is 0 if next states follow the
+    unguided actions, and NaN if no action changed. Assumes the same model error in both sets: if unguided samples
+    neglect their actions, guided samples without any error have a response below 1.
 
     Args:
         env: the environment of the trajectories.
-        guided: what is measured; H at least 2.
-        unguided: what the same noise gives without guidance.
-        state_std: the unit of each feature of the state; one of 0 leaves its feature out.
+        guided: the guided trajectories `[B, H, ...]`, H at least 2.
+        unguided: the trajectories from the same noise without guidance.
+        state_std: the standard deviation of each state feature; features with 0 are excluded.
     """
     unit = jnp.where(state_std > 0, state_std, jnp.inf)
 
-    def lead(step: tuple[Array, Array, Array, Array]) -> Array:
+    def next_states(step: tuple[Array, Array, Array, Array]) -> Array:
         state, action, state_0, action_0 = step
         start = jax.vmap(env.set_state)(jnp.stack([state, state, state_0]))
         return jax.vmap(env.step)(start, jnp.stack([action, action_0, action_0])).state
@@ -147,24 +153,25 @@ def action_response(
     def flat(leaf: Array) -> Array:
         return leaf.reshape(-1, *leaf.shape[2:])
 
-    steps = [x for made in (guided, unguided) for x in (flat(made.state[:, :-1]), flat(made.action[:, :-1]))]
-    led = jax.lax.map(lead, tuple(steps), batch_size=SIMULATIONS // 4) / unit[None, None]
-    end, end_0 = (flat(made.state[:, 1:]) / unit[None] for made in (guided, unguided))
-    caused = led[:, 0] - led[:, 1]
-    followed = (end - led[:, 1]) - (end_0 - led[:, 2])
-    is_near = jnp.max(jnp.abs(jnp.stack([caused, followed])), axis=(0, 2)) < FAR  # not where it is not finite either
-    caused, followed = (jnp.where(is_near[:, None], x, 0.0) for x in (caused, followed))
-    has_moved = jnp.any(guided.action != unguided.action)
-    return jnp.where(has_moved, jnp.sum(caused * followed) / jnp.sum(caused**2), jnp.nan)
+    steps = [x for samples in (guided, unguided) for x in (flat(samples.state[:, :-1]), flat(samples.action[:, :-1]))]
+    simulated = jax.lax.map(next_states, tuple(steps), batch_size=SIMULATIONS // 4) / unit[None, None]
+    end, end_0 = (flat(samples.state[:, 1:]) / unit[None] for samples in (guided, unguided))
+    true_effect = simulated[:, 0] - simulated[:, 1]
+    generated_effect = (end - simulated[:, 1]) - (end_0 - simulated[:, 2])
+    effects = jnp.stack([true_effect, generated_effect])
+    is_feasible = jnp.max(jnp.abs(effects), axis=(0, 2)) < MAX_RESPONSE  # false for NaN too
+    true_effect, generated_effect = (jnp.where(is_feasible[:, None], x, 0.0) for x in (true_effect, generated_effect))
+    has_changed = jnp.any(guided.action != unguided.action)
+    return jnp.where(has_changed, jnp.sum(true_effect * generated_effect) / jnp.sum(true_effect**2), jnp.nan)
 
 
 def shuffled_actions(trajectory: Trajectory) -> Trajectory:
-    """The trajectories `[B, H, ...]` with the actions of their neighbours: what errors are if actions do not matter."""
+    """The trajectories `[B, H, ...]` with the actions of other trajectories: a reference for ignored actions."""
     return dataclasses.replace(trajectory, action=jnp.roll(trajectory.action, 1, axis=0))
 
 
 def shuffled_steps(trajectory: Trajectory) -> Trajectory:
-    """Every second token of the trajectories `[B, H, ...]` taken from their neighbours: what errors are at random."""
+    """The trajectories `[B, H, ...]` with every second token of other ones: a reference for random next states."""
     odd = jnp.arange(trajectory.reward.shape[1]) % 2 == 1
 
     def swap(leaf: Array) -> Array:

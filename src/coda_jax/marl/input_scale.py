@@ -1,4 +1,4 @@
-"""Network inputs in standard deviations from the dataset's mean: TD3+BC's normalisation (Fujimoto and Gu 2021)."""
+"""Standardisation of network inputs by the mean and standard deviation of the dataset (Fujimoto and Gu 2021)."""
 
 import chex
 import jax.numpy as jnp
@@ -7,12 +7,12 @@ from jaxtyping import Array, Float
 from coda_jax.types import TaskSpec, Trajectory
 
 MIN_STD = 1e-3
-"""Added to every standard deviation, so that a feature that never varies stays finite."""
+"""Added to every standard deviation, so that constant features stay finite."""
 
 
 @chex.dataclass(frozen=True)
 class InputScale:
-    """Means and standard deviations of what networks see.
+    """Means and standard deviations of the network inputs.
 
     state_mean, state_std: `[*batch, S]` of the global state.
     obs_mean, obs_std:     `[*batch, A, O]` of the local observations.
@@ -35,7 +35,7 @@ class InputScale:
 
 
 def raw_inputs(task: TaskSpec) -> InputScale:
-    """The scale that leaves inputs in the environment's units."""
+    """The identity scale: inputs in the environment's units."""
     state, obs = (task.state_dim,), (task.num_agents, task.obs_dim)
     return InputScale(
         state_mean=jnp.zeros(state), state_std=jnp.ones(state), obs_mean=jnp.zeros(obs), obs_std=jnp.ones(obs)
@@ -43,7 +43,7 @@ def raw_inputs(task: TaskSpec) -> InputScale:
 
 
 def standardised_inputs(steps: Trajectory) -> InputScale:
-    """The scale of a dataset's steps `[T, ...]`."""
+    """The scale that standardises the steps `[T, ...]` of a dataset."""
     return InputScale(
         state_mean=jnp.mean(steps.state, axis=0),
         state_std=jnp.std(steps.state, axis=0) + MIN_STD,
