@@ -132,7 +132,7 @@ def action_response(
 
     Guidance changes a sample from (s, a) to (s', a'). In the environment f, the change of the action changes the next
     state by f(s', a') - f(s', a), the true effect. The generated effect is the difference of the errors of the two
-    samples, with both errors measured at the action a. The response is the coefficient of the linear regression (without
+    samples, both measured at the action a. The response is the coefficient of the linear regression (without
     intercept) of the generated on the true effect, over all steps and features. It is 0 if next states follow the
     unguided actions, and NaN if no action changed. Assumes the same model error in both sets: if unguided samples
     neglect their actions, guided samples without any error have a response below 1.

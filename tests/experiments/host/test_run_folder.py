@@ -223,4 +223,4 @@ def test_changes_that_are_not_committed_are_kept_within_limits(tmp_path, monkeyp
 
 
 def test_every_recorded_change_is_part_of_the_provenance():
-    assert set(run_folder._CHANGES_NUMBERS) <= set(provenance.provenance(1))
+    assert set(run_folder._AFFECTS_NUMBERS) <= set(provenance.provenance(1))
