@@ -111,8 +111,8 @@ def _simulate(
             # One vmapped call for the two simulations, because MJX's step takes long to compile.
             starts = jax.tree.map(lambda a, b: jnp.stack([a, b]), env.set_state(state), env_state)
             stepped = jax.vmap(env.step, in_axes=(0, None))(starts, action)
-            outputs = (stepped.state[0], stepped.reward[0], stepped.reward[1])
-            return jax.tree.map(lambda leaf: leaf[1], stepped), outputs
+            next_env_state = jax.tree.map(lambda leaf: leaf[1], stepped)
+            return next_env_state, (stepped.state[0], stepped.reward[0], stepped.reward[1])
 
         states, _ = states_and_actions
         return jax.lax.scan(step, env.set_state(states[0]), states_and_actions)[1]
