@@ -1,9 +1,9 @@
-"""How fast the parts are on this machine: `python -m experiments.benchmark`.
+"""Benchmark of the components on this machine: `python -m experiments.benchmark`.
 
-Everything runs at the sizes of 2HalfCheetah on random data and weights, which do not change the work. What is compared
-is timed in turns, several times, and the best time of each counts. `--output` writes the numbers. `--gate` compares
-them with the committed ones, each as its ratio to a *yardstick* that is none of our code, numpy's matrix products timed
-in the same run: such a ratio depends on the machine far less than a rate, and no improvement of ours can make it fall.
+All sizes are those of 2HalfCheetah; data and weights are random, which does not affect the run time. Programs that are
+compared are timed alternately, and the best time of each counts. `--output` writes the numbers. `--gate` compares them
+with the committed ones, relative to a *yardstick*: the rate of numpy's matrix products in the same run. This ratio
+depends much less on the machine than a rate does, and the yardstick is independent of the code of this project.
 """
 
 import contextlib
@@ -49,49 +49,49 @@ from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.pipeline.settings import PRESETS
 
-with contextlib.redirect_stderr(io.StringIO()):  # it warns of robots that are not used here
+with contextlib.redirect_stderr(io.StringIO()):  # it warns about robots that are not used here
     from gymnasium_robotics import mamujoco_v1
 
 REPEATS = 3
 HORIZON = 20
 SEEDS = (1, 2, 4, 16)
 FLOORS = {"guided trajectories, width 16, N 128": 200, "learner updates, 4 seeds": 110, "MJX environment steps": 8000}
-"""What two cores should reach at least, a second."""
+"""Minimum rates per second on two cores."""
 
 Work = Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    """Times generation, fit, learning, simulation and compilation, side by side where there is something to compare."""
+    """Measures the speed of generation, fit, learning, simulation and compilation."""
 
     output: Path | None = None
-    """File to write the numbers to, as JSON."""
+    """JSON file for the numbers."""
     gate: bool = False
-    """Exit with status 1 if the ratio of a speed to the yardstick fell below the committed one by more than the
+    """Exit with status 1 if the ratio of a speed to the yardstick is lower than the committed ratio by more than the
     tolerance."""
     tolerance: float = 0.3
-    """Share of a committed ratio that may be lost."""
+    """Accepted relative decrease of a ratio."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One line of the table."""
+    """One row of the table."""
 
     what: str
-    """What was counted."""
+    """The measured quantity."""
     value: float
-    """How many a second; the seconds, where `is_duration`."""
+    """Rate per second, or seconds if `is_duration`."""
     ratio: float | None = None
-    """This rate by the one it is compared with."""
+    """Ratio of the rate to that of `against`."""
     against: str = ""
-    """What it is compared with."""
+    """The quantity of comparison."""
     is_duration: bool = False
-    """Whether less is better."""
+    """Whether `value` is a duration (lower is better)."""
 
     @property
     def speed(self) -> float:
-        """How many a second, in either case."""
+        """Rate per second, also for durations."""
         return 1.0 / self.value if self.is_duration else self.value
 
 
@@ -102,10 +102,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if not 0.0 <= config.tolerance < 1.0:
             raise UserError(f"--tolerance is {config.tolerance}; it must be at least 0 and less than 1")
         if config.output is not None and not config.output.parent.is_dir():
-            raise UserError(f"--output {config.output} is in no folder that exists")
-        everywhere = set_up_devices(max(SEEDS))
-        baseline = read_baseline(everywhere.size) if config.gate else {}
-        figures = measure(everywhere)
+            raise UserError(f"--output {config.output} is in a folder that does not exist; create it")
+        all_devices = set_up_devices(max(SEEDS))
+        baseline = read_baseline(all_devices.size) if config.gate else {}
+        figures = measure(all_devices)
         speeds = relative_speeds(figures, yardstick())
         print_table(
             f"2halfcheetah on {jax.device_count()} devices of {visible_cores()} cores, {jax.default_backend()}",
@@ -132,13 +132,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def relative_speeds(figures: Sequence[Figure], yardstick: float) -> dict[str, float]:
-    """Each figure's speed by the yardstick's."""
+    """The speed of each figure relative to the yardstick."""
     return {figure.what: figure.speed / yardstick for figure in figures}
 
 
-def measure(everywhere: Mesh) -> list[Figure]:
-    """Measures everything."""
-    alone = first_devices(everywhere, 1)
+def measure(all_devices: Mesh) -> list[Figure]:
+    """Measures all figures."""
+    one_device = first_devices(all_devices, 1)
     enable_compilation_cache()
     env = mamujoco.make("2halfcheetah")
     dataset = random_dataset(env)
@@ -146,11 +146,11 @@ def measure(everywhere: Mesh) -> list[Figure]:
     denoiser, sampler = PRESETS["laptop"].denoiser, PRESETS["laptop"].diffusion
     table_5 = PRESETS["paper"].learner
     parts = {
-        "guided sampling": lambda: generation(env, learner, dataset, denoiser, sampler, alone, everywhere),
-        "the fit": lambda: fitting(env, denoiser, alone, everywhere),
-        "learning": lambda: learning(maddpg_bc(env.spec, table_5, raw_inputs(env.spec)), learner, dataset, everywhere),
-        "simulation": lambda: simulation(env, alone, everywhere),
-        "compilation": lambda: compilation(env, learner, dataset, denoiser, sampler, everywhere),
+        "guided sampling": lambda: generation(env, learner, dataset, denoiser, sampler, one_device, all_devices),
+        "the fit": lambda: fitting(env, denoiser, one_device, all_devices),
+        "learning": lambda: learning(maddpg_bc(env.spec, table_5, raw_inputs(env.spec)), learner, dataset, all_devices),
+        "simulation": lambda: simulation(env, one_device, all_devices),
+        "compilation": lambda: compilation(env, learner, dataset, denoiser, sampler, all_devices),
     }
     figures: list[Figure] = []
     for name, part in parts.items():
@@ -160,12 +160,12 @@ def measure(everywhere: Mesh) -> list[Figure]:
 
 
 def first_devices(mesh: Mesh, num: int) -> Mesh:
-    """The first devices of a mesh, as a mesh of their own."""
+    """A mesh of the first devices of a mesh."""
     return jax.make_mesh((num,), ("seed",), devices=mesh.devices[:num].tolist(), axis_types=mesh.axis_types)
 
 
-def race(*works: Work) -> list[float]:
-    """Seconds of each piece of work: all are run once to compile, then in turns; the best time of each."""
+def best_times(*works: Work) -> list[float]:
+    """The best time of each function, in seconds; all run once to compile, then alternately."""
     for work in works:
         jax.block_until_ready(work())
 
@@ -178,7 +178,7 @@ def race(*works: Work) -> list[float]:
 
 
 def sharded(function: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Work:
-    """`function(key, *arguments)` on every device, each with a key of its own."""
+    """`function(key, *arguments)` on every device, each with its own key."""
     by_device, shared = PartitionSpec("seed"), PartitionSpec()
     program = jax.jit(
         jax.shard_map(
@@ -195,7 +195,7 @@ def sharded(function: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Work:
 
 
 def random_dataset(env: Environment) -> Dataset:
-    """Two thousand steps of noise."""
+    """A dataset of 2,000 random steps."""
     spec, steps, rng = env.spec, 2000, np.random.default_rng(0)
     episodes = episodes_from_arrays(
         state=rng.normal(size=(steps, spec.state_dim)),
@@ -220,8 +220,8 @@ def generation(
     dataset: Dataset,
     denoiser: GeneratorConfig,
     sampler: SamplerConfig,
-    alone: Mesh,
-    everywhere: Mesh,
+    one_device: Mesh,
+    all_devices: Mesh,
 ) -> list[Figure]:
     """Trajectories sampled toward a policy: at the sizes of Table 3, and at the laptop preset's."""
     chunk_size, total = PRESETS["laptop"].training.chunk_size, 1000
@@ -240,11 +240,11 @@ def generation(
         return sharded(sample, mesh, dataset, random_prior(model, dataset), state)
 
     table_3 = dataclasses.replace(denoiser, unet=UNetConfig(width=16))
-    slow, slow_alone, fast, unguided = race(
-        work(table_3, 128, everywhere),
-        work(table_3, 128, alone),
-        work(denoiser, sampler.num_steps, everywhere),
-        work(denoiser, sampler.num_steps, everywhere, is_guided=False),
+    slow, slow_alone, fast, unguided = best_times(
+        work(table_3, 128, all_devices),
+        work(table_3, 128, one_device),
+        work(denoiser, sampler.num_steps, all_devices),
+        work(denoiser, sampler.num_steps, all_devices, is_guided=False),
     )
     sizes = f"width {denoiser.unet.width}, N {sampler.num_steps}"
     return [
@@ -254,8 +254,8 @@ def generation(
     ]
 
 
-def fitting(env: Environment, denoiser: GeneratorConfig, alone: Mesh, everywhere: Mesh) -> list[Figure]:
-    """Optimiser steps of the laptop preset's denoiser at 256 windows a step."""
+def fitting(env: Environment, denoiser: GeneratorConfig, one_device: Mesh, all_devices: Mesh) -> list[Figure]:
+    """Optimiser steps of the laptop preset's denoiser with 256 windows per step."""
     num_updates, batch_size, num_channels = 20, 256, transforms.num_channels(env.spec)
     generator = make_generator(dataclasses.replace(denoiser, batch_size=batch_size), num_channels, HORIZON)
 
@@ -274,17 +274,17 @@ def fitting(env: Environment, denoiser: GeneratorConfig, alone: Mesh, everywhere
         )
         return lambda: fit(*arguments)
 
-    on_all, on_one = race(work(everywhere), work(alone))
+    all_seconds, one_seconds = best_times(work(all_devices), work(one_device))
     what = f"denoiser fit steps, width {denoiser.unet.width}, batch {batch_size}"
-    return [Figure(what, num_updates / on_all, on_one / on_all, "one device")]
+    return [Figure(what, num_updates / all_seconds, one_seconds / all_seconds, "one device")]
 
 
-def learning(learner: Learner, laptop_learner: Learner, dataset: Dataset, everywhere: Mesh) -> list[Figure]:
-    """Updates of Table 5's learner, all seeds together, at 32 windows of 20 steps each, and of the laptop preset's."""
+def learning(learner: Learner, laptop_learner: Learner, dataset: Dataset, all_devices: Mesh) -> list[Figure]:
+    """Updates of the learners of Table 5 and of the laptop preset, over all seeds, with 32 windows of 20 steps each."""
     num_updates, batch_size = 50, CodaConfig().batch_size
 
     def work(learner: Learner, num_seeds: int) -> Work:
-        mesh = first_devices(everywhere, largest_divisor(num_seeds, everywhere.size))
+        mesh = first_devices(all_devices, largest_divisor(num_seeds, all_devices.size))
 
         def train(key: PRNGKey, dataset: Dataset) -> Any:
             def of_seed(key: PRNGKey) -> Any:
@@ -301,7 +301,7 @@ def learning(learner: Learner, laptop_learner: Learner, dataset: Dataset, everyw
         return sharded(train, mesh, dataset)
 
     runs = [*((learner, n) for n in SEEDS), (laptop_learner, 4)]
-    times = race(*(work(*run) for run in runs))
+    times = best_times(*(work(*run) for run in runs))
     *rates, laptop_rate = (n * num_updates / seconds for (_, n), seconds in zip(runs, times, strict=True))
     return [
         Figure("learner updates, 1 seed", rates[0]),
@@ -313,8 +313,8 @@ def learning(learner: Learner, laptop_learner: Learner, dataset: Dataset, everyw
     ]
 
 
-def simulation(env: Environment, alone: Mesh, everywhere: Mesh) -> list[Figure]:
-    """Steps under random actions: 16 environments a device in MJX, and gymnasium-robotics' single one in C."""
+def simulation(env: Environment, one_device: Mesh, all_devices: Mesh) -> list[Figure]:
+    """Environment steps with random actions: 16 environments per device in MJX, one of gymnasium-robotics in C."""
     num_steps, num_envs = 200, 16
     spec = env.spec
 
@@ -333,11 +333,11 @@ def simulation(env: Environment, alone: Mesh, everywhere: Mesh) -> list[Figure]:
         for action in actions:
             c.step(action)
 
-    on_all, on_one, one_process = race(work(everywhere), work(alone), in_c)
-    rate, c_rate = everywhere.size * num_envs * num_steps / on_all, num_steps / one_process
+    all_seconds, one_seconds, c_seconds = best_times(work(all_devices), work(one_device), in_c)
+    rate, c_rate = all_devices.size * num_envs * num_steps / all_seconds, num_steps / c_seconds
     return [
         Figure("MJX environment steps", rate, rate / c_rate, "gymnasium-robotics in C, one process"),
-        Figure("MJX environment steps, all devices", rate, everywhere.size * on_one / on_all, "one device"),
+        Figure("MJX environment steps, all devices", rate, all_devices.size * one_seconds / all_seconds, "one device"),
         Figure("gymnasium-robotics' steps in C, one process", c_rate),
     ]
 
@@ -348,27 +348,27 @@ def compilation(
     dataset: Dataset,
     denoiser: GeneratorConfig,
     sampler: SamplerConfig,
-    everywhere: Mesh,
+    all_devices: Mesh,
 ) -> list[Figure]:
     """Seconds to trace and compile the fused round, with the compilation cache empty and filled."""
     model = make_model(env.spec, HORIZON, denoiser, sampler)
     augmentation = guided(model, learner, 0.6)
-    shared = NamedSharding(everywhere, PartitionSpec())
+    shared = NamedSharding(all_devices, PartitionSpec())
     data, prior = jax.device_put((dataset, random_prior(model, dataset)), shared)
 
     def compile_round() -> float:
         jax.clear_caches()
         start = time.perf_counter()
-        program = across_seeds(make_trainer(env, learner, augmentation, PRESETS["laptop"].training), everywhere)
-        keys = jax.random.split(jax.random.key(0), everywhere.size)
-        keys = jax.device_put(keys, NamedSharding(everywhere, PartitionSpec("seed")))
+        program = across_seeds(make_trainer(env, learner, augmentation, PRESETS["laptop"].training), all_devices)
+        keys = jax.random.split(jax.random.key(0), all_devices.size)
+        keys = jax.device_put(keys, NamedSharding(all_devices, PartitionSpec("seed")))
         plan = jax.device_put(program.schedule[-1].plan, shared)
         jax.jit(program.round).lower(jax.eval_shape(program.init, keys), data, prior, plan).compile()
         return time.perf_counter() - start
 
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
-        compilation_cache.reset_cache()  # jax looks at the folder's name only once
+        compilation_cache.reset_cache()  # jax reads the name of the folder only once
         cold, warm = compile_round(), compile_round()
     return [
         Figure("seconds to compile a round, cache empty", cold, is_duration=True),

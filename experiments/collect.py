@@ -1,7 +1,7 @@
 """Trains the behaviour teams of a task online, in MJX: `python -m experiments.collect --task 2halfcheetah`.
 
-Leaves the teams' snapshots (`--output`, by default where the package looks for them), and their learning curves beside
-the checkpoints in the run folder. Killed, the same command continues from the last snapshot.
+Writes the snapshots of the teams to `--output` (by default the package's assets), and checkpoints and learning curves
+to the run folder. The same command resumes an interrupted run from the last snapshot.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from experiments.host.run_folder import open_run_folder
 from experiments.pipeline.settings import check_choice, check_positive
 
 EPISODES = 10
-"""Noise-free episodes that measure a snapshot."""
+"""Number of noise-free episodes to evaluate a snapshot."""
 
 COUNTS = ("num_envs", "updates_per_step", "policy_delay", "batch_size", "width", "buffer_size")
 """Settings of the algorithm that must be at least 1."""
@@ -37,24 +37,24 @@ COUNTS = ("num_envs", "updates_per_step", "policy_delay", "batch_size", "width",
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-    """Trains behaviour teams by MATD3 and keeps snapshots all along their training."""
+    """Trains behaviour teams by MATD3 and saves snapshots during training."""
 
     task: str = "2halfcheetah"
     """Task, such as `2halfcheetah` or `4ant`."""
     num_teams: int = 4
-    """Teams, from different seeds."""
+    """Number of teams; each has its own seed."""
     num_snapshots: int = 17
-    """Snapshots of each team, the first before any training."""
+    """Snapshots per team; the first is before training."""
     steps_per_snapshot: int = 1600
     """Joint steps of all environments between two snapshots."""
     seed: int = 0
-    """Seed of the teams' seeds."""
+    """Random seed, from which the seeds of the teams are derived."""
     output: Path | None = None
-    """File to write the teams to; by default the package's own."""
+    """File for the teams; by default the package's assets."""
     run_dir: Path | None = None
-    """Folder of checkpoints and curves; by default `runs/collect-TASK`."""
+    """Folder for checkpoints and learning curves; by default `runs/collect-TASK`."""
     matd3: Matd3Config = dataclasses.field(default_factory=Matd3Config)
-    """The algorithm."""
+    """Settings of MATD3."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -71,12 +71,12 @@ def main(args: Sequence[str] | None = None) -> None:
             }
         )
         if config.output is not None and config.output.is_dir():
-            raise UserError(f"--output {config.output} is a folder; name a file")
+            raise UserError(f"--output {config.output} is a folder; give the path of a file")
         run(config)
 
 
 def run(config: CollectConfig) -> None:
-    """Trains, or continues to train, the teams, and writes them."""
+    """Trains the teams, or resumes their training, and saves them."""
     identity = {name: value for name, value in plain(config).items() if name not in ("output", "run_dir")}
     mesh = set_up_devices(config.num_teams)
     enable_compilation_cache()
@@ -86,8 +86,8 @@ def run(config: CollectConfig) -> None:
     apply = cast(Callable[..., Array], policy.apply)
     by_team = NamedSharding(mesh, PartitionSpec("seed"))
 
-    # A device trains its teams one after the other: `vmap` would turn the loops' bounds into selects, and the replay
-    # buffers with them.
+    # A device trains its teams sequentially: `vmap` would turn the loop bounds into selects, which copy the replay
+    # buffers.
     def per_team(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return jax.shard_map(
             functools.partial(jax.lax.map, function),
@@ -117,13 +117,14 @@ def run(config: CollectConfig) -> None:
         returns=np.zeros((config.num_teams, config.num_snapshots), np.float32),
     )
 
-    def keep(snapshot: int) -> None:
-        for kept, leaf in zip(jax.tree.leaves(teams.policy), jax.tree.leaves(state.online.policy), strict=True):
-            kept[:, snapshot] = np.asarray(leaf)
+    def record_snapshot(snapshot: int) -> None:
+        for stored, leaf in zip(jax.tree.leaves(teams.policy), jax.tree.leaves(state.online.policy), strict=True):
+            stored[:, snapshot] = np.asarray(leaf)
         returns = np.asarray(evaluate((state.online.policy, evaluation_keys))).mean(axis=1)
         if not np.isfinite(returns).all():
             raise UserError(
-                f"NaN in the returns of snapshot {snapshot}, team {np.flatnonzero(~np.isfinite(returns))[0]}"
+                f"NaN in the returns of snapshot {snapshot}, team {np.flatnonzero(~np.isfinite(returns))[0]}; "
+                "change --seed or the settings of --matd3"
             )
         teams.returns[:, snapshot] = returns
 
@@ -132,15 +133,15 @@ def run(config: CollectConfig) -> None:
         restored = checkpoints.restore((state, teams))
         done = 0
         if restored is None:
-            keep(0)
+            record_snapshot(0)
         else:
             done = restored.step
-            state, kept = restored.tree
-            teams = jax.tree.map(np.array, kept)
+            state, stored = restored.tree
+            teams = jax.tree.map(np.array, stored)
         with phase("training the teams", total=config.num_snapshots - 1, done=done) as progress:
             for snapshot in range(done + 1, config.num_snapshots):
                 state, _ = train(state)
-                keep(snapshot)
+                record_snapshot(snapshot)
                 checkpoints.save(snapshot, (state, teams))
                 progress.advance(note="returns " + " ".join(f"{value:.0f}" for value in teams.returns[:, snapshot]))
         team_curves(folder.figures / "teams.png", config.task, teams.num_steps, teams.returns)

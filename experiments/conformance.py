@@ -1,15 +1,16 @@
-"""MJX beside MuJoCo in C, task by task: how exact it is, and how fast on this machine.
+"""Comparison of MJX with MuJoCo in C for each task: accuracy, and speed on this machine.
 
     python -m experiments.conformance                        # all tasks
-    python -m experiments.conformance 4ant 3hopper --write   # some, into results/CONFORMANCE.md
+    python -m experiments.conformance 4ant 3hopper --write   # two tasks, written to results/CONFORMANCE.md
     python -m experiments.conformance 4ant --options 100,50,0 20,4,10   # other solver options
 
-C runs with the options of gymnasium's XML, in double precision; MJX with those of `envs.robots`, in single precision.
-The starts lie all along trajectories of C that cover what an episode meets: resets, gaits, flipped and falling poses,
-fast runs far from the origin. MJX is put back where C is before every step; an error is the largest absolute
-difference after one control step. Inertia and forces that some robots have in their state are compared apart, relative
-to their size where that is more than 1. In a few steps in a thousand a hard landing amplifies the rounding of single
-precision beyond 1e-3, whatever the options; so the table has the 99 % quantile beside the largest error.
+C runs in double precision with the options of gymnasium's XML; MJX runs in single precision with the options of
+`envs.robots`. The states come from trajectories of C that cover the situations of an episode: resets, gaits, flipped
+and falling poses, fast motion far from the origin. MJX is set to the state of C before every step; an error is the
+largest absolute difference after one control step. Inertia and forces in the state of some robots are compared
+separately, relative to their magnitude where it exceeds 1. In a few steps in a thousand, a hard landing amplifies the
+rounding errors of single precision beyond 1e-3, whatever the options; so the table has the 99 % quantile and the
+largest error.
 """
 
 import dataclasses
@@ -53,8 +54,8 @@ GYMNASIUM = {
     "humanoid": "Humanoid-v5",
     "humanoidstandup": "HumanoidStandup-v5",
 }
-"""The single robot in C of a task, by the task's name without the number of agents. Robots of repeated parts are not
-gymnasium's but gymnasium-robotics' (of the `dev` extra)."""
+"""gymnasium's environment for each robot, by the task's name without the number of agents. Robots of repeated parts are
+in gymnasium-robotics (`dev` extra) instead."""
 
 NUM_STARTS, NUM_STEPS = 20, 20
 TABLE = Path("results/CONFORMANCE.md")
@@ -62,19 +63,19 @@ _MOTION = ("qpos", "qvel", "qvel_clipped", "cos", "sin", "to_target", "ten_J", "
 
 
 class Reference(NamedTuple):
-    """What MuJoCo in C did from N starts in T control steps, in double precision."""
+    """Trajectories of MuJoCo in C: N starts, T control steps, in double precision."""
 
     qpos: Float[np.ndarray, "T+1 N Q"]
     qvel: Float[np.ndarray, "T+1 N V"]
     qacc_warmstart: Float[np.ndarray, "T+1 N V"]
-    """The solver's first guess of the accelerations: those of the physics step before."""
+    """The solver's initial guess: the accelerations of the previous physics step."""
     xpos: Float[np.ndarray, "T+1 N B 3"]
-    """Frames of the bodies, as old as the last evaluation of the forces."""
+    """Frames of the bodies at the last evaluation of the forces."""
     xipos: Float[np.ndarray, "T+1 N B 3"]
     """Their centres of mass."""
     control: Float[np.ndarray, "T N U"]
     observed: Float[np.ndarray, "T N S"]
-    """What gymnasium observes after each step."""
+    """gymnasium's observation after each step."""
     reward: Float[np.ndarray, "T N"]
     terminated: Bool[np.ndarray, "T N"]
 
@@ -84,12 +85,12 @@ class Reference(NamedTuple):
 
 
 def open_simulator(task: str) -> Any:
-    """The robot of a task in C, as gymnasium steps it, without the time limit."""
+    """Gymnasium's environment for the robot of a task, without the time limit."""
     return make_simulator(task).unwrapped
 
 
 def make_simulator(task: str) -> gymnasium.Env:
-    """The robot of a task in C, with the time limit."""
+    """Gymnasium's environment for the robot of a task, with the time limit."""
     name = task.lstrip("0123456789").removesuffix("-ogmarl")
     if name == "coupledhalfcheetah":
         return _coupled_half_cheetah()
@@ -112,7 +113,7 @@ def many_segments(robot: str, num_segments: int) -> gymnasium.Env:
 
 
 def _coupled_half_cheetah() -> gymnasium.Env:
-    """gymnasium-robotics' pair of half cheetahs, which reads the tendon's gradient as MuJoCo 3 stored it."""
+    """gymnasium-robotics' pair of half cheetahs, with the dense gradient of the tendon, as before sparse storage."""
     from gymnasium_robotics.envs.multiagent_mujoco.coupled_half_cheetah import CoupledHalfCheetahEnv
 
     class Pair(CoupledHalfCheetahEnv):
@@ -125,7 +126,7 @@ def _coupled_half_cheetah() -> gymnasium.Env:
 
 
 def tendon_gradients(data: mujoco.MjData) -> Float[np.ndarray, "tendons V"]:
-    """The gradients of the tendons' lengths, which MuJoCo keeps sparse."""
+    """The gradients of the tendons' lengths as a dense matrix; MuJoCo stores them sparse."""
     model = data.model
     dense = np.zeros((model.ntendon, model.nv))
     mujoco.mju_sparse2dense(dense, data.ten_J, model.ten_J_rownnz, model.ten_J_rowadr, model.ten_J_colind)
@@ -133,19 +134,19 @@ def tendon_gradients(data: mujoco.MjData) -> Float[np.ndarray, "tendons V"]:
 
 
 def sinusoids(rng: np.random.Generator, num_steps: int, num_starts: int, size: int) -> Float[np.ndarray, "T N U"]:
-    """Controls that swing between -1 and 1 at 0.5 to 4 Hz and saturate, with some noise."""
+    """Saturated noisy sinusoidal controls in [-1, 1] at 0.5 to 4 Hz."""
     frequency = rng.uniform(0.5, 4.0, (num_starts, 1))
     phase = rng.uniform(0.0, 2 * np.pi, (num_starts, size))
-    clock = 0.05 * np.arange(num_steps)[:, None, None]
-    swing = 2.0 * np.sin(2 * np.pi * frequency * clock + phase) + 0.2 * rng.normal(size=(num_steps, num_starts, size))
-    return np.clip(swing, -1.0, 1.0).astype(np.float32)
+    seconds = 0.05 * np.arange(num_steps)[:, None, None]
+    wave = 2.0 * np.sin(2 * np.pi * frequency * seconds + phase) + 0.2 * rng.normal(size=(num_steps, num_starts, size))
+    return np.clip(wave, -1.0, 1.0).astype(np.float32)
 
 
 def run(simulator: Any, qpos: np.ndarray, qvel: np.ndarray, control: Float[np.ndarray, "T N U"]) -> Reference:
-    """Runs C from each start, the solver cold, under the given controls."""
+    """Simulates C from each start with the given controls, without a warm start of the solver."""
     data, size = simulator.data, simulator.observation_space.shape[0]
     num_steps, num_starts = control.shape[:2]
-    seen = Reference(
+    c = Reference(
         qpos=np.zeros((num_steps + 1, *qpos.shape)),
         qvel=np.zeros((num_steps + 1, *qvel.shape)),
         qacc_warmstart=np.zeros((num_steps + 1, *qvel.shape)),
@@ -161,17 +162,17 @@ def run(simulator: Any, qpos: np.ndarray, qvel: np.ndarray, control: Float[np.nd
         data.qpos[:], data.qvel[:] = qpos[n], qvel[n]
         mujoco.mj_kinematics(simulator.model, data)
         for t in range(num_steps + 1):
-            seen.qpos[t, n], seen.qvel[t, n], seen.qacc_warmstart[t, n] = data.qpos, data.qvel, data.qacc_warmstart
-            seen.xpos[t, n], seen.xipos[t, n] = data.xpos, data.xipos
+            c.qpos[t, n], c.qvel[t, n], c.qacc_warmstart[t, n] = data.qpos, data.qvel, data.qacc_warmstart
+            c.xpos[t, n], c.xipos[t, n] = data.xpos, data.xipos
             if t < num_steps:
-                seen.observed[t, n], seen.reward[t, n], seen.terminated[t, n], *_ = simulator.step(control[t, n])
-    return seen
+                c.observed[t, n], c.reward[t, n], c.terminated[t, n], *_ = simulator.step(control[t, n])
+    return c
 
 
 def trajectories(
     simulator: Any, rng: np.random.Generator, num_steps: int, num_starts: int, robot: Robot = HALF_CHEETAH
 ) -> Reference:
-    """Runs C from, in turn, a reset, a gait, a toss (any side up, if it can turn over), and a fast run 400 m away."""
+    """Simulates C from, in turn, a reset, a gait, a toss (in a random orientation), and fast motion 400 m away."""
     nq, nv, nu = simulator.model.nq, simulator.model.nv, simulator.model.nu
     strength = simulator.model.actuator_ctrlrange[0, 1]
     noise = robot.start.position_noise
@@ -183,9 +184,7 @@ def trajectories(
     if nq > nv:  # a free joint
         qpos[tossed, 2] += 0.5
         turn = rng.normal(size=(len(qpos[tossed]), 4))
-        if (
-            len(ancestors(simulator.model)) > 3
-        ):  # a long robot can but roll over: on its end it would stand in the ground
+        if len(ancestors(simulator.model)) > 3:  # a long robot can only roll; on its end it would penetrate the ground
             turn[:, 2:] = 0.0
         qpos[tossed, 3:7] = turn / np.linalg.norm(turn, axis=1, keepdims=True)
     elif robot.place_dims == 1:
@@ -201,40 +200,40 @@ def trajectories(
     return run(simulator, qpos, qvel, (strength * sinusoids(rng, num_steps, num_starts, nu)).astype(np.float32))
 
 
-def at(now: EnvState, reference: Reference, t: int, place_dims: int = 1) -> EnvState:
-    """A batch of environments, put where C was after t steps."""
+def at(state: EnvState, reference: Reference, t: int, place_dims: int = 1) -> EnvState:
+    """A batch of environment states, set to the state of C after t steps."""
     names = ("qpos", "qvel", "qacc_warmstart", "xpos", "xipos")
-    there = {name: getattr(reference, name)[t] for name in names}
-    place = np.zeros((len(there["qpos"]), 1, 3))
-    place[:, 0, :place_dims] = there["qpos"][:, :place_dims]
-    there |= {name: there[name] - place for name in ("xpos", "xipos")}
-    there = {name: jnp.asarray(value, now.physics.qpos.dtype) for name, value in there.items()}
-    return dataclasses.replace(now, physics=now.physics.replace(**there))
+    values = {name: getattr(reference, name)[t] for name in names}
+    root_position = np.zeros((len(values["qpos"]), 1, 3))
+    root_position[:, 0, :place_dims] = values["qpos"][:, :place_dims]
+    values |= {name: values[name] - root_position for name in ("xpos", "xipos")}
+    values = {name: jnp.asarray(value, state.physics.qpos.dtype) for name, value in values.items()}
+    return dataclasses.replace(state, physics=state.physics.replace(**values))
 
 
 class Comparison(NamedTuple):
-    """MJX's errors over all steps of a reference, and its speed."""
+    """Errors of MJX over all steps of a reference, and its speed."""
 
     motion: Float[np.ndarray, "T N"]
     """Largest absolute difference of positions and velocities in the global state."""
     forces: Float[np.ndarray, "T N"]
-    """Largest difference of inertia and forces in it, relative where they exceed 1; 0 where there are none."""
+    """Largest difference of inertia and forces in the state, relative where they exceed 1; 0 if there are none."""
     reward: Float[np.ndarray, "T N"]
     terminal: Bool[np.ndarray, "T N"]
-    """Whether MJX ends where C does not, or the other way round."""
+    """Whether only one of MJX and C terminates."""
     rate: float
-    """Control steps a second of processor time."""
+    """Control steps per second of processor time."""
 
 
 def compare(env: Environment, robot: Robot, reference: Reference) -> Comparison:
-    """Steps MJX from every state of a reference."""
+    """Simulates one step of MJX from every state of a reference."""
     model = load_model(robot)
-    split = factorize(model, TASKS[env.spec.name][1], 1, robot.categories)
-    is_motion = np.array([category in _MOTION for category, _ in split.features[: split.state_dim]])
+    factorization = factorize(model, TASKS[env.spec.name][1], 1, robot.categories)
+    is_motion = np.array([category in _MOTION for category, _ in factorization.features[: factorization.state_dim]])
     num_steps, num_starts = reference.control.shape[:2]
     step = jax.jit(jax.vmap(env.step))
     now = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), num_starts))
-    actions = jnp.asarray(as_actions(model, split.action_index, reference.control))
+    actions = jnp.asarray(as_actions(model, factorization.action_index, reference.control))
     starts = [at(now, reference, t, robot.place_dims) for t in range(num_steps)]
     jax.block_until_ready(step(starts[0], actions[0]))  # compiles
     begin = time.process_time()
@@ -244,10 +243,10 @@ def compare(env: Environment, robot: Robot, reference: Reference) -> Comparison:
         np.stack([np.asarray(getattr(end, name), np.float64) for end in ends])
         for name in ("state", "reward", "terminal")
     )
-    miss = np.abs(state - reference.observed)
-    relative = (miss / np.maximum(1.0, np.abs(reference.observed)))[..., ~is_motion]
+    error = np.abs(state - reference.observed)
+    relative = (error / np.maximum(1.0, np.abs(reference.observed)))[..., ~is_motion]
     return Comparison(
-        motion=miss[..., is_motion].max(axis=-1),
+        motion=error[..., is_motion].max(axis=-1),
         forces=relative.max(axis=-1, initial=0.0),
         reward=np.abs(reward - reference.reward),
         terminal=terminal.astype(bool) != reference.terminated,
@@ -256,13 +255,13 @@ def compare(env: Environment, robot: Robot, reference: Reference) -> Comparison:
 
 
 def as_actions(model: mujoco.MjModel, action_index: np.ndarray, control: np.ndarray) -> np.ndarray:
-    """Controls `[..., nu]` as joint actions `[..., A, U]` in [-1, 1]; idle actions are 1, which must not matter."""
+    """Controls `[..., nu]` as joint actions `[..., A, U]` in [-1, 1]; idle actions are 1, which must have no effect."""
     action = control / model.actuator_ctrlrange[:, 1].astype(np.float32)
     return np.concatenate([action, np.ones_like(action[..., :1])], axis=-1)[..., action_index]
 
 
 def rate_of_c(simulator: Any, robot: Robot, reference: Reference) -> float:
-    """Control steps a second of processor time in C."""
+    """Control steps per second of processor time in C."""
     controls = reference.control.reshape(-1, simulator.model.nu)
     mujoco.mj_resetData(simulator.model, simulator.data)
     begin = time.process_time()
@@ -275,7 +274,7 @@ def rate_of_c(simulator: Any, robot: Robot, reference: Reference) -> float:
 def measure(task: str, robot: Robot) -> dict[str, str]:
     """One row of the table."""
     simulator = open_simulator(task)
-    busy = os.getloadavg()[0]
+    load = os.getloadavg()[0]
     reference = trajectories(simulator, np.random.default_rng(0), NUM_STEPS, NUM_STARTS, robot)
     result = compare(build(task, robot, TASKS[task][1]), robot, reference)
     c_rate = rate_of_c(simulator, robot, reference)
@@ -292,19 +291,19 @@ def measure(task: str, robot: Robot) -> dict[str, str]:
         "ends": f"{result.terminal.sum()}",
         "MJX": f"{result.rate:,.0f}",
         "C": f"{c_rate:,.0f}",
-        "load": f"{busy:.1f}",
+        "load": f"{load:.1f}",
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class ConformanceConfig:
-    """MJX beside MuJoCo in C."""
+    """Compares MJX with MuJoCo in C."""
 
     tasks: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Tasks to compare; all of them by default."""
+    """Tasks to compare; all tasks by default."""
     options: tuple[str, ...] = ()
-    """Solver options instead of each robot's own: Newton iterations, line search iterations, contacts (0: all), as in
-    100,50,0."""
+    """Solver options in place of the robot's own: Newton iterations, line search iterations, contacts (0: all), for
+    example 100,50,0."""
     write: bool = False
     """Replace the rows of these tasks in results/CONFORMANCE.md."""
 

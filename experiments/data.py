@@ -1,10 +1,10 @@
-"""Datasets at hand: `python -m experiments.data inspect|download|convert|cards|film`.
+"""Datasets: `python -m experiments.data inspect|download|convert|cards|film`.
 
 inspect   prints the contents of a vault and its convention
 download  fetches OG-MARL's vaults of a scenario from the Hugging Face hub
 convert   writes an old vault anew, in today's layout and convention
 cards     compares the named datasets with the published ones
-film      shows the best behaviour team of a task at play
+film      renders the best behaviour team of a task
 """
 
 import dataclasses
@@ -37,47 +37,47 @@ class Inspect:
     """Prints the contents of a vault, and the convention of its steps."""
 
     vault: Annotated[Path, tyro.conf.Positional]
-    """The vault: its folder, such as `.../Replay.vlt`, or the one inside."""
+    """The vault: its folder, such as `.../Replay.vlt`, or the vault's folder inside it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """Downloads OG-MARL's vaults of a scenario; interrupted, the same command goes on."""
+    """Downloads OG-MARL's vaults of a scenario; the same command resumes an interrupted download."""
 
     scenario: Annotated[str, tyro.conf.Positional]
     """Environment and scenario, such as `gymnasium_mamujoco/2halfcheetah` or `mamujoco/2halfcheetah`."""
     output: Path = Path("vaults")
-    """Folder to put `ENVIRONMENT/SCENARIO.vlt` into."""
+    """Parent folder of `ENVIRONMENT/SCENARIO.vlt`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Writes a vault anew in today's layout and convention; the old one stays."""
+    """Converts a vault to the current layout and convention; the old vault is kept."""
 
     vault: Annotated[Path, tyro.conf.Positional]
     """The vault to convert."""
     output: Path
-    """The new vault's own folder, such as `2halfcheetah.vlt/Good`."""
+    """Folder of the new vault, such as `2halfcheetah.vlt/Good`."""
     task: str = "2halfcheetah"
-    """Task of the vault, by its name today."""
+    """Task of the vault, by its current name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cards:
-    """Rolls out the named datasets of every task that has behaviour teams, and compares them with the published."""
+    """Compares the named datasets of every task that has behaviour teams with the published datasets."""
 
     output: Path = Path("results/DATASETS.md")
-    """File for the table; the histograms are put into `datasets` beside it."""
+    """File for the table; the histograms are written to `datasets` beside it."""
     num_episodes: int = DataConfig().num_episodes
-    """Episodes of each dataset."""
+    """Number of episodes of each dataset."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-    """Films the best behaviour team of a task, 10 s of it; needs OpenGL (set MUJOCO_GL=egl)."""
+    """Renders 10 s of the best behaviour team of a task; needs OpenGL (set MUJOCO_GL=egl)."""
 
     output: Path
-    """Video to write, `.gif` or `.webp`; a `.png` becomes a strip of frames."""
+    """File for the video, `.gif` or `.webp`, or for a strip of frames, `.png`."""
     task: str = "2halfcheetah"
     """A task that has behaviour teams."""
 
@@ -105,65 +105,67 @@ def main(args: Sequence[str] | None = None) -> None:
             case Cards():
                 cards(command)
             case Film():
-                show(command)
+                render_team(command)
 
 
 def inspect(command: Inspect) -> None:
-    """Prints the card of a vault."""
+    """Prints the statistics and the convention of a vault."""
     enable_compilation_cache()
     opened = open_vault(command.vault)
-    found = survey(opened)
+    vault = survey(opened)
     say(str(opened.path))
-    for name, value in card(opened, found).items():
+    for name, value in card(opened, vault).items():
         say(f"  {name:<31} {value}")
     say("returns of the episodes:")
-    print_histogram(found.returns)
-    say(f"convention: {recognised(opened)}")
+    print_histogram(vault.returns)
+    say(f"convention: {describe_convention(opened)}")
 
 
-def card(opened: OpenVault, found: Survey) -> dict[str, str]:
-    """What `inspect` says of a vault, by name."""
+def card(opened: OpenVault, vault: Survey) -> dict[str, str]:
+    """The statistics of a vault, by name, as `inspect` prints them."""
     shapes = {
         name: f"[{', '.join(map(str, (1, opened.length, *leaf.shape[2:])))}] {leaf.arrays[0].dtype.name}"
-        + (", one array an agent" if leaf.is_per_agent else "")
+        + (", one array per agent" if leaf.is_per_agent else "")
         for name, leaf in opened.leaves.items()
     }
-    returns, lengths = found.returns[np.isfinite(found.returns)], found.lengths
+    returns, lengths = vault.returns[np.isfinite(vault.returns)], vault.lengths
     spread = (
         f"{returns.mean():,.1f} +- {returns.std():,.1f} [{returns.min():,.1f}, {returns.max():,.1f}]"
         if len(returns)
         else "none is finite"
     )
-    nans = ", ".join(f"{name} {count:,}" for name, count in found.num_nan.items() if count)
+    nans = ", ".join(f"{name} {count:,}" for name, count in vault.num_nan.items() if count)
     return {
         **shapes,
         "steps": f"{opened.length:,}",
         "episodes": f"{len(lengths):,}, of {lengths.min():,} to {lengths.max():,} steps",
-        "ends stored": f"{found.num_terminal:,} terminal, {found.num_truncated:,} truncated",
+        "ends stored": f"{vault.num_terminal:,} terminal, {vault.num_truncated:,} truncated",
         "return, mean +- sd [min, max]": spread,
         "NaN or infinite": nans or "none",
-        "actions at a bound": f"{100 * found.saturation:.1f} %",
-        "actions outside [-1, 1]": f"{found.num_out_of_bounds:,}",
-        "steps of unequal rewards": f"{found.num_unshared:,}",
+        "actions at a bound": f"{100 * vault.saturation:.1f} %",
+        "actions outside [-1, 1]": f"{vault.num_out_of_bounds:,}",
+        "steps of unequal rewards": f"{vault.num_unequal_rewards:,}",
     }
 
 
-def recognised(opened: OpenVault) -> str:
-    """The convention of a vault, in words; or why there is none."""
+def describe_convention(opened: OpenVault) -> str:
+    """The convention of a vault, or the reason why it is unknown, in words."""
     sizes = opened.sizes
-    fitting = {}
+    candidates = {}
     for name in mamujoco.TASKS:
         env = mamujoco.make(name)
         spec = env.spec
         if (spec.num_agents, spec.obs_dim, spec.action_dim) == (sizes["A"], sizes["O"], sizes["U"]):
-            fitting[name] = env
-    if not fitting:
+            candidates[name] = env
+    if not candidates:
         return "unknown; no task has " + ", ".join(f"{name}={size}" for name, size in sizes.items() if name != "S")
     try:
-        convention = recognise(opened, fitting)
+        convention = recognise(opened, candidates)
     except VaultError as error:
         return f"unknown; {error}"
-    return f"{convention.description}; steps replayed in MJX miss by {convention.error:.1g} standard deviations"
+    return (
+        f"{convention.description}; median error of steps simulated in MJX {convention.error:.1g} standard deviations"
+    )
 
 
 def download(command: Download) -> None:
@@ -173,26 +175,26 @@ def download(command: Download) -> None:
         part.replace("_", "").replace("-", "").isalnum() for part in (environment, scenario)
     ):
         raise UserError(
-            f"'{command.scenario}' is no ENVIRONMENT/SCENARIO; give one such as gymnasium_mamujoco/2halfcheetah"
+            f"'{command.scenario}' is not ENVIRONMENT/SCENARIO; give one such as gymnasium_mamujoco/2halfcheetah"
         )
-    say(f"fetching the vaults of {command.scenario}, a few hundred megabytes or more, into {command.output}")
+    say(f"downloading the vaults of {command.scenario} (a few hundred megabytes or more) to {command.output}")
     path = download_vaults(environment, scenario, command.output)
     for vault in sorted(path.iterdir()):
         say(f"vault: {vault}")
 
 
 def convert(command: Convert) -> None:
-    """Writes a vault anew."""
+    """Converts a vault."""
     names = tuple(name for name in mamujoco.TASKS if not name.endswith(OLD_WRAPPER))
     check_choice("--task", command.task, names)
     if command.output.exists():
-        raise UserError(f"--output {command.output} exists; name a folder that does not")
+        raise UserError(f"--output {command.output} exists; give the path of a new folder")
     enable_compilation_cache()
     convention, episodes = load_vault(command.task, command.vault)
     episodes = to_task(episodes, convention, command.task, mamujoco.make(command.task))
     provenance = {"converted_from": str(command.vault), "convention": convention.description}
     if not write_vault(command.output, episodes, provenance):
-        raise UserError(f"--output {command.output} exists; name a folder that does not")
+        raise UserError(f"--output {command.output} exists; give the path of a new folder")
     say(f"{len(episodes.reward):,} steps of {convention.description} written to {command.output}")
 
 
@@ -200,22 +202,22 @@ def cards(command: Cards) -> None:
     """Compares the named datasets with the published ones."""
     check_positive({"--num-episodes": command.num_episodes})
     if command.output.is_dir():
-        raise UserError(f"--output {command.output} is a folder; name a file")
+        raise UserError(f"--output {command.output} is a folder; give the path of a file")
     mesh = set_up_devices(4)
     enable_compilation_cache()
     tasks = [task for task in mamujoco.TASKS if named_datasets(task)]
     say(write_cards(command.output, tasks, command.num_episodes, mesh).rstrip())
 
 
-def show(command: Film) -> None:
-    """Films a team."""
+def render_team(command: Film) -> None:
+    """Renders a behaviour team."""
     check_choice("--task", command.task, tuple(task for task in mamujoco.TASKS if named_datasets(task)))
     if command.output.suffix not in (".gif", ".webp", ".png"):
         raise UserError(f"--output is {command.output}; its name must end with .gif, .webp or .png")
     if command.output.is_dir():
-        raise UserError(f"--output {command.output} is a folder; name a file")
+        raise UserError(f"--output {command.output} is a folder; give the path of a file")
     if not command.output.parent.is_dir():
-        raise UserError(f"--output is in {command.output.parent}, which is no folder")
+        raise UserError(f"--output {command.output}: its folder {command.output.parent} does not exist; create it")
     enable_compilation_cache()
     try:
         best, num_frames = film(command.task, command.output)

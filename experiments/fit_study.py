@@ -1,8 +1,8 @@
-"""How the settings of fit and sampler change the samples: `python -m experiments.fit_study --output results/fit_study`.
+"""Sample quality by settings of fit and sampler: `python -m experiments.fit_study --output results/fit_study`.
 
-Each variant changes the laptop preset in one way, is fitted for as many updates (`--num-updates`) unless it says
-otherwise, and is measured by `evaluation.sample_quality` on unguided samples. Fits are kept in the cache, and finished
-variants in the output, so that the command goes on where it was stopped.
+Each variant changes one setting of the laptop preset and is fitted for `--num-updates` updates, unless it changes that
+number; `evaluation.sample_quality` measures its unguided samples. The cache stores the fits and the output folder the
+finished variants, so the same command resumes the study.
 """
 
 import dataclasses
@@ -35,27 +35,27 @@ Change = Callable[[ExperimentConfig], ExperimentConfig]
 
 
 def denoiser(**changes: Any) -> Change:
-    """Changes the fit."""
+    """Changes settings of the denoiser and its fit."""
     return lambda config: dataclasses.replace(config, denoiser=dataclasses.replace(config.denoiser, **changes))
 
 
 def sampler(**changes: Any) -> Change:
-    """Changes the sampler."""
+    """Changes settings of the sampler."""
     return lambda config: dataclasses.replace(config, diffusion=dataclasses.replace(config.diffusion, **changes))
 
 
 def unet(**changes: Any) -> Change:
-    """Changes the network."""
+    """Changes settings of the network."""
     return lambda config: denoiser(unet=dataclasses.replace(config.denoiser.unet, **changes))(config)
 
 
 def noise(**changes: Any) -> Change:
-    """Changes which noise levels the fit sees how often."""
+    """Changes the distribution of noise levels in training."""
     return lambda config: denoiser(noise=dataclasses.replace(config.denoiser.noise, **changes))(config)
 
 
 def longer(factor: int, batch_divisor: int = 1) -> Change:
-    """Fits for more updates, of smaller batches if so asked."""
+    """Increases the number of updates, and optionally decreases the batch size."""
 
     def change(config: ExperimentConfig) -> ExperimentConfig:
         fit = config.denoiser
@@ -86,7 +86,7 @@ VARIANTS: dict[str, Change] = {
     "width 128, half the batch": lambda config: unet(width=128)(longer(1, batch_divisor=2)(config)),
     "twice the updates": longer(2),
 }
-"""What each variant changes."""
+"""The variants of the laptop preset."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class FitStudyConfig:
     output: Path
     """Folder for `quality.json` and the table `quality.md`."""
     num_updates: int = 2000
-    """Updates of a fit."""
+    """Number of updates per fit."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -115,9 +115,9 @@ def main(args: Sequence[str] | None = None) -> None:
         try:
             results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         except ValueError as error:
-            raise UserError(f"{file} cannot be read ({error}); remove it") from error
+            raise UserError(f"{file} cannot be read ({error}); delete it") from error
         variants = {name: change(base) for name, change in VARIANTS.items()}
-        # Of another number of updates, nothing stays.
+        # Results with other settings, such as another number of updates, are discarded.
         results = {name: row for name, row in results.items() if row["settings"] == key_of(variants.get(name))}
         for number, (name, variant) in enumerate(variants.items()):
             if name not in results:
@@ -143,7 +143,7 @@ def measure(config: ExperimentConfig, env: Environment, episodes: Episodes, mesh
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table."""
+    """The table in Markdown."""
     errors = ("feature_distance", "worst_feature_distance", "observation_error", "dynamics_error", "reward_error")
     lines = [
         f"| variant | held-out loss | {' | '.join(error.replace('_', ' ') for error in errors)} |",

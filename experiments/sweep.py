@@ -1,12 +1,12 @@
-"""Many runs of the main job from one file of settings: `python -m experiments.sweep experiments/sweeps/laptop.yaml`.
+"""Runs of the main job for all settings in a file: `python -m experiments.sweep experiments/sweeps/laptop.yaml`.
 
 Runs go one after the other, each in a process of its own with a log beside its run folder. What is finished is left,
 an interrupted run continues; a failed run is named at the end and stops no other. `--shard i/n` takes every
 n-th run, for several machines; sweeps that share a disk may also share the work, because each run has a lock.
 
-    for run in runs:                    # the shard's
-        if finished or locked: later
-        experiments.mamujoco(run)       # resumes by itself
+    for run in shard:
+        if finished: skip; if locked: postpone
+        experiments.mamujoco(run)       # resumes an interrupted run
 """
 
 import contextlib
@@ -33,13 +33,13 @@ from experiments.pipeline.run import identity_of, run_dir_of
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, uses
 
 JOB = (sys.executable, "-m", "experiments.mamujoco")
-"""The command of a run; its flags follow."""
+"""The command of a run, without its flags."""
 
 NAMED = ("task", "dataset", "augmentation", "guidance", "preset")
-"""Settings that the name of a run folder tells."""
+"""Settings in the name of a run folder."""
 
 POLL_SECONDS = 2.0
-"""How often a run is looked at."""
+"""Seconds between two checks of a run's progress."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +49,11 @@ class SweepConfig:
     settings: Annotated[Path, tyro.conf.Positional]
     """A YAML file; see `experiments/sweeps/laptop.yaml`."""
     shard: str = "1/1"
-    """`i/n` takes every n-th run, beginning with the i-th: `1/4` ... `4/4` on four machines."""
+    """`i/n` selects every n-th run, starting with the i-th: `1/4` ... `4/4` on four machines."""
     output: Path | None = None
-    """Folder of the run folders, in place of the file's."""
+    """Parent folder of the run folders; by default `output` of the file."""
     list: bool = False
-    """Only show the runs and how far they are."""
+    """Only print the runs and their progress."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,36 +61,36 @@ class Run:
     """One run of a sweep."""
 
     name: str
-    """Name of its run folder, by its settings."""
+    """Name of the run folder, derived from the settings."""
     note: str
-    """Those of its settings that the name does not tell."""
+    """The settings that are not part of the name."""
     flags: tuple[str, ...]
     """Flags of the main job."""
     config: ExperimentConfig
     path: Path
-    """Its run folder."""
+    """The run folder."""
 
     @property
     def title(self) -> str:
-        """Its name and note, for people."""
+        """Name and note."""
         return f"{self.name}  {self.note}".rstrip()
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
+        """Whether the run is finished."""
         return (self.path / "summary.json").exists()
 
     @property
     def work(self) -> int:
-        """Learner updates of all its seeds."""
+        """Total number of learner updates of all seeds."""
         training = self.config.training
         return self.config.num_seeds * training.num_rounds * training.epochs_per_round * training.updates_per_epoch
 
     def done(self) -> int:
-        """Learner updates of all its seeds that are done, by its `metrics.csv`."""
+        """Number of completed learner updates of all seeds, from `metrics.csv`."""
         if self.finished:
             return self.work
-        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # a row may be half written
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # the last row may be incomplete
             with (self.path / "metrics.csv").open(encoding="utf-8", newline="") as file:
                 last = list(csv.DictReader(file))[-1]
             return min(self.work, self.config.num_seeds * int(float(last["updates"])))
@@ -103,16 +103,16 @@ def main(args: Sequence[str] | None = None) -> None:
         config = parse_command(SweepConfig, args)
         runs = shard(read_sweep(config.settings, config.output), config.shard)
         for run in runs:
-            if run.finished:  # a preset may have changed since
+            if run.finished:  # the preset may have changed since then
                 check_settings(run.path, identity_of(run.config), identity_of(PRESETS[run.config.preset]))
         if config.list:
-            show(runs, {})
+            print_states(runs, {})
             return
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run does not outlive its sweep
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops the current run too
         failures = sweep(runs)
-        show(runs, failures)
+        print_states(runs, failures)
         if failures:
-            print(f"{len(failures)} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
+            print(f"{len(failures)} of {len(runs)} runs failed; the same command retries them", file=sys.stderr)
             sys.exit(1)
 
 
@@ -124,23 +124,23 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
     that a run does not use takes its default, and equal runs are run once.
 
     Raises:
-        UserError: a file that cannot be read, or a setting that the main job refuses.
+        UserError: the file cannot be read, or the main job rejects a setting.
     """
     try:
         sweep = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not (isinstance(sweep, dict) and isinstance(sweep.get("groups"), list) and isinstance(sweep.get("output"), str)):
-        raise UserError(f"{file} is no sweep: it needs `output`, a folder, and `groups`, a list")
+        raise UserError(f"{file} is not a sweep file: it needs `output`, a folder, and `groups`, a list")
     unknown = set(sweep) - {"output", "settings", "groups"}
     if unknown:
-        raise UserError(f"{file} has {min(unknown)}, which no sweep has; it may have output, settings and groups")
+        raise UserError(f"{file} has {min(unknown)}, which is not a field of sweeps; use output, settings and groups")
     folder = output or Path(sweep["output"])
     runs: dict[str, Run] = {}
     for number, group in enumerate(sweep["groups"]):
         where = f"{file}, group {number + 1}"
         if not isinstance(group, dict) or not set(group) <= {"grid", "settings"}:
-            raise UserError(f"{where}: a group has a `grid` and `settings`")
+            raise UserError(f"{where}: a group can only have `grid` and `settings`")
         grid = flags_of(group, "grid", where)
         if not all(isinstance(values, list) and values for values in grid.values()):
             raise UserError(f"{where}: the grid needs a list of values for each flag")
@@ -152,15 +152,15 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
                 raise UserError(f"{where}: {error}") from error
             runs.setdefault(run.name, run)
     if not runs:
-        raise UserError(f"{file} has no runs: its `groups` are empty")
+        raise UserError(f"{file} has no runs: its `groups` are empty; add a group")
     return list(runs.values())
 
 
 def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
-    """A mapping of flags in a file of settings, empty where there is none.
+    """A mapping of flags in a sweep file, empty if it is missing.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is not a mapping of flags.
     """
     flags = part.get(name, {})
     if not isinstance(flags, dict) or not all(isinstance(flag, str) and flag != "help" for flag in flags):
@@ -169,10 +169,10 @@ def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
 
 
 def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
-    """The run of a mapping of flags, without those it does not use.
+    """The run for a mapping of flags; unused flags are ignored.
 
     Raises:
-        UserError: a setting that the main job refuses.
+        UserError: the main job rejects a setting.
     """
     given = {name.replace("_", "-"): value for name, value in settings.items()}
     augmentation = parsed(given)[1].augmentation
@@ -184,10 +184,10 @@ def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
 
 
 def parsed(settings: Mapping[str, Any]) -> tuple[tuple[str, ...], ExperimentConfig]:
-    """Settings as words of the command line, and as the main job understands them.
+    """Converts settings into command line arguments and into the configuration of the main job.
 
     Raises:
-        UserError: a setting that the main job refuses.
+        UserError: the main job rejects a setting.
     """
     flags = tuple(word for name, value in settings.items() for word in flag(name, value))
     config = parse_command(ExperimentConfig, flags, presets=PRESETS)
@@ -196,7 +196,7 @@ def parsed(settings: Mapping[str, Any]) -> tuple[tuple[str, ...], ExperimentConf
 
 
 def flag(name: str, value: Any) -> list[str]:
-    """A setting as words of the command line."""
+    """Converts a setting into command line arguments."""
     if isinstance(value, bool):
         *outer, last = name.split(".")
         return [f"--{'.'.join([*outer, last if value else f'no-{last}'])}"]
@@ -204,10 +204,10 @@ def flag(name: str, value: Any) -> list[str]:
 
 
 def shard(runs: Sequence[Run], which: str) -> list[Run]:
-    """Every n-th run, beginning with the i-th, for `which` = "i/n".
+    """Every n-th run, starting with the i-th, for `which` = "i/n".
 
     Raises:
-        UserError: a shard that is not 1/n ... n/n.
+        UserError: the shard is not one of 1/n ... n/n.
     """
     try:
         index, count = map(int, which.split("/"))
@@ -221,7 +221,7 @@ def shard(runs: Sequence[Run], which: str) -> list[Run]:
 def sweep(runs: Sequence[Run]) -> dict[str, str]:
     """Runs the unfinished runs; returns the last output line of each failed run, by name.
 
-    A run that another process works on is left for later, and waited for at the end.
+    Runs that are locked by another process are postponed to the end.
     """
     failures: dict[str, str] = {}
     with phase(
@@ -254,7 +254,7 @@ def attempt(run: Run, number: str, progress: Phase, failures: dict[str, str], wa
 def exclusive(path: Path, wait: bool) -> Iterator[int | None]:
     """The lock of a run, as a file descriptor; None if another process holds it and `wait` is False.
 
-    The run's process inherits it: if the sweep is killed, the lock stays with the run that goes on without it.
+    The process of the run inherits the lock, and keeps it if only the sweep is killed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("a") as file:
@@ -288,16 +288,16 @@ def launch(run: Run, number: str, progress: Phase, lock: int) -> str | None:
                     progress.advance(done - before, f"run {number}")
                     before = done
         finally:
-            process.kill()  # the sweep is interrupted: the run goes on from its last checkpoint
+            process.kill()  # the sweep is interrupted; the next one resumes the run from its last checkpoint
             process.wait()
     if process.returncode == 0 and run.finished:
         say(f"run {number} finished in {duration(time.monotonic() - start)}")
         return None
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"exit status {process.returncode}: {lines[-1] if lines else 'no words'} (see {log})"
+    return f"exit status {process.returncode}: {lines[-1] if lines else 'no output'} (see {log})"
 
 
-def show(runs: Sequence[Run], failures: Mapping[str, str]) -> None:
+def print_states(runs: Sequence[Run], failures: Mapping[str, str]) -> None:
     """Prints the outcome of the runs, a line each: return +- standard error, folder, and settings not in its name."""
     for run in runs:
         if run.finished:

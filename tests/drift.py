@@ -1,6 +1,6 @@
-"""A world without physics for tests of what surrounds it: actions push the state, and are the reward.
+"""An environment without physics: actions are added to the state, and their sum is the reward.
 
-And steps of pure noise for any task, where only the sizes of the data matter.
+Also episodes of noise with the sizes of any task.
 """
 
 import jax
@@ -14,7 +14,7 @@ from coda_jax.types import TaskSpec
 SPEC = TaskSpec(name="drift", num_agents=2, state_dim=2, obs_dim=1, action_dim=1, episode_length=5)
 
 
-def _show(state, reward, time) -> EnvState:
+def _env_state(state, reward, time) -> EnvState:
     return EnvState(
         state=state,
         obs=state[:, None],
@@ -26,22 +26,22 @@ def _show(state, reward, time) -> EnvState:
 
 
 def _set_state(state) -> EnvState:
-    return _show(state, jnp.zeros(()), jnp.zeros((), jnp.int32))
+    return _env_state(state, jnp.zeros(()), jnp.zeros((), jnp.int32))
 
 
 def _reset(key) -> EnvState:
     return _set_state(jax.random.normal(key, (2,)))
 
 
-def _step(now: EnvState, action) -> EnvState:
-    return _show(now.state + 0.1 * action[:, 0], jnp.sum(action), now.time + 1)
+def _step(current: EnvState, action) -> EnvState:
+    return _env_state(current.state + 0.1 * action[:, 0], jnp.sum(action), current.time + 1)
 
 
 DRIFT = Environment(reset=_reset, step=_step, set_state=_set_state, spec=SPEC)
 
 
 def noise_episodes(spec: TaskSpec, num_episodes: int, length: int) -> Episodes:
-    """Episodes of unrelated random steps, cut off after `length` of them."""
+    """Episodes of independent random steps, truncated after `length` steps."""
     rng, steps = np.random.default_rng(0), num_episodes * length
     return episodes_from_arrays(
         state=rng.normal(size=(steps, spec.state_dim)),
@@ -54,12 +54,12 @@ def noise_episodes(spec: TaskSpec, num_episodes: int, length: int) -> Episodes:
 
 
 def drift_episodes(num_episodes: int) -> Episodes:
-    """Episodes of random actions in this world, up to its time limit."""
+    """Episodes of random actions in this environment, up to the time limit."""
     rng, length = np.random.default_rng(0), SPEC.episode_length
     action = rng.uniform(-1, 1, size=(num_episodes, length, SPEC.num_agents, SPEC.action_dim)).astype(np.float32)
     start = rng.normal(size=(num_episodes, 1, SPEC.state_dim))
-    moved = np.cumsum(0.1 * action[..., 0], axis=1) - 0.1 * action[..., 0]
-    state = (start + moved).reshape(-1, SPEC.state_dim)
+    displacement = np.cumsum(0.1 * action[..., 0], axis=1) - 0.1 * action[..., 0]
+    state = (start + displacement).reshape(-1, SPEC.state_dim)
     flat = action.reshape(-1, *action.shape[2:])
     return episodes_from_arrays(
         state=state,

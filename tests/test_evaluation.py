@@ -1,4 +1,4 @@
-"""Sample quality in a world whose next state is known: `drift`."""
+"""Sample quality in the drift environment, where next states are known in closed form."""
 
 import dataclasses
 
@@ -58,39 +58,39 @@ def test_observations_and_rewards_are_compared_with_the_environments():
     np.testing.assert_allclose(quality.optimism, -0.7, rtol=1e-4)
 
 
-def test_optimism_is_what_the_actions_do_not_earn_when_played_from_the_first_state():
-    def paid_by_place(now, action):
-        return dataclasses.replace(DRIFT.step(now, action), reward=jnp.sum(now.state))
+def test_optimism_is_the_generated_minus_the_simulated_reward():
+    def step_with_state_reward(state, action):
+        return dataclasses.replace(DRIFT.step(state, action), reward=jnp.sum(state.state))
 
-    world = DRIFT._replace(step=paid_by_place)
+    env = DRIFT._replace(step=step_with_state_reward)
     steps = dataclasses.replace(REAL, reward=jnp.sum(REAL.state, axis=-1))
     std = jnp.std(steps.reward)
-    true = sample_quality(world, steps, steps)
+    true = sample_quality(env, steps, steps)
     np.testing.assert_allclose([true.reward_error, true.optimism], 0.0, atol=1e-5)
-    # From the second token on, states are better than where the actions lead, and pay as such states do: each step by
-    # itself is paid right, but the actions earn less from the first state.
+    # From the second token on, states and rewards are higher than those of the simulated actions: the reward of each
+    # single step is correct, but the actions simulated from the first state have lower rewards.
     better = jnp.where(jnp.arange(H) > 0, std, 0.0)[None]
-    promised = dataclasses.replace(steps, state=steps.state + better[..., None] / 2, reward=steps.reward + better)
-    quality = sample_quality(world, promised, steps)
+    optimistic = dataclasses.replace(steps, state=steps.state + better[..., None] / 2, reward=steps.reward + better)
+    quality = sample_quality(env, optimistic, steps)
     np.testing.assert_allclose(quality.reward_error, 0.0, atol=1e-5)
     np.testing.assert_allclose(quality.optimism, (H - 2) / (H - 1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_action_response_is_the_share_of_the_actions_effect_that_next_states_follow(share):
-    """Whatever errors the unguided trajectories have: the guided ones have the same."""
+def test_action_response_is_the_fraction_of_the_true_effect(share):
+    """With arbitrary errors of the unguided trajectories, and the same errors of the guided ones."""
     std = jnp.std(REFERENCE.state, axis=(0, 1))
-    key_moved, key_error = jax.random.split(jax.random.key(2))
-    moved = jax.random.uniform(key_moved, REAL.action.shape, minval=-0.5, maxval=0.5)
+    key_change, key_error = jax.random.split(jax.random.key(2))
+    change = jax.random.uniform(key_change, REAL.action.shape, minval=-0.5, maxval=0.5)
     error = jax.random.normal(key_error, REAL.state.shape)
 
     def follow(action):
-        done = 0.1 * jnp.cumsum(action, axis=1)[..., 0]  # states go where this action leads
+        done = 0.1 * jnp.cumsum(action, axis=1)[..., 0]  # states follow this action
         exact = REAL.state[:, :1] + jnp.concatenate([jnp.zeros_like(done[:, :1]), done[:, :-1]], axis=1)
         return dataclasses.replace(REAL, state=exact + error, action=action)
 
     unguided = follow(REAL.action)
-    guided = dataclasses.replace(follow(REAL.action + share * moved), action=REAL.action + moved)
+    guided = dataclasses.replace(follow(REAL.action + share * change), action=REAL.action + change)
     response = jax.jit(lambda *arguments: action_response(DRIFT, *arguments))
     np.testing.assert_allclose(response(guided, unguided, std), share, atol=1e-4)
     impossible = dataclasses.replace(guided, state=guided.state.at[0, 1].set(1e9))
@@ -98,7 +98,7 @@ def test_action_response_is_the_share_of_the_actions_effect_that_next_states_fol
     assert jnp.isnan(response(unguided, unguided, std))
 
 
-def test_a_shifted_feature_is_as_far_as_its_shift():
+def test_feature_distance_of_a_shift():
     quality = MEASURE(
         dataclasses.replace(REFERENCE, reward=REFERENCE.reward + 2 * jnp.std(REFERENCE.reward)), REFERENCE
     )
@@ -108,7 +108,7 @@ def test_a_shifted_feature_is_as_far_as_its_shift():
 
 
 @pytest.mark.parametrize("shuffle", [shuffled_actions, shuffled_steps])
-def test_shuffling_keeps_the_features_and_loses_the_dynamics(shuffle):
+def test_shuffling_keeps_marginals_but_not_dynamics(shuffle):
     real, shuffled = MEASURE(REAL, REFERENCE), MEASURE(shuffle(REAL), REFERENCE)
     np.testing.assert_allclose(shuffled.feature_distance, real.feature_distance, atol=1e-6)
     assert shuffled.dynamics_error > 0.03

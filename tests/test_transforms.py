@@ -1,4 +1,4 @@
-"""The CDF transform against ranks counted by hand, and packing against its inverse."""
+"""The CDF transform against explicitly counted ranks, and packing against its inverse."""
 
 import math
 
@@ -28,7 +28,7 @@ NAMES = (*CONTINUOUS, *ATOMIC, "constant")
 
 
 def _draw(seed: int) -> np.ndarray:
-    """`[N, C]` samples of features of every kind, in the order of NAMES."""
+    """`[N, C]` samples of all kinds of features, in the order of NAMES."""
     rng = np.random.default_rng(seed)
     normal = rng.normal(size=N)
     sign = rng.choice([-1.0, 1.0], N)
@@ -68,17 +68,17 @@ def image(transform: transforms.CdfTransform, data: np.ndarray) -> np.ndarray:
 
 
 def _u(z: np.ndarray) -> np.ndarray:
-    """Back from z to the uniform variable, in double precision."""
+    """The uniform variable of z, in double precision."""
     return 1 / (1 + np.exp(-np.asarray(z, np.float64) * math.pi / math.sqrt(3)))
 
 
 def _z(u: np.ndarray) -> jax.Array:
-    """From the uniform variable to z."""
+    """The z of a uniform variable."""
     return jnp.asarray(np.log(u / (1 - u)) * math.sqrt(3) / math.pi, jnp.float32)
 
 
 def _is_atom(values: np.ndarray, num_knots: int) -> np.ndarray:
-    """Where one channel's values are promised to come back exactly."""
+    """The values of one channel with exact round trips."""
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
     extreme = (values == values.min()) | (values == values.max())
     return (counts[which] > 1) & ((counts[which] * num_knots >= values.size) | extreme)
@@ -96,7 +96,7 @@ def test_atoms_return_bit_for_bit(transform, data, image):
         np.testing.assert_array_equal(returned[atom, c], data[atom, c], err_msg=name)
 
 
-def test_atoms_own_exactly_the_ranks_of_their_samples(transform, data):
+def test_atoms_cover_exactly_the_ranks_of_their_samples(transform, data):
     u = (np.arange(N) + 0.5) / N
     x = np.asarray(inverse(transform, jnp.repeat(_z(u)[:, None], len(NAMES), 1)))
     for c, name in enumerate(NAMES):
@@ -192,7 +192,7 @@ def test_derivatives_are_those_of_the_formula_and_of_finite_differences():
     num_knots=st.sampled_from([4, 1024]),
     unbounded=st.booleans(),
 )
-def test_anything_maps_back_inside_the_bounds(data, z, num_knots, unbounded):
+def test_inverse_maps_into_the_bounds(data, z, num_knots, unbounded):
     transform = transforms.fit(data, num_knots, np.array([unbounded]))
     x = np.asarray(inverse(transform, z))
     assert (data.min() <= x).all() and (x <= data.max()).all()
@@ -230,7 +230,7 @@ def test_infinities_give_the_extremes_and_nan_stays_nan(transform, data):
     assert np.isnan(lost[0, :-1]).all()
 
 
-def test_rounding_does_not_step_over_the_maximum():
+def test_rounding_does_not_exceed_the_maximum():
     # One knot: the last cell rises from -1 to a small maximum x, and -1 + (x + 1) rounds above x for half of all x.
     maxima = np.linspace(1e-4, 1e-3, 50)
     data = np.stack([np.full(50, value) for value in (-2.0, -1.0, -1.0)] + [maxima]).astype(np.float32)
@@ -240,7 +240,7 @@ def test_rounding_does_not_step_over_the_maximum():
     np.testing.assert_allclose(x[0], data.max(0), atol=1e-6)
 
 
-def test_unseen_values_count_as_the_nearest_extreme(transform, data):
+def test_values_outside_the_range_are_clipped(transform, data):
     beyond = jnp.asarray(np.stack([data.min(0) - 5, data.max(0) + 5]))
     returned = inverse(transform, forward(transform, beyond, jax.random.key(0)))
     error = np.abs(returned - np.stack([data.min(0), data.max(0)])).max(0)
@@ -314,7 +314,7 @@ def test_unpack_inverts_pack_over_any_batch_axes(batch):
     jax.tree.map(np.testing.assert_array_equal, transforms.unpack(tokens, SPEC), trajectory)
 
 
-def test_channels_of_a_token_lie_in_order():
+def test_order_of_the_channels_of_a_token():
     assert transforms.num_channels(SPEC) == 5 + 2 * 3 + 2 * 2 + 2
     assert transforms.obs_channels(SPEC) == slice(5, 11)
     assert transforms.action_channels(SPEC) == slice(11, 15)

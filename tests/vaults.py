@@ -1,4 +1,4 @@
-"""Vaults of HalfCheetah as OG-MARL writes them, in both of its conventions: steps of MuJoCo in C, files by flashbax."""
+"""Vaults of HalfCheetah in both conventions of OG-MARL: steps simulated by MuJoCo in C, files written by flashbax."""
 
 import contextlib
 import io
@@ -10,14 +10,14 @@ from flashbax.buffers.trajectory_buffer import TrajectoryBufferState
 from flashbax.vault import Vault
 
 TODAYS_OBS = np.array([[4, 13, 3, 12, 2, 11, 5, 0, 1, 8, 9, 10], [7, 16, 6, 15, 5, 14, 2, 0, 1, 8, 9, 10]])
-"""Which entry of the state (qpos without x, then qvel) each entry of an observation is, in gymnasium-robotics."""
+"""Indices of gymnasium-robotics' observations into the state (qpos without x, then qvel)."""
 
 OLD_OBS = np.array([[4, 13, 3, 12, 2, 11, 5, 8, 10, 9, 17, 1, 0], [7, 16, 6, 15, 5, 14, 2, 8, 10, 9, 17, 1, 0]])
-"""The same of the old wrapper, whose globals are qvel, then qpos, of x, y and z; entry 17 is x."""
+"""The same for the old wrapper, whose globals are qvel, then qpos, of x, y and z; index 17 is x."""
 
 
 def write_with_flashbax(folder, experience, length):
-    """Fills a vault by flashbax's own means, in two goes, as a running experiment does."""
+    """Writes a vault with flashbax, in two parts, as a running experiment does."""
     with contextlib.redirect_stdout(io.StringIO()):
         vault = Vault(folder.parent.name, experience, rel_dir=str(folder.parent.parent), vault_uid=folder.name)
     state = TrajectoryBufferState(experience=experience, current_index=jnp.asarray(length), is_full=jnp.asarray(False))
@@ -27,15 +27,15 @@ def write_with_flashbax(folder, experience, length):
 
 
 def recorded_cheetah(lengths, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random torques in C: `state` [T, 17], `place` [T], `torque` [T, 6] by actuator, `reward` and `is_end` [T]."""
+    """Random torques in C: `state` [T, 17], `x` [T], `torque` [T, 6] by actuator, `reward` and `is_end` [T]."""
     env = gymnasium.make("HalfCheetah-v5").unwrapped
     rng = np.random.default_rng(seed)
-    steps = {name: [] for name in ("state", "place", "torque", "reward", "is_end")}
+    steps = {name: [] for name in ("state", "x", "torque", "reward", "is_end")}
     for number, length in enumerate(lengths):
         env.reset(seed=seed + number)
         for step in range(length):
             steps["state"].append(env._get_obs())
-            steps["place"].append(env.data.qpos[0])
+            steps["x"].append(env.data.qpos[0])
             torque = rng.uniform(-1, 1, 6).astype(np.float32)
             _, reward, *_ = env.step(torque)
             steps["torque"].append(torque)
@@ -49,18 +49,18 @@ def experience_of(steps, obs_index, is_reversed: bool, ends: str, state=None):
     """One recording in OG-MARL's layout.
 
     Args:
-        steps: of `recorded_cheetah`.
-        obs_index: what the agents observe of (state, x).
-        is_reversed: whether an agent's actions stand in the reverse of the actuators' order.
-        ends: the leaf that the ends of episodes are stored in.
-        state: what `infos.state` holds, `[T, S]`; the state by default.
+        steps: as returned by `recorded_cheetah`.
+        obs_index: indices of the agents' observations into (state, x).
+        is_reversed: whether an agent's actions are in reverse order.
+        ends: the leaf with the ends of episodes.
+        state: `infos.state`, `[T, S]`; the state by default.
     """
     action = steps["torque"].reshape(-1, 2, 3)
-    shown = np.concatenate([steps["state"], steps["place"][:, None]], axis=1)
+    features = np.concatenate([steps["state"], steps["x"][:, None]], axis=1)
     flags = {"terminals": np.zeros((len(action), 2), bool), "truncations": np.zeros((len(action), 2), bool)}
     flags[ends][:] = steps["is_end"][:, None]
     leaves = {
-        "observations": shown[:, obs_index],
+        "observations": features[:, obs_index],
         "actions": action[..., ::-1] if is_reversed else action,
         "rewards": np.repeat(steps["reward"][:, None], 2, axis=1),
         **flags,

@@ -1,4 +1,4 @@
-"""The named datasets beside the published ones: a table, and a histogram of episode returns a dataset."""
+"""Comparison of the named datasets with the published ones: a table, and a histogram of episode returns per dataset."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,21 +16,21 @@ from experiments.host.files import write_atomically
 from experiments.host.plots import returns_histogram
 
 CLOSE = 0.1
-"""A mean return within this share of the published one is called close."""
+"""Largest relative difference from the published mean return that is called close."""
 
 
-class Built(NamedTuple):
-    """A dataset that was rolled out."""
+class DatasetCard(NamedTuple):
+    """Statistics of a named dataset."""
 
     task: str
     dataset: str
     returns: np.ndarray
-    """Of its episodes."""
+    """Returns of its episodes."""
     num_transitions: int
     saturation: float
-    """Share of the actions at a bound."""
+    """Fraction of the actions at a bound."""
     sources: str
-    """Which snapshots of the teams it is from."""
+    """The snapshots of the teams, in words."""
 
 
 def write_cards(output: Path, tasks: Sequence[str], num_episodes: int, mesh: Mesh) -> str:
@@ -39,26 +39,26 @@ def write_cards(output: Path, tasks: Sequence[str], num_episodes: int, mesh: Mes
     Returns:
         The table.
     """
-    pictures = output.parent / "datasets"
-    pictures.mkdir(parents=True, exist_ok=True)
-    built = []
+    figures = output.parent / "datasets"
+    figures.mkdir(parents=True, exist_ok=True)
+    cards = []
     for task in tasks:
         env = mamujoco.make(task)
         for dataset in named_datasets(task):
-            built.append(describe(task, dataset, load_dataset(env, dataset, num_episodes, mesh)))
+            cards.append(describe(task, dataset, load_dataset(env, dataset, num_episodes, mesh)))
             returns_histogram(
-                pictures / f"{task}_{dataset}.png",
-                f"{task} {dataset}: {len(built[-1].returns)} episodes",
-                built[-1].returns,
+                figures / f"{task}_{dataset}.png",
+                f"{task} {dataset}: {len(cards[-1].returns)} episodes",
+                cards[-1].returns,
                 PUBLISHED_CARDS.get((task, dataset)),
             )
-    table = markdown(built)
+    table = markdown(cards)
     write_atomically(output, table)
     return table
 
 
-def describe(task: str, dataset: str, episodes: Episodes) -> Built:
-    """A dataset in numbers."""
+def describe(task: str, dataset: str, episodes: Episodes) -> DatasetCard:
+    """Computes the statistics of a dataset."""
     teams = load_teams(assets(task))
     if dataset == "replay":
         sources = f"all {teams.returns.shape[1]} snapshots of {teams.returns.shape[0]} teams"
@@ -68,18 +68,18 @@ def describe(task: str, dataset: str, episodes: Episodes) -> Built:
             f"{teams.returns[team, snapshot]:.0f} ({teams.num_steps[snapshot] / 1000:.0f}k)"
             for team, snapshot in enumerate(snapshots)
         )
-    card = statistics(episodes)
-    return Built(
+    stats = statistics(episodes)
+    return DatasetCard(
         task=task,
         dataset=dataset,
         returns=episode_returns(episodes),
-        num_transitions=int(card["num_transitions"]),
-        saturation=card["action_saturation"],
+        num_transitions=int(stats["num_transitions"]),
+        saturation=stats["action_saturation"],
         sources=sources,
     )
 
 
-def markdown(built: Sequence[Built]) -> str:
+def markdown(cards: Sequence[DatasetCard]) -> str:
     """The table, its explanation, and the pictures."""
     lines = [
         "# The named datasets beside the published ones",
@@ -93,27 +93,27 @@ def markdown(built: Sequence[Built]) -> str:
         "| actions at a bound | snapshots: return without noise (environment steps) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for one in built:
-        published = PUBLISHED_CARDS.get((one.task, one.dataset))
+    for card in cards:
+        published = PUBLISHED_CARDS.get((card.task, card.dataset))
         cells = [
-            f"{one.task} {one.dataset}",
-            f"{len(one.returns):,}",
-            f"{one.num_transitions:,}",
-            _spread(one.returns.mean(), one.returns.std(), one.returns.min(), one.returns.max()),
-            "" if published is None else _spread(*published),
-            "" if published is None else _verdict(one.returns.mean() / published.mean - 1),
-            f"{100 * one.saturation:.0f} %",
-            one.sources,
+            f"{card.task} {card.dataset}",
+            f"{len(card.returns):,}",
+            f"{card.num_transitions:,}",
+            _mean_std_range(card.returns.mean(), card.returns.std(), card.returns.min(), card.returns.max()),
+            "" if published is None else _mean_std_range(*published),
+            "" if published is None else _compared(card.returns.mean() / published.mean - 1),
+            f"{100 * card.saturation:.0f} %",
+            card.sources,
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"![{one.task} {one.dataset}](datasets/{one.task}_{one.dataset}.png)" for one in built)]
+    lines += ["", *(f"![{card.task} {card.dataset}](datasets/{card.task}_{card.dataset}.png)" for card in cards)]
     return "\n".join(lines) + "\n"
 
 
-def _spread(mean: float, std: float, low: float, high: float) -> str:
+def _mean_std_range(mean: float, std: float, low: float, high: float) -> str:
     return f"{mean:,.0f} +- {std:,.0f} [{low:,.0f}, {high:,.0f}]"
 
 
-def _verdict(difference: float) -> str:
+def _compared(difference: float) -> str:
     word = "close" if abs(difference) <= CLOSE else "above" if difference > 0 else "below"
     return f"{100 * difference:+.0f} %, {word}"

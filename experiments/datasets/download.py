@@ -1,4 +1,4 @@
-"""OG-MARL's vaults from the Hugging Face hub: fetched as a zip, unpacked without trusting it."""
+"""Download of OG-MARL's vaults from the Hugging Face hub: a zip file, checked before unpacking."""
 
 import importlib
 import logging
@@ -16,31 +16,30 @@ from experiments.host.errors import UserError
 REPOSITORY = "InstaDeepAI/og-marl"
 
 _NAME_CLASHES = (FileExistsError, NotADirectoryError, IsADirectoryError)
-_NAME_CLASHES = (FileExistsError, NotADirectoryError, IsADirectoryError)
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, *_NAME_CLASHES)
-"""How the unpacking of a damaged zip fails; an unknown compression is a `NotImplementedError` of zipfile's."""
+"""Exceptions from unpacking a damaged zip; zipfile raises `NotImplementedError` for an unknown compression."""
 
 Fetch = Callable[..., str]
-"""`huggingface_hub.hf_hub_download`: fetches a file of a repository and says where it lies."""
+"""`huggingface_hub.hf_hub_download`: downloads a file of a repository and returns its path."""
 
 
 def download_vaults(environment: str, scenario: str, folder: Path, fetch: Fetch | None = None) -> Path:
-    """Downloads the vaults of a scenario, unless they are there.
+    """Downloads the vaults of a scenario, unless they exist.
 
-    An interrupted download goes on where it was. The `.vlt` folder appears whole or not at all.
+    An interrupted download is resumed. The `.vlt` folder is created atomically.
 
     Args:
-        environment: such as `gymnasium_mamujoco`.
-        scenario: such as `2halfcheetah`.
-        folder: where `{environment}/{scenario}.vlt` is put.
-        fetch: does the downloading, with the arguments of the hub's `hf_hub_download`, which is the default.
+        environment: environment, such as `gymnasium_mamujoco`.
+        scenario: scenario, such as `2halfcheetah`.
+        folder: parent folder of `{environment}/{scenario}.vlt`.
+        fetch: download function with the arguments of `huggingface_hub.hf_hub_download`, which is the default.
 
     Returns:
         The `.vlt` folder.
 
     Raises:
-        UserError: the extra is not installed; the hub cannot be reached or has no such file; the zip is damaged, holds
-            what does not belong into a vault, or does not fit on the disk.
+        UserError: the extra is not installed; the hub is unreachable or lacks the file; the zip is damaged, contains
+            anything but one folder of vaults, or does not fit on the disk.
     """
     target = folder / environment / f"{scenario}.vlt"
     if target.exists():
@@ -59,7 +58,7 @@ def download_vaults(environment: str, scenario: str, folder: Path, fetch: Fetch 
 
 
 def _hub() -> Fetch:
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries fill pages
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
     try:
         return importlib.import_module("huggingface_hub").hf_hub_download
     except ImportError as error:
@@ -69,7 +68,7 @@ def _hub() -> Fetch:
 def _fetch(file: str, folder: Path, fetch: Fetch) -> Path:
     try:
         return Path(fetch(repo_id=REPOSITORY, repo_type="dataset", filename=file, local_dir=str(folder)))
-    except Exception as error:  # the hub's client lets the errors of several libraries through
+    except Exception as error:  # the hub's client raises exceptions of several libraries
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"cannot download {file} from the hub's {REPOSITORY} ({reason[:200]}); check the name and the network, "
@@ -78,11 +77,11 @@ def _fetch(file: str, folder: Path, fetch: Fetch) -> Path:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a zip into a new folder: plain files and folders inside it, or nothing.
+    """Unpacks a zip into a new folder; refuses it unless all members are plain files and folders inside.
 
     Raises:
-        UserError: the zip is damaged or encrypted, a member is a link or would lie outside the folder, or there is not
-            enough room.
+        UserError: the zip is damaged or encrypted, a member is a link or would lie outside the folder, or the disk has
+            too little space.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -99,7 +98,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
-    path = PureWindowsPath(member.filename)  # knows slashes of both kinds, and drives
+    path = PureWindowsPath(member.filename)  # handles both kinds of slashes, and drives
     kind = stat.S_IFMT(member.external_attr >> 16)
     if path.anchor or ".." in path.parts:
         raise UserError(f"{archive} is not unpacked: its member {member.filename!r} would lie outside the folder")
@@ -112,8 +111,8 @@ def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
 def _vault_folder(unpacked: Path, name: str, archive: Path) -> Path:
     """The folder with the vaults below the unpacked one: the top, or some folders below."""
     vaults = {metadata.parent for metadata in unpacked.rglob(METADATA)}
-    around = {vault.parent for vault in vaults}
-    if not vaults or len(around) != 1:
+    parents = {vault.parent for vault in vaults}
+    if not vaults or len(parents) != 1:
         found = "no vault" if not vaults else "vaults in several folders"
         raise UserError(f"{archive} holds {found}, where the vaults of {name} were expected")
-    return around.pop()
+    return parents.pop()

@@ -1,4 +1,4 @@
-"""Looking at a behaviour team: how its best snapshot starts an episode, as a video or a strip of frames."""
+"""Videos of behaviour teams: the start of an episode of the best snapshot, as a video or a strip of frames."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +16,20 @@ from coda_jax.envs.rendering import render, save_video
 from coda_jax.marl.matd3 import team_policy
 
 VIDEO_STEPS = 200
-"""Control steps of a video, or fewer where the episode ends."""
+"""Maximum control steps of a video; a video ends with the episode."""
 
 STRIP_STEPS = slice(60, 76, 2)
-"""The steps that a strip shows, when the robot is up to speed."""
+"""The steps of a strip; by then the robot runs at full speed."""
 
 
 def film(task: str, output: Path) -> tuple[float, int]:
-    """Films the team with the highest return: as a strip of frames into a `.png`, else as a video.
+    """Renders the team with the highest return: a strip of frames for a `.png`, else a video.
 
     Returns:
-        The team's return without noise as it was recorded, and the number of frames.
+        The recorded return of the team without noise, and the number of frames.
 
     Raises:
-        RenderingError: there is no OpenGL.
+        RenderingError: OpenGL is not available.
     """
     teams = load_teams(assets(task))
     best = np.unravel_index(teams.returns.argmax(), teams.returns.shape)
@@ -37,12 +37,12 @@ def film(task: str, output: Path) -> tuple[float, int]:
     env = make(task)
     apply = cast(Callable[..., Array], team_policy(env.spec, teams.width).apply)
 
-    def step(now: EnvState, _: None) -> tuple[EnvState, tuple[Float[Array, "Q"], Bool[Array, ""]]]:
-        return env.step(now, apply(weights, now.obs)), (now.physics.qpos, now.terminal)
+    def step(state: EnvState, _: None) -> tuple[EnvState, tuple[Float[Array, "Q"], Bool[Array, ""]]]:
+        return env.step(state, apply(weights, state.obs)), (state.physics.qpos, state.terminal)
 
     start = jax.jit(env.reset)(jax.random.key(0))
-    _, (positions, ended) = jax.jit(lambda start: jax.lax.scan(step, start, length=VIDEO_STEPS))(start)
-    positions = np.asarray(positions)[np.cumsum(ended) - ended == 0]
+    _, (positions, terminal) = jax.jit(lambda start: jax.lax.scan(step, start, length=VIDEO_STEPS))(start)
+    positions = np.asarray(positions)[np.cumsum(terminal) - terminal == 0]
     if output.suffix == ".png":
         frames = render(TASKS[task][0], positions[STRIP_STEPS], height=160, width=160)
         Image.fromarray(np.concatenate(list(frames), axis=1)).save(output)

@@ -17,7 +17,7 @@ from experiments.host.console import phase
 
 
 def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> Episodes:
-    """Returns the episodes of a named dataset, building its vault first where the cache lacks it."""
+    """Returns the episodes of a named dataset; builds its vault if the cache does not have it."""
     task = env.spec.name
     recipe: dict[str, Any] = {
         "task": task,

@@ -1,1 +1,1 @@
-"""What commands share on the host: console, errors, files, caches, checkpoints, run folders, plots."""
+"""Host-side support of the commands: console, errors, files, caches, checkpoints, run folders, plots."""

@@ -1,6 +1,6 @@
 """The cache folder: datasets, fitted denoisers and compiled programs, shared by all runs of a user.
 
-An entry is named by its content (`key_of` its configuration) and built under its `lock`, by one process at a time.
+The name of an entry is the hash of its configuration (`key_of`). One process at a time builds an entry (`lock`).
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from experiments.host.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Returns `CODA_JAX_CACHE`, else `coda-jax` in the user's cache folder; makes it where it is missing.
+    """Returns `CODA_JAX_CACHE`, else `coda-jax` in the user's cache folder; creates it if necessary.
 
     Raises:
-        UserError: if the folder cannot be made or written, or its disk is full.
+        UserError: the folder cannot be created or written, or its disk is full.
     """
     user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("CODA_JAX_CACHE") or Path(user_cache, "coda-jax")).expanduser().absolute()
@@ -38,47 +38,47 @@ def cache_folder() -> Path:
         reason = (error.strerror or str(error)).lower()
         raise UserError(
             f"the cache folder {folder} cannot be written ({reason}); "
-            "make room there, or set CODA_JAX_CACHE to another folder"
+            "free some space, or set CODA_JAX_CACHE to another folder"
         ) from error
     return folder
 
 
 def enable_compilation_cache() -> None:
-    """Keeps every compiled program in the cache folder; to be called before the first compilation."""
+    """Stores all compiled programs in the cache folder; call it before the first compilation."""
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @contextlib.contextmanager
-def lock(entry: Path, what: str) -> Iterator[None]:
-    """Keeps other processes out while an entry is built; the system releases it if this process dies.
+def lock(entry: Path, description: str) -> Iterator[None]:
+    """Excludes other processes while an entry is built; the system releases the lock if this process dies.
 
     Args:
         entry: the path that is to be built; the lock is a file beside it.
-        what: the entry in words, for the message of a process that has to wait.
+        description: the entry in words, for the message of a process that has to wait.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
     with entry.with_name(f"{entry.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that builds {what}")
+            say(f"waiting for another process that builds {description}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file releases the lock
 
 
 def key_of(config: Any) -> str:
-    """Returns a short name for the content of a configuration: twelve hexadecimal digits."""
+    """Returns a hash of a configuration: twelve hexadecimal digits."""
     canonical = json.dumps(plain(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def plain(config: Any) -> Any:
-    """Turns a configuration into dicts, lists and scalars, as YAML and JSON know them.
+    """Converts a configuration into dicts, lists and scalars for YAML and JSON.
 
     Raises:
-        TypeError: on anything but dataclasses, mappings, sequences, paths, enumerations and plain scalars.
+        TypeError: a value is not one of dataclasses, mappings, sequences, paths, enumerations and plain scalars.
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -92,12 +92,12 @@ def plain(config: Any) -> Any:
         return str(config)
     if config is None or isinstance(config, bool | int | float | str):
         return config
-    raise TypeError(f"{config!r} of type {type(config).__name__} does not belong into a configuration")
+    raise TypeError(f"{config!r} of type {type(config).__name__} cannot be part of a configuration")
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted names."""
-    found: dict[str, Any] = {}
+    """Flattens a nested mapping to dotted names."""
+    flattened: dict[str, Any] = {}
     for name, value in config.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
+        flattened |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flattened

@@ -1,10 +1,10 @@
-"""Checkpoints of a training carry that survive SIGKILL at any moment and notice flipped bits.
+"""Checkpoints of a training carry that survive SIGKILL at any time and detect flipped bits.
 
     SERIES/steps/STEP/...    Orbax's files, one folder a step
     SERIES/STEP.json         the SHA-256 of each of its files, and notes of the host
 
-The second is written, atomically, after the first is complete, and removed before it. So only a step that has both is
-whole, and its files are those that were written.
+The record STEP.json is written atomically after the folder is complete, and removed before the folder. So a step with
+both is complete, and the checksums verify its files.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ from experiments.host.files import write_atomically
 Tree = TypeVar("Tree")
 
 KEPT = 2
-"""Checkpoints kept in a series: one to go back to if the latest is damaged."""
+"""Checkpoints kept in a series: the latest, and a fallback in case it is damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored(Generic[Tree]):
-    """A checkpoint that was read back."""
+    """A restored checkpoint."""
 
     step: int
-    """The step it was saved under."""
+    """The step at which it was saved."""
     tree: Tree
     """The carry, with the structure and shardings of the template."""
     notes: dict[str, Any]
@@ -41,7 +41,7 @@ class Restored(Generic[Tree]):
 
 
 class Checkpoints:
-    """A series of checkpoints in a folder of its own; belongs to one process at a time."""
+    """A series of checkpoints in its own folder, for one process at a time."""
 
     def __init__(self, folder: Path):
         """Opens the series, or begins it, and removes the unfinished files of a killed process."""
@@ -55,12 +55,12 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(steps, options=options)
 
     def save(self, step: int, tree: Any, notes: Mapping[str, Any] | None = None) -> None:
-        """Saves a pytree of arrays and typed keys; returns when it is safe against the death of the process.
+        """Saves a pytree of arrays and typed keys; returns when it is on disk.
 
         Args:
-            step: larger than all steps saved before.
-            tree: the carry; it may be donated afterwards. Weak types come back strong.
-            notes: values JSON knows, such as seconds spent so far.
+            step: larger than all previously saved steps.
+            tree: the carry; it may be donated afterwards. Weak types are restored as strong types.
+            notes: JSON-compatible values, such as the elapsed seconds.
         """
         self._manager.save(step, args=ocp.args.StandardSave(_without_empty(tree)), force=True)
         self._manager.wait_until_finished()
@@ -70,13 +70,13 @@ class Checkpoints:
             self._drop(old)
 
     def restore(self, template: Tree) -> Restored[Tree] | None:
-        """Reads the latest intact checkpoint, or returns None if nothing was saved yet.
+        """Restores the latest intact checkpoint; returns None if there are no checkpoints.
 
         Args:
-            template: a carry of the same structure, shapes and dtypes, on the devices it belongs on.
+            template: a carry of the same structure, shapes, dtypes and devices.
 
         Raises:
-            UserError: if there are checkpoints but none is intact.
+            UserError: there are checkpoints but none is intact.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(template))
         damaged = []
@@ -84,18 +84,18 @@ class Checkpoints:
             notes = self._notes_if_intact(step)
             if notes is not None:
                 for later in damaged:
-                    warn(f"the checkpoint {self._step_folder(later)} is damaged; going back to {step}")
+                    warn(f"the checkpoint {self._step_folder(later)} is damaged; continuing from step {step}")
                     self._drop(later)
                 stored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
                 tree = jax.tree.map(lambda empty, leaf: empty if leaf is None else leaf, template, stored)
                 return Restored(step, tree, notes)
             damaged.append(step)
         if damaged:
-            raise UserError(f"no checkpoint in {self._folder} is intact; delete the run folder to start it over")
+            raise UserError(f"no checkpoint in {self._folder} is intact; delete the run folder to restart the run")
         return None
 
     def close(self) -> None:
-        """Releases Orbax's threads."""
+        """Stops the threads of Orbax."""
         self._manager.close()
 
     def _record(self, step: int | str) -> Path:
@@ -118,11 +118,11 @@ class Checkpoints:
 
 
 def _without_empty(tree: Any) -> Any:
-    """Returns the tree with None for its arrays of size zero, which Orbax refuses to store."""
+    """Replaces arrays of size zero, which Orbax cannot store, by None."""
     return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file under a folder, by its path inside."""
+    """Returns the SHA-256 of every file in a folder, by its relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

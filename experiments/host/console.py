@@ -1,6 +1,6 @@
 """Console output: lines, progress with the time left, and small tables.
 
-On a terminal the progress is a live bar; elsewhere (a file, a pipe) plain lines at a slow rate.
+Progress is a live bar on a terminal, and a line every few seconds otherwise (file, pipe).
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import rich.table
 import yaml
 
 LINE_PERIOD = 10.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress without a terminal."""
 
 _console = rich.console.Console()
 
@@ -27,7 +27,7 @@ def say(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Prints a line to stderr, marked as a warning."""
+    """Prints a warning to stderr."""
     print(f"warning: {message}", file=sys.stderr)
 
 
@@ -37,7 +37,7 @@ def print_config(config: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:
-    """Prints a small table: a column for each name, a line for each row."""
+    """Prints a table with one column per name."""
     table = rich.table.Table(title=title, title_justify="left")
     for column, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if column == 0 else "right")
@@ -57,7 +57,7 @@ def print_histogram(values: np.ndarray, bins: int = 12, width: int = 50) -> None
 
 
 def duration(seconds: float) -> str:
-    """Writes a time span as `12 s`, `3:25` or `1:03:25`."""
+    """Formats a duration as `12 s`, `3:25` or `1:03:25`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, seconds = divmod(round(seconds), 60)
@@ -66,7 +66,7 @@ def duration(seconds: float) -> str:
 
 
 class Phase:
-    """Progress of one phase of a program; made by `phase`."""
+    """Progress of one phase of a program; created by `phase`."""
 
     def __init__(self, name: str, total: int | None, done: int, bar: rich.progress.Progress | None):
         self.name, self.total, self.done = name, total, done
@@ -82,14 +82,14 @@ class Phase:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated seconds until the end; None before the first step, or if the number of steps is not known."""
+        """Estimated remaining seconds; None before the first step, or if the number of steps is unknown."""
         steps = self.done - self._done_at_start
         if self.total is None or steps == 0:
             return None
         return self.seconds / steps * (self.total - self.done)
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Reports further steps as done, with a few words about them."""
+        """Adds completed steps, with a short note."""
         self.done += steps
         left = "" if self.seconds_left is None else f"{duration(self.seconds_left)} left"
         if self._bar is not None and self._task is not None:
@@ -107,7 +107,7 @@ class Phase:
 
 @contextlib.contextmanager
 def phase(name: str, total: int | None = None, done: int = 0) -> Iterator[Phase]:
-    """Shows the progress of a phase while it lasts, and its duration afterwards.
+    """Shows the progress of a phase, and its duration at the end.
 
     Args:
         name: the phase, such as `fitting the denoiser`.

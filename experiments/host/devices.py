@@ -1,4 +1,4 @@
-"""The mesh of devices the seeds are sharded over: host cores on a CPU, else all accelerators."""
+"""The device mesh for sharding the seeds: host cores on a CPU, else all accelerators."""
 
 import os
 import platform
@@ -11,13 +11,13 @@ from experiments.host.errors import UserError
 
 
 def set_up_devices(num_seeds: int) -> Mesh:
-    """Returns a one-axis `seed` mesh over as many devices as divide the seeds evenly.
+    """Returns a mesh with one axis `seed`, over the largest number of devices that divides the number of seeds.
 
-    On a CPU every device is one core, because one XLA program hardly uses the second; `JAX_NUM_CPU_DEVICES` or the
-    corresponding XLA flag overrule that. To be called before anything else starts jax's backend.
+    On a CPU every device is one core, because one XLA program hardly uses more; `JAX_NUM_CPU_DEVICES` or the
+    corresponding XLA flag override this. Call it before jax's backend starts.
 
     Raises:
-        UserError: if there is no seed to run.
+        UserError: `num_seeds` is less than 1.
     """
     if num_seeds < 1:
         raise UserError(f"--num-seeds is {num_seeds}; a run needs at least one seed")
@@ -34,7 +34,7 @@ def largest_divisor(number: int, limit: int) -> int:
 
 
 def visible_cores() -> int:
-    """Returns how many cores this process may run on."""
+    """Returns the number of cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -46,8 +46,8 @@ def processor(file: Path = Path("/proc/cpuinfo")) -> str:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    vectors = [name for name in ("avx", "avx2", "avx512f") if name in known.get("flags", "").split()]
-    names = ("cpu family", "model", "CPU implementer", "CPU part")  # of x86, and of ARM
-    kind = [f"{name} {known[name]}" for name in names if name in known]
-    return ", ".join([known.get("model name", platform.machine()), *kind, *vectors[-1:]])
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    vectors = [name for name in ("avx", "avx2", "avx512f") if name in fields.get("flags", "").split()]
+    names = ("cpu family", "model", "CPU implementer", "CPU part")  # x86, ARM
+    kind = [f"{name} {fields[name]}" for name in names if name in fields]
+    return ", ".join([fields.get("model name", platform.machine()), *kind, *vectors[-1:]])

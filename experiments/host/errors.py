@@ -1,4 +1,4 @@
-"""Bad input ends with one clear line and exit status 2: what is wrong, where, and what to do."""
+"""Error handling: invalid input ends with one line (what is wrong, where, what to do) and exit status 2."""
 
 import contextlib
 import errno
@@ -22,17 +22,17 @@ _DISK_ERRORS = (
 
 
 class UserError(Exception):
-    """Something only the user can put right; the message is one line: what, where, what to do."""
+    """An error that the user must correct; the message is one line: what is wrong, where, and what to do."""
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Wraps a whole program: what the user can put right becomes one line on stderr and an exit status.
+    """Wraps a whole program: converts errors that the user must correct into one line on stderr and an exit status.
 
     Raises:
-        SystemExit: with status 2 instead of a `UserError`, a `VaultError`, or a full disk or a place not writable
-            (also where a library reports it in an exception of its own); with 130 instead of a `KeyboardInterrupt`.
-            Everything else is a bug and keeps its traceback.
+        SystemExit: status 2 for a `UserError`, a `VaultError`, a full disk or a path that is not writable (also if a
+            library raises its own exception for it); status 130 for a `KeyboardInterrupt`. Any other exception is a
+            bug and keeps its traceback.
     """
     try:
         yield
@@ -53,29 +53,29 @@ def one_line_errors() -> Iterator[None]:
 def parse_command(
     config: type[Config], args: Sequence[str] | None = None, presets: Mapping[str, Config] | None = None
 ) -> Config:
-    """Reads a config from the command line, `tyro.cli` with its complaints cut to one line.
+    """Reads a config from the command line by `tyro.cli`, with error messages of one line.
 
     Args:
         config: the dataclass whose fields are the flags.
-        args: the command line without the program's name; that of the process by default.
-        presets: configs to start from, chosen by `--preset NAME`; the dataclass's own defaults without that flag.
+        args: the command line without the name of the program; that of the process by default.
+        presets: configs with default values, selected by `--preset NAME`; without it, the defaults of the dataclass.
 
     Raises:
-        UserError: on an unknown flag or preset, or a value that does not fit.
+        UserError: an unknown flag or preset, or an invalid value.
     """
     args = sys.argv[1:] if args is None else args
     default = _chosen_preset(args, presets) if presets else None
-    complaints = io.StringIO()
+    tyro_output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaints):
+        with contextlib.redirect_stderr(tyro_output):
             return tyro.cli(config, args=args) if default is None else tyro.cli(config, args=args, default=default)
     except SystemExit as exit_:
         if exit_.code in (0, None):  # --help
             raise
-        # tyro draws a box: a title, the complaint, a rule, and further advice.
-        box = re.sub("[│╭╮╰╯]", "", complaints.getvalue()).strip("─\n ")
-        complaint = box.split("\n", 1)[-1].split("───", 1)[0]
-        raise UserError(f"{' '.join(complaint.split()).rstrip('.')}; see --help for the flags") from None
+        # tyro prints a box: title, error message, horizontal line, further advice.
+        box = re.sub("[│╭╮╰╯]", "", tyro_output.getvalue()).strip("─\n ")
+        message = box.split("\n", 1)[-1].split("───", 1)[0]
+        raise UserError(f"{' '.join(message.split()).rstrip('.')}; see --help for the flags") from None
 
 
 def _chosen_preset(args: Sequence[str], presets: Mapping[str, Config]) -> Config | None:
@@ -84,7 +84,7 @@ def _chosen_preset(args: Sequence[str], presets: Mapping[str, Config]) -> Config
         name, equals, value = flag.partition("=")
         if name == "--preset":
             chosen = value if equals else next(iter(args[position + 1 :]), None)
-    if chosen is None:  # not given, or without its value, of which tyro complains
+    if chosen is None:  # the flag is missing, or lacks its value, which tyro reports
         return None
     if chosen not in presets:
         raise UserError(f"--preset is '{chosen}'; choose one of: {', '.join(presets)}")
@@ -100,13 +100,13 @@ def _disk_error(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             number, where = error.errno, error.filename
-        else:  # tensorstore and others pass the system's words on
+        else:  # tensorstore and others pass on the text of the system error
             number = next((n for n in _DISK_ERRORS[:3] if os.strerror(n) in str(error)), None)
             where = None
         if number is not None:
             return (
                 f"cannot access {where or 'the cache or the run folder'}: {os.strerror(number).lower()}; "
-                "make room there, or choose another place by CODA_JAX_CACHE, --run-dir or --output"
+                "free some space, or choose another folder by CODA_JAX_CACHE, --run-dir or --output"
             )
         error = error.__cause__ or error.__context__
     return None

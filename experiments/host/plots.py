@@ -1,4 +1,4 @@
-"""The pictures that runs leave behind."""
+"""Figures of runs."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from coda_jax.data.published import PublishedCard
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # after the choice of a backend that needs no screen
+import matplotlib.pyplot as plt  # after the selection of a backend without a display
 
 STYLE: dict[Any, Any] = {
     "figure.figsize": (6.0, 4.0),
@@ -29,7 +29,7 @@ STYLE: dict[Any, Any] = {
 def learning_curve(
     path: Path, title: str, metrics: Mapping[str, np.ndarray], dataset_mean: float, dataset_best: float
 ) -> None:
-    """Draws return against updates: a thin line a seed, their mean, and the dataset for reference.
+    """Plots return against updates: a thin line per seed, their mean, and the dataset for reference.
 
     Args:
         path: the PNG to write.
@@ -51,7 +51,7 @@ def learning_curve(
 
 
 def team_curves(path: Path, task: str, num_steps: np.ndarray, returns: np.ndarray) -> None:
-    """Draws the teams' return without noise, `[teams, snapshots]`, against environment steps `[snapshots]`."""
+    """Plots the return of the teams without noise, `[teams, snapshots]`, against environment steps `[snapshots]`."""
     with picture(path) as axes:
         for team, curve in enumerate(returns):
             axes.plot(num_steps / 1000, curve, marker="o", markersize=2.5, linewidth=1.2, label=f"team {team}")
@@ -60,7 +60,7 @@ def team_curves(path: Path, task: str, num_steps: np.ndarray, returns: np.ndarra
 
 
 def returns_histogram(path: Path, title: str, returns: np.ndarray, published: PublishedCard | None) -> None:
-    """Draws how often episodes return how much, with the published mean, deviation and range beside it."""
+    """Plots a histogram of episode returns, with the published mean, standard deviation and range."""
     with picture(path) as axes:
         axes.hist(returns, bins=40, color="C0", alpha=0.7)
         axes.axvline(returns.mean(), color="C0", linewidth=1.8, label=f"mean, {returns.mean():,.0f}")
@@ -77,7 +77,7 @@ def returns_histogram(path: Path, title: str, returns: np.ndarray, published: Pu
 def comparison_curves(
     path: Path, title: str, runs: Sequence[tuple[str, Mapping[str, np.ndarray]]], dataset_means: Sequence[float]
 ) -> None:
-    """Draws return against updates for several runs: the mean over seeds in a band of one standard error.
+    """Plots return against updates for several runs: the mean over seeds with a band of one standard error.
 
     Args:
         path: the PNG to write.
@@ -96,14 +96,13 @@ def comparison_curves(
 
 
 def likelihood_curves(path: Path, title: str, runs: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> None:
-    """Draws, for runs with synthetic data, its action log-likelihood under the policy that is about to use it.
+    """Plots the action log-likelihood of synthetic data under the policy that trains on it.
 
-    Dashed, that of trajectories sampled without guidance, under the same policy; the arguments are
-    `comparison_curves`'.
+    Dashed lines: trajectories sampled without guidance, under the same policy. Arguments as in `comparison_curves`.
     """
     with picture(path) as axes:
         for number, (label, metrics) in enumerate(runs):
-            # A row tells of the policy that started its round; rounds without synthetic data have zeros.
+            # The likelihoods of a row are under the policy at the start of its round; zero without synthetic data.
             trained = {"updates": metrics["updates"][metrics["round"] < metrics["round"].max()]}
             trained["seed"] = metrics["seed"][metrics["round"] > 0]
             for name in {"synthetic_log_likelihood", "unguided_log_likelihood"} & set(metrics):
@@ -122,7 +121,7 @@ def likelihood_curves(path: Path, title: str, runs: Sequence[tuple[str, Mapping[
 
 
 def mean_curve(axes: Axes, label: str | None, metrics: Mapping[str, np.ndarray], column: str, **style: Any) -> None:
-    """Draws a column of `metrics.csv` against updates: the mean over seeds in a band of one standard error."""
+    """Plots a column of `metrics.csv` against updates: the mean over seeds with a band of one standard error."""
     updates = np.unique(metrics["updates"])
     curves = np.stack([metrics[column][metrics["seed"] == seed] for seed in np.unique(metrics["seed"])])
     mean = curves.mean(axis=0)
@@ -134,14 +133,14 @@ def mean_curve(axes: Axes, label: str | None, metrics: Mapping[str, np.ndarray],
 
 @contextlib.contextmanager
 def picture(path: Path) -> Iterator[Axes]:
-    """Axes in the project's style; saved as a PNG, the same bytes for the same lines, when the block ends."""
+    """Axes in the style of the project, saved as a reproducible PNG at the end of the block."""
     with panels(path, 1, 1, STYLE["figure.figsize"]) as grid:
         yield grid[0, 0]
 
 
 @contextlib.contextmanager
 def panels(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[np.ndarray]:
-    """Axes `[rows, columns]` in one picture of `size` inches, as `picture` makes them."""
+    """Axes `[rows, columns]` in one figure of `size` inches; see `picture`."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         plt.rcParams.update(STYLE)

@@ -1,4 +1,4 @@
-"""Where the numbers of a run come from: the code, the libraries and the machine."""
+"""Provenance of a run: the code, the libraries and the machine."""
 
 import importlib.metadata
 import platform
@@ -12,7 +12,7 @@ import jax
 from experiments.host.devices import processor, visible_cores
 
 MAX_DIFF = 200_000
-"""Characters of uncommitted changes that are kept."""
+"""Maximum number of stored characters of uncommitted changes."""
 
 _PACKAGES = (
     "coda-jax",
@@ -34,7 +34,7 @@ def provenance(num_devices: int) -> dict[str, Any]:
     """Describes this process; starts jax's backend.
 
     Args:
-        num_devices: how many devices the seeds are sharded over.
+        num_devices: the number of devices over which the seeds are sharded.
 
     Returns:
         `commit` and `diff` (None outside of a checkout), `versions` by package, `python`, `platform`, `backend`,
@@ -63,7 +63,7 @@ def _uncommitted_changes() -> str | None:
 
 
 def _git(*command: str) -> str | None:
-    """Asks git about the checkout this file belongs to; None if there is no git or no such checkout."""
+    """Runs a git command in the checkout of this file; None without git or without a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -4,8 +4,8 @@ config.yaml       the resolved configuration; a folder belongs to one configurat
 provenance.json   code, libraries and machine that began the run, and the changes at each resume
 metrics.csv       long form: one row a seed and evaluation
 checkpoints/      series of checkpoints, one for each phase that can be resumed
-figures/          pictures
-summary.json      the result, written last: a folder that has it is finished
+figures/          figures
+summary.json      the result, written last; its presence means that the run is finished
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from experiments.host.files import write_atomically
 from experiments.host.provenance import provenance
 
 _LOCK = ".lock"
-_CHANGES_NUMBERS = (
+_AFFECTS_NUMBERS = (
     "commit",
     "diff",
     "versions",
@@ -43,16 +43,16 @@ _CHANGES_NUMBERS = (
     "num_devices",
     "visible_cores",
 )
-"""What of the provenance may change the numbers of a run."""
+"""Fields of the provenance that can affect the numbers of a run."""
 
 
 def default_run_dir(*, task: str, dataset: str, augmentation: str, guidance: float, preset: str, config: Any) -> Path:
-    """Names the folder of a run by its configuration, never by the time: the same command finds its run again.
+    """The default folder of a run, a function of its configuration only, so the same command resumes its run.
 
     Args:
         task: name of the task.
         dataset: name of the dataset, or the path of a vault.
-        augmentation: how the data are augmented.
+        augmentation: kind of augmentation.
         guidance: lambda, the guidance scale.
         preset: name of the preset.
         config: all other settings that identify it; those above may be in it too.
@@ -62,16 +62,16 @@ def default_run_dir(*, task: str, dataset: str, augmentation: str, guidance: flo
 
 
 class Metrics:
-    """`metrics.csv`: one row a seed and evaluation, with the columns `round` and `seed` in front."""
+    """`metrics.csv`: one row per seed and evaluation; the first columns are `round` and `seed`."""
 
     def __init__(self, path: Path):
-        """Takes up the file, which need not exist yet."""
+        """Opens the file, which need not exist yet."""
         self.path = path
 
     def append(self, round_: int, seeds: ArrayLike, columns: Mapping[str, ArrayLike]) -> None:
-        """Adds the rows of one evaluation; returns when they are on the disk.
+        """Appends the rows of one evaluation; returns when they are on disk.
 
-        To be called before the checkpoint of that round is saved: `cut_back` can remove rows, not restore them.
+        Call it before the checkpoint of that round is saved: `cut_back` can remove rows, but not restore them.
 
         Args:
             round_: the round; 0 for measurements before the first.
@@ -79,7 +79,7 @@ class Metrics:
             columns: values of shape `[num_seeds]`, or scalars for all seeds.
 
         Raises:
-            ValueError: if the columns are not those of the rounds before.
+            ValueError: the columns differ from those of earlier rounds.
         """
         seeds = np.asarray(seeds)
         values = [np.broadcast_to(np.asarray(column), seeds.shape) for column in columns.values()]
@@ -97,7 +97,7 @@ class Metrics:
             os.fsync(file.fileno())
 
     def cut_back(self, round_: int) -> None:
-        """Removes the rows of all rounds after `round_`, and a line a killed process left unfinished."""
+        """Removes the rows of all rounds after `round_`, and an unfinished line of a killed process."""
         if not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -113,10 +113,10 @@ class Metrics:
             return {}
         with self.path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
-        whole = {"round", "seed"}
+        integer_columns = {"round", "seed"}
         columns = zip(*rows, strict=True)
         return {
-            name: np.array(values, int if name in whole else float)
+            name: np.array(values, int if name in integer_columns else float)
             for name, values in zip(header, columns, strict=True)
         }
 
@@ -126,17 +126,17 @@ class Metrics:
 
 
 class RunFolder:
-    """A run folder that belongs to this process; made by `open_run_folder`."""
+    """A run folder locked by this process; created by `open_run_folder`."""
 
     def __init__(self, path: Path):
-        """Describes the folder at `path`, without touching it."""
+        """Represents the folder at `path`, without accessing it."""
         self.path = path
         self.figures = path / "figures"
         self.metrics = Metrics(path / "metrics.csv")
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
+        """Whether the run is finished."""
         return (self.path / "summary.json").exists()
 
     def read_summary(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class RunFolder:
 def open_run_folder(
     path: Path, config: Any, *, num_devices: int, allow_other_devices: bool = False, defaults: Any = None
 ) -> Iterator[RunFolder]:
-    """Begins a run folder or takes it up again, and keeps other processes out meanwhile.
+    """Creates or reopens a run folder, and locks it against other processes.
 
     Args:
         path: the folder; made where it is missing.
@@ -171,16 +171,16 @@ def open_run_folder(
         defaults: values assumed for settings newer than the run folder.
 
     Raises:
-        UserError: if the folder belongs to another configuration, another process, another number of devices, or to
-            something that is no run; nothing is changed then.
+        UserError: the folder belongs to another configuration, is locked by another process, started on another number
+            of devices, or is not a run folder; it is left unchanged.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        strangers = {entry.name for entry in path.iterdir()} - {_LOCK, ".config.yaml.partial"}
+        other_entries = {entry.name for entry in path.iterdir()} - {_LOCK, ".config.yaml.partial"}
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{path} is not a folder; choose another --run-dir") from error
-    if strangers and not (path / "config.yaml").exists():
-        raise UserError(f"{path} is no run folder but holds {min(strangers)}; choose another --run-dir")
+    if other_entries and not (path / "config.yaml").exists():
+        raise UserError(f"{path} is not a run folder but holds {min(other_entries)}; choose another --run-dir")
     with (path / _LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,13 +198,13 @@ def open_run_folder(
 
 
 def check_settings(path: Path, config: Any, defaults: Any = None) -> None:
-    """Refuses a run folder whose `config.yaml` has other settings, by a `UserError`; see `open_run_folder`."""
+    """Raises a `UserError` if the `config.yaml` of a run folder has other settings; see `open_run_folder`."""
     file = path / "config.yaml"
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read; choose another --run-dir") from error
-    difference = _first_difference(_completed(found, plain(defaults)), plain(config))
+    difference = _first_difference(_completed(stored, plain(defaults)), plain(config))
     if difference is not None:
         setting, there, here = difference
         raise UserError(
@@ -233,18 +233,18 @@ def _first_difference(there: Any, here: Any, setting: str = "") -> tuple[str, st
     return None if same else (setting or "the configuration", str(there), str(here))
 
 
-def _check_provenance(file: Path, now: dict[str, Any], allow_other_devices: bool) -> None:
+def _check_provenance(file: Path, current: dict[str, Any], allow_other_devices: bool) -> None:
     """Records the process that began the run, and the differences of each later one."""
     if not file.exists():
-        write_atomically(file, json.dumps(now | {"resumed": []}, indent=2) + "\n")
+        write_atomically(file, json.dumps(current | {"resumed": []}, indent=2) + "\n")
         return
     first = json.loads(file.read_text(encoding="utf-8"))
-    if first["num_devices"] != now["num_devices"] and not allow_other_devices:
+    if first["num_devices"] != current["num_devices"] and not allow_other_devices:
         raise UserError(
-            f"{file.parent} was begun on {first['num_devices']} devices, here are {now['num_devices']}, which changes "
-            "the numbers; use the same number, or go on with --allow-other-devices"
+            f"{file.parent} was begun on {first['num_devices']} devices, here are {current['num_devices']}, which "
+            "changes the numbers; use the same number, or resume with --allow-other-devices"
         )
-    changed = {name: now[name] for name in _CHANGES_NUMBERS if name in first and first[name] != now[name]}
+    changed = {name: current[name] for name in _AFFECTS_NUMBERS if name in first and first[name] != current[name]}
     if changed:
         warn(f"{', '.join(changed)} changed since {file.parent} was begun: the numbers may differ in the last bits")
     first["resumed"].append(changed)

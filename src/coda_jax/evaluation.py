@@ -1,4 +1,4 @@
-"""Measuring a joint policy (returns, how likely it makes the actions of trajectories) and trajectories themselves.
+"""Evaluation of joint policies (returns, action likelihoods) and of synthetic trajectories.
 
 Four numbers measure the quality of synthetic trajectories, each compared with held-out data: the distance between the
 distributions of features, the error of observations given the state, the *dynamics error* (one simulated step from
@@ -21,13 +21,13 @@ from coda_jax.marl.learner import Learner, LearnerState, unroll
 from coda_jax.types import PRNGKey, Trajectory
 
 SIMULATIONS = 64
-"""Environments stepped at once when dynamics are measured; on a CPU they should fit the cache."""
+"""Environments simulated in parallel; on a CPU their data should fit into the cache."""
 
 
 def policy_returns(
     env: Environment, learner: Learner, state: LearnerState, key: PRNGKey, num_episodes: int
 ) -> Float[Array, "num_episodes"]:
-    """Undiscounted returns of whole episodes of the joint policy without noise; the key (consumed) sets the starts."""
+    """Undiscounted returns of whole episodes of the policy without noise; the key (consumed) sets the starts."""
 
     def act(obs: Array, carry: Array, key: PRNGKey) -> tuple[Array, Array]:
         del key
@@ -37,23 +37,25 @@ def policy_returns(
 
 
 def action_log_likelihood(learner: Learner, state: LearnerState, trajectory: Trajectory) -> Float[Array, "B"]:
-    """Sums log N(a; mu(o), 1) of the actions of trajectories `[B, H, ...]` over horizon and agents (Sec. 6.2.1)."""
+    """Log N(a; mu(o), 1) of trajectories `[B, H, ...]`, summed over horizon and agents (Sec. 6.2.1)."""
     return gaussian_log_prob(trajectory.action, unroll(learner, state, trajectory.obs))
 
 
 @chex.dataclass(frozen=True)
 class SampleQuality:
-    """How real trajectories are; 0 is perfect, and every error is in standard deviations of the reference data.
+    """Errors of trajectories, in standard deviations of the reference data; 0 is perfect.
 
-    feature_distance:  `[*batch, C]` 1-Wasserstein distance of each channel of a token to the reference; 0 where the
+    feature_distance:  `[*batch, C]` 1-Wasserstein distance of each channel of a token to the reference; 0 if the
                        reference is constant.
-    observation_error: root mean square of the observations against those the environment shows of the state.
-    dynamics_error:    median over steps of the root mean square, over the state's features, of s_{t+1} against the
-                       simulated one. A median, because the simulator throws impossible poses far away.
+    observation_error: root mean square error of the observations relative to the environment's observations of the
+                       state.
+    dynamics_error:    median over steps of the root mean square error of s_{t+1}, over the features of the state,
+                       relative to the simulated next state. The median is robust to infeasible poses, for which the
+                       simulated next state is far away.
     reward_error:      median over steps of |r_t - simulated reward|.
-    optimism:          median over trajectories of the mean of r_t, less that of the rewards which the simulator gives
-                       when it plays the actions from the first state on; above 0 where a trajectory promises too much.
-                       Errors that add up along the way count here, and those that cancel do not.
+    optimism:          median over trajectories of the mean of r_t minus the mean reward of the actions simulated from
+                       the first state; positive for overestimated rewards. It accumulates systematic errors of the
+                       steps, while other errors cancel.
     """
 
     feature_distance: Float[Array, "*batch C"]
@@ -64,7 +66,7 @@ class SampleQuality:
 
 
 def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajectory) -> SampleQuality:
-    """Measures trajectories `[B, H, ...]`, H at least 2, against as many real ones that the fit has not seen."""
+    """Computes the errors of trajectories `[B, H, ...]`, H at least 2, with as many held-out real ones as reference."""
     obs_channels = transforms.obs_channels(env.spec)
     tokens, truth = (transforms.pack(x).reshape(-1, transforms.num_channels(env.spec)) for x in (trajectory, reference))
     distance = jnp.mean(jnp.abs(jnp.sort(tokens, axis=0) - jnp.sort(truth, axis=0)), axis=0)
@@ -79,20 +81,20 @@ def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajecto
     )
     obs_error = rms(tokens[:, obs_channels] - expected_obs, scale[obs_channels])
 
-    next_state, reward, earned = _simulate(env, trajectory)
+    next_state, reward, rollout_reward = _simulate(env, trajectory)
     state_error = (trajectory.state[:, 1:] - next_state).reshape(-1, env.spec.state_dim)
-    promised = trajectory.reward[:, :-1]
+    generated_reward = trajectory.reward[:, :-1]
 
     def median(error: Float[Array, "N"]) -> Float[Array, ""]:
-        return jnp.median(jnp.where(jnp.isfinite(error), error, jnp.inf))  # a pose MJX cannot step counts as far off
+        return jnp.median(jnp.where(jnp.isfinite(error), error, jnp.inf))  # NaN: a pose that MJX cannot simulate
 
     reward_std = scale[-2]  # reward and terminal are the last two channels
     return SampleQuality(
         feature_distance=distance / scale,
         observation_error=jnp.sqrt(jnp.mean(jnp.square(obs_error))),
         dynamics_error=median(rms(state_error, scale[: env.spec.state_dim])),
-        reward_error=median(jnp.abs(promised - reward).reshape(-1)) / reward_std,
-        optimism=median(jnp.mean(promised - earned, axis=1)) / reward_std,
+        reward_error=median(jnp.abs(generated_reward - reward).reshape(-1)) / reward_std,
+        optimism=median(jnp.mean(generated_reward - rollout_reward, axis=1)) / reward_std,
     )
 
 
@@ -101,7 +103,7 @@ def _simulate(
 ) -> tuple[Float[Array, "B steps S"], Float[Array, "B steps"], Float[Array, "B steps"]]:
     """Next state and reward of each step simulated by itself, and the rewards of all steps simulated in sequence."""
 
-    def each(states_and_actions: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    def simulate_one(states_and_actions: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         def step(played: EnvState, now: tuple[Array, Array]) -> tuple[EnvState, tuple[Array, Array, Array]]:
             # Both in one call: MJX's step takes long to compile.
             both = jax.tree.map(lambda a, b: jnp.stack([a, b]), env.set_state(now[0]), played)
@@ -112,23 +114,24 @@ def _simulate(
         return jax.lax.scan(step, env.set_state(states[0]), states_and_actions)[1]
 
     steps = (trajectory.state[:, :-1], trajectory.action[:, :-1])
-    return jax.lax.map(each, steps, batch_size=SIMULATIONS // 2)
+    return jax.lax.map(simulate_one, steps, batch_size=SIMULATIONS // 2)
 
 
-FAR = 10.0
-"""Standard deviations: a step that the simulator takes further than this is from an impossible pose."""
+MAX_RESPONSE = 10.0
+"""Changes of the next state above this number of standard deviations are excluded, as from infeasible poses."""
 
 
 def action_response(
     env: Environment, guided: Trajectory, unguided: Trajectory, state_std: Float[Array, "S"]
 ) -> Float[Array, ""]:
-    """How far the next states of guided trajectories `[B, H, ...]` move with their actions: 1 as in the environment.
+    """The response of generated next states to guided actions, relative to the environment's response: 1 is ideal.
 
-    Guidance moves an action from a to a', which in the environment f moves its consequence by f(s', a') - f(s', a).
-    What it moves the generated next state by, beyond what the state s' explains, is the change of the sample's own
-    error, measured at the action a. The response is the regression of this on that, over all steps and features; 0
-    where next states go on as the unguided actions lead, and not a number where no action moved. Both sets are taken to
-    err alike: where unguided samples neglect their actions, guided ones without any error lie below 1.
+    Guidance changes a sample from (s, a) to (s', a'). In the environment f, the change of the action changes the next
+    state by f(s', a') - f(s', a), the true effect. The generated effect is the difference of the errors of the two
+    samples, both measured at the action a. The response is the coefficient of the linear regression (without
+    intercept) of the generated on the true effect, over all steps and features. It is 0 if next states follow the
+    unguided actions, and NaN if no action changed. Assumes the same model error in both sets: if unguided samples
+    neglect their actions, guided samples without any error have a response below 1.
 
     Args:
         env: the environment of the trajectories.
@@ -151,8 +154,9 @@ def action_response(
     end, end_0 = (flat(samples.state[:, 1:]) / unit[None] for samples in (guided, unguided))
     caused = stepped[:, 0] - stepped[:, 1]
     followed = (end - stepped[:, 1]) - (end_0 - stepped[:, 2])
-    is_near = jnp.max(jnp.abs(jnp.stack([caused, followed])), axis=(0, 2)) < FAR  # not where it is not finite either
-    caused, followed = (jnp.where(is_near[:, None], x, 0.0) for x in (caused, followed))
+    largest = jnp.max(jnp.abs(jnp.stack([caused, followed])), axis=(0, 2))
+    is_used = largest < MAX_RESPONSE  # false for NaN too
+    caused, followed = (jnp.where(is_used[:, None], x, 0.0) for x in (caused, followed))
     has_moved = jnp.any(guided.action != unguided.action)
     return jnp.where(has_moved, jnp.sum(caused * followed) / jnp.sum(caused**2), jnp.nan)
 

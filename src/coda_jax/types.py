@@ -1,6 +1,6 @@
 """Types that are shared across the package.
 
-Legend of the dimension letters used in shape descriptions throughout the package:
+The dimension letters in the shape descriptions of the package:
 
     *batch  any leading axes (seeds, trajectories)      A  agents
     B       trajectories in a batch                     O  features of one agent's observation
@@ -23,7 +23,7 @@ Params = Any
 """A pytree of network weights."""
 
 Metrics = dict[str, Float[Array, "*batch"]]
-"""Named scalars, one a seed where a seed axis is in front."""
+"""Named scalars; with a seed axis, one value per seed."""
 
 
 @chex.dataclass(frozen=True)
@@ -66,10 +66,10 @@ class TaskSpec:
     num_agents: int
     """A, the number of agents."""
     state_dim: int
-    """S, the features of the global state."""
+    """S, the number of features of the global state."""
     obs_dim: int
-    """O, the features of one agent's observation."""
+    """O, the number of features of one agent's observation."""
     action_dim: int
-    """U, the actions of one agent."""
+    """U, the number of actions of one agent."""
     episode_length: int
-    """Steps after which an episode is truncated."""
+    """Time limit: the number of steps after which an episode is truncated."""

@@ -1,4 +1,4 @@
-"""Vaults of both of OG-MARL's MaMuJoCos are recognised by replaying their steps, and read to mean the same."""
+"""Vaults of both versions of OG-MARL's MaMuJoCo are recognised by simulating steps, and converted consistently."""
 
 import dataclasses
 
@@ -24,21 +24,23 @@ def steps():
 
 @pytest.fixture(scope="module")
 def candidates():
-    """The task in either convention, with a time limit of 100 steps; one compiled program each."""
-    made = {name: mamujoco.make(name) for name in ("2halfcheetah", "2halfcheetah-ogmarl")}
-    return {name: env._replace(spec=dataclasses.replace(env.spec, episode_length=100)) for name, env in made.items()}
+    """The task in both conventions, with a time limit of 100 steps; one compiled program each."""
+    envs = {name: mamujoco.make(name) for name in ("2halfcheetah", "2halfcheetah-ogmarl")}
+    return {name: env._replace(spec=dataclasses.replace(env.spec, episode_length=100)) for name, env in envs.items()}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_program_an_environment():
-    """Compiles the replay of an environment once for all tests of this file."""
+def compile_once_per_environment():
+    """Compiles the simulation of an environment once for all tests of this file."""
     compiled = {}
     with pytest.MonkeyPatch.context() as patch:
-        fresh = conventions._replay
+        make_simulate = conventions._make_simulate
         patch.setattr(
             conventions,
-            "_replay",
-            lambda env: fresh(env) if env.spec == SPEC else compiled.setdefault(env.spec.name, fresh(env)),
+            "_make_simulate",
+            lambda env: (
+                make_simulate(env) if env.spec == SPEC else compiled.setdefault(env.spec.name, make_simulate(env))
+            ),
         )
         yield
 
@@ -50,7 +52,7 @@ def stored(tmp_path, experience):
 
 @pytest.mark.parametrize("is_reversed", [False, True])
 @pytest.mark.parametrize("which", ["today's", "old"])
-def test_either_convention_is_recognised_and_read_as_it_was_played(tmp_path, steps, candidates, which, is_reversed):
+def test_both_conventions_are_recognised_and_read(tmp_path, steps, candidates, which, is_reversed):
     name, obs_index, ends = {
         "today's": ("2halfcheetah", TODAYS_OBS, "truncations"),
         "old": ("2halfcheetah-ogmarl", OLD_OBS, "terminals"),
@@ -61,30 +63,30 @@ def test_either_convention_is_recognised_and_read_as_it_was_played(tmp_path, ste
     episodes = read_in_convention(opened, convention)
     np.testing.assert_array_equal(np.diff(episodes.bounds), LENGTHS)
     np.testing.assert_array_equal(np.flatnonzero(episodes.truncation), np.cumsum(LENGTHS) - 1)
-    assert not episodes.terminal.any()  # HalfCheetah never ends by itself
+    assert not episodes.terminal.any()  # HalfCheetah never terminates
     np.testing.assert_array_equal(episodes.state, steps["state"])
 
-    # Replayed, it shows what was stored, and its environment turns the actions round if that is how they were stored.
-    at = np.resize(np.flatnonzero(~steps["is_end"]), conventions.REPLAYED)
+    # Simulated steps agree with the recorded ones; the environment reverses the actions if they were stored reversed.
+    at = np.resize(np.flatnonzero(~steps["is_end"]), conventions.NUM_SIMULATED)
     action = jnp.asarray(episodes.action)
-    replayed = convention.replay(jnp.asarray(episodes.state[at]), action[at], action[at + 1])
-    missed = np.abs(replayed.next_state - episodes.state[at + 1]).max(axis=1)
-    assert np.quantile(missed, 0.9) < 1e-2
-    moved = steps["place"][at + 1] - steps["place"][at]
-    expected = np.concatenate([steps["state"][at + 1], moved[:, None]], axis=1)[:, obs_index]
-    assert np.quantile(np.abs(replayed.next_obs - expected).max(axis=(1, 2)), 0.9) < 1e-2
-    taking = {task: env._replace(step=lambda now, action: action) for task, env in candidates.items()}
-    taken = recognise(opened, taking).env.step(None, episodes.action)
+    simulated = convention.simulate(jnp.asarray(episodes.state[at]), action[at], action[at + 1])
+    error = np.abs(simulated.next_state - episodes.state[at + 1]).max(axis=1)
+    assert np.quantile(error, 0.9) < 1e-2
+    displacement = steps["x"][at + 1] - steps["x"][at]
+    expected = np.concatenate([steps["state"][at + 1], displacement[:, None]], axis=1)[:, obs_index]
+    assert np.quantile(np.abs(simulated.next_obs - expected).max(axis=(1, 2)), 0.9) < 1e-2
+    returning_actions = {task: env._replace(step=lambda state, action: action) for task, env in candidates.items()}
+    taken = recognise(opened, returning_actions).env.step(None, episodes.action)
     np.testing.assert_array_equal(taken, episodes.action[..., :: -1 if convention.is_reversed else 1])
     if which == "today's":
         assert convention.is_reversed == is_reversed
 
 
 @pytest.mark.parametrize("layout", ["with x in front", "all observations"])
-def test_the_state_is_found_where_old_recordings_keep_it(tmp_path, steps, candidates, layout):
+def test_the_state_is_found_in_the_layouts_of_old_recordings(tmp_path, steps, candidates, layout):
     experience = experience_of(steps, OLD_OBS, True, "terminals")
     if layout == "with x in front":
-        state = np.concatenate([steps["place"][:, None], steps["state"]], axis=1)
+        state = np.concatenate([steps["x"][:, None], steps["state"]], axis=1)
     else:
         state = experience["observations"][0].reshape(-1, 26)
     opened = stored(tmp_path, experience | {"infos": {"state": state[None]}})
@@ -101,19 +103,19 @@ def fault(opened, candidates) -> str:
     return message
 
 
-def test_what_was_recorded_otherwise_is_refused_naming_both_conventions(tmp_path, steps, candidates):
+def test_other_recordings_are_refused_naming_both_conventions(tmp_path, steps, candidates):
     swapped = steps | {"torque": steps["torque"][:, [3, 4, 5, 0, 1, 2]]}
     message = fault(stored(tmp_path / "a", experience_of(swapped, TODAYS_OBS, False, "truncations")), candidates)
     assert "s_{t+1} by" in message and "has A=2, O=13, U=3, the vault A=2, O=12, U=3" in message
-    paid_twice = steps | {"reward": 2 * steps["reward"]}
-    message = fault(stored(tmp_path / "b", experience_of(paid_twice, OLD_OBS, True, "terminals")), candidates)
+    doubled_reward = steps | {"reward": 2 * steps["reward"]}
+    message = fault(stored(tmp_path / "b", experience_of(doubled_reward, OLD_OBS, True, "terminals")), candidates)
     assert "r_{t+1} by" in message
-    # The observations of one convention, cut to the other's size.
+    # Observations of one convention, truncated to the size of the other.
     cut = stored(tmp_path / "c", experience_of(steps, OLD_OBS[:, :12], True, "terminals"))
     assert "the change of o_t by" in fault(cut, candidates)
     # Entries of the observations in another order.
-    turned = stored(tmp_path / "d", experience_of(steps, OLD_OBS[:, ::-1], True, "terminals"))
-    assert "the change of o_t by" in fault(turned, candidates)
+    reordered = stored(tmp_path / "d", experience_of(steps, OLD_OBS[:, ::-1], True, "terminals"))
+    assert "the change of o_t by" in fault(reordered, candidates)
 
 
 def test_nans_are_refused(tmp_path, steps, candidates):
@@ -121,12 +123,12 @@ def test_nans_are_refused(tmp_path, steps, candidates):
     assert "nan" in fault(stored(tmp_path, experience_of(broken, TODAYS_OBS, False, "truncations")), candidates)
 
 
-def test_a_state_that_is_none_known_is_refused(tmp_path, steps, candidates):
+def test_an_unknown_state_layout_is_refused(tmp_path, steps, candidates):
     short = experience_of(steps, OLD_OBS, True, "terminals", state=steps["state"][:, :11])
     assert "infos.state of 11 has no known layout" in fault(stored(tmp_path, short), candidates)
 
 
-def test_episodes_of_single_steps_cannot_be_replayed(tmp_path, steps, candidates):
+def test_episodes_of_single_steps_cannot_be_simulated(tmp_path, steps, candidates):
     single = steps | {"is_end": np.ones_like(steps["is_end"])}
     opened = stored(tmp_path, experience_of(single, TODAYS_OBS, False, "truncations"))
     with pytest.raises(VaultError, match="no step is followed by another"):
@@ -134,7 +136,7 @@ def test_episodes_of_single_steps_cannot_be_replayed(tmp_path, steps, candidates
 
 
 @pytest.mark.parametrize("is_reversed", [False, True])
-def test_the_old_convention_becomes_todays(tmp_path, steps, candidates, is_reversed):
+def test_the_old_convention_is_converted(tmp_path, steps, candidates, is_reversed):
     opened = stored(tmp_path, experience_of(steps, OLD_OBS, is_reversed, "terminals"))
     convention = recognise(opened, candidates)
     episodes = to_task(read_in_convention(opened, convention), convention, "2halfcheetah", candidates["2halfcheetah"])
@@ -143,32 +145,32 @@ def test_the_old_convention_becomes_todays(tmp_path, steps, candidates, is_rever
     np.testing.assert_array_equal(episodes.state, steps["state"])
 
 
-def falling(fallen_below: float):
-    """The drifting world, in which an episode ends once the first number of the state is low."""
+def terminating_drift(threshold: float):
+    """The drift environment, with episodes that terminate when the first entry of the state is low."""
 
-    def step(now, action):
-        stepped = DRIFT.step(now, action)
-        return dataclasses.replace(stepped, terminal=stepped.state[0] < fallen_below)
+    def step(state, action):
+        stepped = DRIFT.step(state, action)
+        return dataclasses.replace(stepped, terminal=stepped.state[0] < threshold)
 
     return DRIFT._replace(step=step)
 
 
 @pytest.mark.parametrize(
-    ("env", "truncation_beside", "terminals", "truncations"),
+    ("env", "recorded_truncations", "terminals", "truncations"),
     [
-        # Episodes of 5, 3, 5, 2 steps end at 4, 7, 12, 14; 5 steps are the limit.
-        (DRIFT, [], [], [4, 7, 12, 14]),  # it never ends, so these are all limits, whoever set them
-        (falling(np.inf), [], [7, 14], [4, 12]),  # it does end; those at the limit are limits
-        (falling(np.inf), [12], [7, 12, 14], [4, 12]),  # unless the recording tells the two apart
+        # Episodes of 5, 3, 5, 2 steps end at 4, 7, 12, 14; the time limit is 5 steps.
+        (DRIFT, [], [], [4, 7, 12, 14]),  # it never terminates, so all terminals are time limits
+        (terminating_drift(np.inf), [], [7, 14], [4, 12]),  # it terminates; the terminals at the limit are time limits
+        (terminating_drift(np.inf), [12], [7, 12, 14], [4, 12]),  # unless the recording has truncations
     ],
 )
-def test_time_limits_are_no_ends(tmp_path, env, truncation_beside, terminals, truncations):
+def test_time_limits_are_not_terminals(tmp_path, env, recorded_truncations, terminals, truncations):
     whole = drift_episodes(4)
     lengths = (5, 3, 5, 2)
     kept = np.concatenate([5 * number + np.arange(length) for number, length in enumerate(lengths)])
     at = np.cumsum(lengths) - 1
     flags = np.zeros((2, len(kept), 2), bool)
-    flags[0, at] = flags[1, truncation_beside] = True
+    flags[0, at] = flags[1, recorded_truncations] = True
     experience = {
         "observations": whole.obs[kept][None],
         "actions": whole.action[kept][None],

@@ -1,4 +1,4 @@
-"""Episodes, their split and their card, and windows that stay inside an episode."""
+"""Episodes, their split and statistics, and windows inside an episode."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from coda_jax.data import dataset
 
 
 def numbered_episodes(lengths, truncated=True):
-    """Episodes whose state holds (episode number, step in the episode) and whose obs and reward are functions of it."""
+    """Episodes whose state is (episode number, step in the episode); obs and reward are functions of the state."""
     number = np.repeat(np.arange(len(lengths)), lengths)
     step = np.concatenate([np.arange(length) for length in lengths])
     end = step == np.repeat(lengths, lengths) - 1
@@ -40,7 +40,7 @@ def test_an_unfinished_last_episode_is_kept_as_truncated():
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(episodes))
 
 
-def test_a_finished_last_episode_stays_terminal_and_the_callers_arrays_stay_untouched():
+def test_a_finished_last_episode_stays_terminal_and_arguments_are_not_modified():
     truncation = np.zeros(2, np.float32)
     terminal = np.array([0, 1], np.float32)
     zeros = np.zeros((2, 1, 1))
@@ -83,7 +83,7 @@ def test_concatenation_keeps_episodes_apart():
     horizon=st.integers(1, 8),
     data=st.data(),
 )
-def test_windows_never_cross_an_episodes_end_and_none_is_left_out(lengths, horizon, data):
+def test_window_starts_are_all_windows_inside_an_episode(lengths, horizon, data):
     truncated = data.draw(st.booleans())
     episodes = numbered_episodes(lengths, truncated)
     number = np.repeat(np.arange(len(lengths)), lengths)
@@ -100,7 +100,7 @@ def test_sampled_windows_are_consecutive_steps_of_one_episode_with_all_leaves_al
     assert windows.obs.shape == (64, 4, 3, 2) and windows.action.shape == (64, 4, 3, 1)
     np.testing.assert_array_equal(number, np.repeat(number[:, :1], 4, axis=1))
     np.testing.assert_array_equal(np.diff(step, axis=1), 1)
-    assert set(number[:, 0]) == {0, 2, 4}  # episodes of two steps and of one hold no window
+    assert set(number[:, 0]) == {0, 2, 4}  # episodes of one or two steps contain no window
     np.testing.assert_array_equal(windows.obs[..., 2, :], np.asarray(windows.state) + 2)
     np.testing.assert_array_equal(windows.reward, number + 1)
     np.testing.assert_array_equal(windows.terminal, 0)  # a time limit is not an end
@@ -128,7 +128,7 @@ def test_seeds_draw_different_windows_from_one_shared_dataset():
     assert not np.array_equal(windows.state[0], windows.state[1])
 
 
-def test_a_dataset_is_a_pytree_of_anything():
+def test_a_dataset_is_a_pytree():
     made = dataset.make_dataset(numbered_episodes([6]), horizon=3)
     shapes = jax.eval_shape(lambda d: jax.tree.map(lambda leaf: leaf[None], d), made)
     assert shapes.starts.shape == (1, 4) and shapes.offsets.shape == (1, 3) and shapes.steps.reward.shape == (1, 6)
@@ -180,7 +180,7 @@ def test_impossible_splits_are_refused(lengths, fraction):
 
 
 def test_statistics_in_closed_form():
-    # Episode k pays k + 1 a step: returns 1 * 2, 2 * 3, 3 * 4, 4 * 5.
+    # Episode k has the reward k + 1 in each step: returns 1 * 2, 2 * 3, 3 * 4, 4 * 5.
     episodes = numbered_episodes([2, 3, 4, 5])
     episodes.action[0, :, 0] = [1.0, -1.0, 0.999]
     returns = np.array([2.0, 6.0, 12.0, 20.0])

@@ -1,4 +1,4 @@
-"""Which snapshots of the behaviour teams the named datasets are rolled out from."""
+"""The snapshots of the behaviour teams for each named dataset."""
 
 import numpy as np
 
@@ -11,23 +11,23 @@ TEAMS = Teams(
 )
 
 
-def test_each_team_gives_its_snapshot_nearest_the_level():
+def test_level_snapshots_are_the_nearest_of_each_team():
     assert level_snapshots(TEAMS, 400.0).tolist() == [1, 1, 0]
     assert level_snapshots(TEAMS, 1485.0).tolist() == [2, 3, 3]
 
 
-def test_a_level_is_all_teams_in_equal_parts():
+def test_levels_use_all_teams_equally():
     schedule = schedule_of(TEAMS, "2halfcheetah", "good", 9)
     assert schedule.tolist() == 3 * [[0, 3], [1, 3], [2, 3]]
 
 
-def test_replay_is_all_snapshots_in_equal_parts():
+def test_replay_uses_all_snapshots_equally():
     schedule = schedule_of(TEAMS, "2halfcheetah", "replay", 24)
     np.testing.assert_array_equal(schedule, replay_schedule(TEAMS, 24))
     pairs, counts = np.unique(schedule, axis=0, return_counts=True)
     assert len(pairs) == 12 and set(counts) == {2}
 
 
-def test_a_task_has_the_published_datasets_if_it_has_teams():
+def test_tasks_with_teams_have_the_published_datasets():
     assert named_datasets("2halfcheetah") == ("replay", "good", "medium", "poor")
     assert named_datasets("2halfcheetah-ogmarl") == ()

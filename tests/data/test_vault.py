@@ -1,4 +1,4 @@
-"""Vaults on disk: what is written comes back, and whatever is wrong with one is said in one line."""
+"""Vaults on disk: exact round trips, and one-line errors for every defect."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def random_episodes(num_steps=10, num_agents=2, obs_dim=3, action_dim=1, state_d
 
 
 def og_marl_experience(num_steps=10, **leaves):
-    """One recording as OG-MARL lays it out; `leaves` replaces some, and None drops one."""
+    """One recording in the layout of OG-MARL; `leaves` replaces leaves, None removes one."""
     rng = np.random.default_rng(1)
     experience = {
         "observations": rng.normal(size=(1, num_steps, 2, 3)).astype(np.float32),
@@ -56,8 +56,8 @@ def assert_equal(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def fault_of(path, task=None):
-    """The message with which reading fails: one line, that names the path."""
+def read_error(path, task=None):
+    """The error message of reading, checked to be one line with the path."""
     with pytest.raises(VaultError) as caught:
         read_vault(path, task)
     message = str(caught.value)
@@ -67,7 +67,7 @@ def fault_of(path, task=None):
 
 @pytest.fixture(scope="module")
 def own_vault(tmp_path_factory):
-    """A vault of ours, to be copied before it is damaged."""
+    """A vault written by this package; copy it before damaging it."""
     path = tmp_path_factory.mktemp("own") / "toy.vlt" / "replay"
     assert write_vault(path, random_episodes())
     return path
@@ -75,7 +75,7 @@ def own_vault(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def foreign_vault(tmp_path_factory):
-    """A vault by flashbax alone, without a card, to be copied before it is damaged."""
+    """A vault written by flashbax, without a card; copy it before damaging it."""
     path = tmp_path_factory.mktemp("foreign") / "toy.vlt" / "Replay"
     write_with_flashbax(path, og_marl_experience(), 10)
     return path
@@ -90,7 +90,7 @@ def foreign_vault(tmp_path_factory):
         {"num_steps": 120, "num_agents": 101, "obs_dim": 101},  # two chunks of observations, 102 steps in the first
     ],
 )
-def test_what_is_written_comes_back_exactly(tmp_path, shape):
+def test_round_trip_is_exact(tmp_path, shape):
     episodes = random_episodes(**shape)
     path = tmp_path / "env" / "scenario.vlt" / "uid"
     assert write_vault(path, episodes)
@@ -99,14 +99,14 @@ def test_what_is_written_comes_back_exactly(tmp_path, shape):
     assert os.listdir(path.parent) == ["uid"]
 
 
-def test_constant_zeros_come_back(tmp_path):
+def test_round_trip_of_zeros(tmp_path):
     zeros = jax.tree.map(np.zeros_like, random_episodes())
     zeros.truncation[-1] = 1
     write_vault(tmp_path / "zeros", zeros)
     assert_equal(read_vault(tmp_path / "zeros"), zeros)
 
 
-def test_our_vaults_are_flashbaxs_vaults(own_vault, capsys):
+def test_flashbax_reads_our_vaults(own_vault, capsys):
     with contextlib.redirect_stdout(io.StringIO()):
         vault = Vault(own_vault.parent.name, rel_dir=str(own_vault.parent.parent), vault_uid=own_vault.name)
     experience = vault.read().experience
@@ -118,7 +118,7 @@ def test_our_vaults_are_flashbaxs_vaults(own_vault, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_vaults_of_others_are_read_and_end_where_any_agent_ends(tmp_path, foreign_vault):
+def test_vaults_of_flashbax_are_read_and_episodes_end_where_any_agent_ends(tmp_path, foreign_vault):
     experience = og_marl_experience(num_steps=20)
     experience["terminals"][0, 3, 1] = True
     experience["truncations"][0, 8, 0] = True
@@ -126,24 +126,24 @@ def test_the_vaults_of_others_are_read_and_end_where_any_agent_ends(tmp_path, fo
     episodes = read_vault(tmp_path / "other.vlt", TASK)
     np.testing.assert_array_equal(episodes.bounds, [0, 4, 9, 20])
     np.testing.assert_array_equal(np.flatnonzero(episodes.terminal), [3])
-    np.testing.assert_array_equal(np.flatnonzero(episodes.truncation), [8, 19])  # the unfinished last one is kept
+    np.testing.assert_array_equal(np.flatnonzero(episodes.truncation), [8, 19])  # the unfinished last episode is kept
     np.testing.assert_array_equal(episodes.state, experience["infos"]["state"][0])
     np.testing.assert_array_equal(episodes.obs, experience["observations"][0])
     np.testing.assert_array_equal(episodes.action, experience["actions"][0])
     np.testing.assert_array_equal(episodes.reward, experience["rewards"][0, :, 0])
 
 
-def test_other_numeric_types_and_further_leaves_do_no_harm(tmp_path):
+def test_other_numeric_types_and_extra_leaves_are_accepted(tmp_path):
     experience = og_marl_experience(terminals=np.zeros((1, 10, 2), np.float32))
     experience["infos"]["legals"] = np.ones((1, 10, 2, 4), bool)
-    experience["actions"][0, 2] = 1 + 5e-5  # rounding is forgiven
+    experience["actions"][0, 2] = 1 + 5e-5  # within the tolerance for rounding
     write_with_flashbax(tmp_path / "a" / "b", experience, 7)
     episodes = read_vault(tmp_path / "a" / "b")
     assert len(episodes.reward) == 7 and episodes.terminal.dtype == np.float32
     np.testing.assert_array_equal(episodes.action[2], 1.0)
 
 
-def test_the_card_tells_what_is_inside(tmp_path):
+def test_the_card_has_statistics_and_provenance(tmp_path):
     episodes = random_episodes()
     write_vault(tmp_path / "v", episodes, provenance={"teams": 4, "noise": 0.2})
     card = json.loads((tmp_path / "v" / "card.json").read_text())
@@ -151,7 +151,7 @@ def test_the_card_tells_what_is_inside(tmp_path):
     assert card["provenance"] == {"teams": 4, "noise": 0.2}
 
 
-def test_writing_prints_nothing_and_works_inside_a_running_event_loop(tmp_path, capsys):
+def test_writing_prints_nothing_and_works_in_a_running_event_loop(tmp_path, capsys):
     async def as_in_a_notebook():
         return write_vault(tmp_path / "v", random_episodes())
 
@@ -198,7 +198,7 @@ def test_two_processes_at_once_leave_one_whole_vault(tmp_path):
     np.testing.assert_array_equal(read_vault(path).state, 1 if we_won else 2)
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_clear_line(tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_a_one_line_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"^cannot write the vault .*file/x.vlt/v .*make its folder writable.*[^\n]$"):
         write_vault(tmp_path / "file" / "x.vlt" / "v", random_episodes())
@@ -210,13 +210,13 @@ def test_a_folder_that_cannot_be_written_to_is_one_clear_line(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "taken"]
 
 
-def test_a_read_only_folder_is_one_clear_line():
+def test_a_read_only_folder_is_a_one_line_error():
     root, nobody = os.geteuid() == 0, 65534
-    # Not pytest's own folder, which only its owner may enter.
+    # Not pytest's folder, which only its owner can enter.
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         folder.chmod(0o555)
-        if root:  # who may write anywhere
+        if root:  # root can write anywhere
             os.seteuid(nobody)
         try:
             with pytest.raises(OSError, match=r"cannot write the vault .*make its folder writable"):
@@ -228,7 +228,7 @@ def test_a_read_only_folder_is_one_clear_line():
         assert os.listdir(folder) == []
 
 
-def test_a_full_disk_is_one_clear_line_and_leaves_nothing_behind(tmp_path):
+def test_a_full_disk_is_a_one_line_error_and_leaves_nothing_behind(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     episodes = random_episodes(num_steps=3000, obs_dim=50)  # over a megabyte
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, hard))
@@ -250,17 +250,17 @@ def test_bad_values_are_not_written(tmp_path, leaf, value):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_vault_that_is_not_there(tmp_path):
-    assert "does not exist" in fault_of(tmp_path / "nowhere.vlt")
-    assert "is not a vault" in fault_of(tmp_path)
+def test_a_missing_vault(tmp_path):
+    assert "does not exist" in read_error(tmp_path / "nowhere.vlt")
+    assert "is not a vault" in read_error(tmp_path)
     (tmp_path / "Replay.zip").write_bytes(b"PK")
-    assert "is not a vault" in fault_of(tmp_path / "Replay.zip")
+    assert "is not a vault" in read_error(tmp_path / "Replay.zip")
 
 
-def test_several_vaults_are_listed_and_unfinished_ones_are_not_seen(tmp_path, foreign_vault):
+def test_several_vaults_are_listed_without_unfinished_ones(tmp_path, foreign_vault):
     for name in ("Good", "Poor", ".Medium-unfinished"):
         shutil.copytree(foreign_vault, tmp_path / name)
-    message = fault_of(tmp_path)
+    message = read_error(tmp_path)
     assert f"{tmp_path / 'Good'}, {tmp_path / 'Poor'}" in message and "Medium" not in message
 
 
@@ -287,12 +287,12 @@ def test_several_vaults_are_listed_and_unfinished_ones_are_not_seen(tmp_path, fo
 def test_wrong_leaves_and_values(tmp_path, leaves, expected):
     leaves = jax.tree.map(lambda leaf: leaf.astype(np.float32), leaves)
     write_with_flashbax(tmp_path / "v", og_marl_experience(**leaves), 10)
-    assert expected in fault_of(tmp_path / "v")
+    assert expected in read_error(tmp_path / "v")
 
 
 def test_an_empty_vault(tmp_path):
     write_with_flashbax(tmp_path / "v", og_marl_experience(), 0)
-    assert "holds no steps" in fault_of(tmp_path / "v")
+    assert "holds no steps" in read_error(tmp_path / "v")
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_an_empty_vault(tmp_path):
 )
 def test_a_vault_of_another_task(foreign_vault, size, expected):
     sizes = {"num_agents": 2, "state_dim": 5, "obs_dim": 3, "action_dim": 1} | size
-    assert expected in fault_of(foreign_vault, TaskSpec(name="toy", episode_length=4, **sizes))
+    assert expected in read_error(foreign_vault, TaskSpec(name="toy", episode_length=4, **sizes))
     assert_equal(read_vault(foreign_vault, TASK), read_vault(foreign_vault))
 
 
@@ -320,22 +320,22 @@ def test_a_vault_of_another_task(foreign_vault, size, expected):
 def test_damaged_metadata(tmp_path, foreign_vault, content):
     shutil.copytree(foreign_vault, tmp_path / "v")
     (tmp_path / "v" / "metadata.json").write_text(content)
-    assert "corrupt" in fault_of(tmp_path / "v")
+    assert "corrupt" in read_error(tmp_path / "v")
 
 
 def test_a_vault_of_a_future_version(tmp_path, foreign_vault):
     shutil.copytree(foreign_vault, tmp_path / "v")
     (tmp_path / "v" / "metadata.json").write_text('{"version": 2.0, "structure_shape": {}}')
-    assert "format version 2.0" in fault_of(tmp_path / "v")
+    assert "format version 2.0" in read_error(tmp_path / "v")
 
 
 @pytest.mark.parametrize("how", ["missing", "cut short", "a flipped bit"])
 @pytest.mark.parametrize("which", ["own", "foreign"])
-def test_damaged_files_are_noticed_or_do_not_matter(tmp_path, own_vault, foreign_vault, which, how):
+def test_damaged_files_are_detected_or_unused(tmp_path, own_vault, foreign_vault, which, how):
     vault = {"own": own_vault, "foreign": foreign_vault}[which]
     intact = read_vault(vault)
     shutil.copytree(vault, tmp_path / "v")
-    noticed = set()
+    detected = set()
     for file in sorted(file for file in (tmp_path / "v").rglob("*") if file.is_file()):
         content = file.read_bytes()
         middle = len(content) // 2
@@ -346,13 +346,13 @@ def test_damaged_files_are_noticed_or_do_not_matter(tmp_path, own_vault, foreign
         else:
             file.write_bytes(content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :])
         try:
-            assert_equal(read_vault(tmp_path / "v"), intact)  # flashbax leaves files behind that it needs no more
+            assert_equal(read_vault(tmp_path / "v"), intact)  # flashbax leaves unused files
         except VaultError as fault:
             assert "\n" not in str(fault) and str(tmp_path / "v") in str(fault)
-            noticed.add(file.name)
+            detected.add(file.name)
         file.write_bytes(content)
-    assert "manifest.ocdbt" in noticed
-    assert len(noticed) > 7  # at least one file a leaf
+    assert "manifest.ocdbt" in detected
+    assert len(detected) > 7  # at least one file per leaf
 
 
 def store(vault, prefix=""):
@@ -363,7 +363,7 @@ def delete_chunk(vault, key):
     tensorstore.KvStore.open(store(vault)).result().write(key, None).result()
 
 
-def test_steps_that_were_never_written_are_noticed(tmp_path, foreign_vault):
+def test_missing_steps_are_detected(tmp_path, foreign_vault):
     for leaf, chunk in [
         ("observations", "0.0.0.0"),
         ("actions", "0.0.0.0"),
@@ -372,31 +372,31 @@ def test_steps_that_were_never_written_are_noticed(tmp_path, foreign_vault):
     ]:
         shutil.copytree(foreign_vault, tmp_path / leaf)
         delete_chunk(tmp_path / leaf, f"{leaf}./{chunk}")
-        assert f"incomplete: {leaf} lacks steps from 0 on" in fault_of(tmp_path / leaf)
+        assert f"incomplete: {leaf} lacks steps from 0 on" in read_error(tmp_path / leaf)
 
 
 def test_missing_later_chunks_are_located(tmp_path):
     write_vault(tmp_path / "v", random_episodes(num_steps=120, num_agents=101, obs_dim=101))
     (tmp_path / "v" / "card.json").unlink()
     delete_chunk(tmp_path / "v", "observations./0.1.0.0")
-    assert "observations lacks steps from 102 on" in fault_of(tmp_path / "v")
+    assert "observations lacks steps from 102 on" in read_error(tmp_path / "v")
 
 
-def test_flags_that_were_never_raised_may_be_absent(tmp_path, foreign_vault):
+def test_chunks_of_false_flags_may_be_missing(tmp_path, foreign_vault):
     shutil.copytree(foreign_vault, tmp_path / "v")
     delete_chunk(tmp_path / "v", "terminals./0.0.0")
     assert_equal(read_vault(tmp_path / "v"), read_vault(foreign_vault))
 
 
-def test_the_checksum_notices_what_the_store_does_not(tmp_path, own_vault):
+def test_the_checksum_detects_changed_values(tmp_path, own_vault):
     shutil.copytree(own_vault, tmp_path / "v")
     array = tensorstore.open({"driver": "zarr", "kvstore": store(tmp_path / "v", "rewards./")}).result()
     array[0, 3].write(np.float32(7.0)).result()
-    assert "rewards is not what card.json says was written" in fault_of(tmp_path / "v")
+    assert "rewards is not what card.json says was written" in read_error(tmp_path / "v")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"leaves": {}}', '{"leaves": []}'])
 def test_a_damaged_card(tmp_path, own_vault, content):
     shutil.copytree(own_vault, tmp_path / "v")
     (tmp_path / "v" / "card.json").write_text(content)
-    assert "corrupt" in fault_of(tmp_path / "v")
+    assert "corrupt" in read_error(tmp_path / "v")

@@ -1,4 +1,4 @@
-"""Large vaults: memory holds what is used and little else, and a part is whole episodes from all over the vault."""
+"""Large vaults: memory usage of reading, and parts of whole episodes spread over the vault."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from flashbax.buffers.trajectory_buffer import TrajectoryBufferState
 from flashbax.vault import Vault
 
 from coda_jax.data.vault import VaultError, read_vault, write_vault
-from tests.data.test_vault import assert_equal, fault_of, og_marl_experience, random_episodes
+from tests.data.test_vault import assert_equal, og_marl_experience, random_episodes, read_error
 from tests.vaults import write_with_flashbax
 
 MEASURE = """if True:
@@ -24,7 +24,7 @@ MEASURE = """if True:
             return next(int(line.split()[1]) for line in status if line.startswith(field))
 
     path, max_transitions = sys.argv[1], int(sys.argv[2]) or None
-    read_vault(path, max_transitions=2_000)  # loads whatever is loaded at the first use
+    read_vault(path, max_transitions=2_000)  # warm-up: imports and caches of the first use
     before = kilobytes("VmRSS")
     episodes = read_vault(path, max_transitions=max_transitions)
     used = sum(leaf.nbytes for leaf in vars(episodes).values()) / 1024
@@ -33,7 +33,7 @@ MEASURE = """if True:
 
 
 def write_large_vault(folder, num_steps: int, obs_dim: int = 60, num_agents: int = 4):
-    """A vault of episodes of 1,000 steps, written by flashbax in several goes, as a recording is."""
+    """A vault of episodes of 1,000 steps, written by flashbax in several parts."""
     block = 20_000
     step = np.arange(block, dtype=np.float32)[None, :, None, None]
     ends = np.broadcast_to((np.arange(block) % 1000 == 999)[None, :, None], (1, block, num_agents))
@@ -59,14 +59,14 @@ def write_large_vault(folder, num_steps: int, obs_dim: int = 60, num_agents: int
 
 
 def memory_of_reading(path, max_transitions: int = 0) -> tuple[float, float]:
-    """The highest memory while a process reads, in units of what it then holds, and that in megabytes."""
+    """Peak memory of a reading process relative to the size of the episodes, and this size in megabytes."""
     command = [sys.executable, "-c", MEASURE, str(path), str(max_transitions)]
     ratio, used = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return float(ratio), float(used)
 
 
 @pytest.mark.parametrize("num_steps", [60_000, pytest.param(280_000, marks=pytest.mark.slow)])
-def test_reading_holds_less_than_twice_what_is_used(tmp_path, num_steps):
+def test_peak_memory_of_reading_is_below_twice_the_data(tmp_path, num_steps):
     write_large_vault(tmp_path / "large.vlt" / "one", num_steps)
     whole, megabytes = memory_of_reading(tmp_path / "large.vlt")
     assert megabytes > num_steps / 1000 and whole < 2
@@ -100,7 +100,7 @@ def test_a_part_smaller_than_an_episode_is_refused(tmp_path):
         read_vault(tmp_path / "v", max_transitions=9)
 
 
-def test_the_part_that_is_not_used_is_checked_too(tmp_path):
+def test_steps_outside_the_part_are_checked(tmp_path):
     experience = og_marl_experience(num_steps=40)
     experience["truncations"][0, 9::10] = True
     experience["observations"][0, 3] = np.nan
@@ -113,13 +113,13 @@ def by_agent(leaf, names):
     return {name: leaf[:, :, number] for number, name in enumerate(names)}
 
 
-def test_one_leaf_an_agent_reads_like_one_for_all(tmp_path):
+def test_leaves_per_agent_read_like_joint_leaves(tmp_path):
     joint = og_marl_experience()
     agents = ["agent_0", "agent_1"]
-    apart = {name: leaf if name == "infos" else by_agent(leaf, agents) for name, leaf in joint.items()}
+    per_agent = {name: leaf if name == "infos" else by_agent(leaf, agents) for name, leaf in joint.items()}
     write_with_flashbax(tmp_path / "joint", joint, 10)
-    write_with_flashbax(tmp_path / "apart", apart, 10)
-    assert_equal(read_vault(tmp_path / "apart"), read_vault(tmp_path / "joint"))
+    write_with_flashbax(tmp_path / "per_agent", per_agent, 10)
+    assert_equal(read_vault(tmp_path / "per_agent"), read_vault(tmp_path / "joint"))
 
 
 def test_agents_are_ordered_by_number(tmp_path):
@@ -135,7 +135,7 @@ def test_agents_are_ordered_by_number(tmp_path):
 
 def test_agents_of_different_shapes_are_refused(tmp_path):
     experience = og_marl_experience()
-    both = experience["observations"]
-    experience["observations"] = {"agent_0": both[:, :, 0], "agent_1": both[:, :, 1, :2]}
+    obs = experience["observations"]
+    experience["observations"] = {"agent_0": obs[:, :, 0], "agent_1": obs[:, :, 1, :2]}
     write_with_flashbax(tmp_path / "v", experience, 10)
-    assert "agents differ in their shapes" in fault_of(tmp_path / "v")
+    assert "agents differ in their shapes" in read_error(tmp_path / "v")

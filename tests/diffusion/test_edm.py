@@ -1,4 +1,4 @@
-"""EDM against closed forms: the denoiser of Gaussian data is known, and so is the least loss it can reach."""
+"""EDM against closed forms: the optimal denoiser of Gaussian data and its loss are known."""
 
 import functools
 
@@ -94,7 +94,7 @@ def test_input_and_target_of_the_network_have_unit_variance():
         total = sigma**2 + sigma_data**2
         target = (z0 - sigma_data**2 / total * tau) * np.sqrt(total) / (sigma * sigma_data)
         np.testing.assert_allclose([np.std(tau / np.sqrt(total)), np.std(target)], 1.0, atol=0.02)
-        # The same target, as the loss sees it: a network that answers zero pays its variance under the EDM weight.
+        # The same for the loss: under the EDM weight, the loss of a zero network is the variance of the target.
         weighted = edm.loss_weight(jnp.array(sigma), sigma_data, "edm") * jnp.mean(
             (edm.precondition(lambda x, c, y: jnp.zeros_like(x), sigma_data)(tau, sigma) - z0) ** 2
         )

@@ -1,4 +1,4 @@
-"""The fitted prior: optimiser, moving average, condition dropout; it learns correlated Gaussians to the least loss."""
+"""The prior: optimiser, moving average, condition dropout; the fit of correlated Gaussians has minimal loss."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ def least_loss():
 
 
 def test_training_approaches_the_least_loss_of_correlated_data():
-    # The moving average is what is sampled from, so it is judged.
+    # Samples use the moving average, so its loss is measured.
     config = dataclasses.replace(
         TINY, unet=UNetConfig(width=16, embedding_dim=16), num_updates=600, learning_rate=5e-3, ema_decay=0.98
     )
@@ -64,7 +64,7 @@ def test_training_approaches_the_least_loss_of_correlated_data():
     state, metrics = fit(state, key_fit)
     after = evaluate(state.ema, held_out, jax.random.clone(key_loss))
     best = least_loss()
-    np.testing.assert_allclose(before, 1.0, atol=0.02)  # the zero network pays the target's unit variance
+    np.testing.assert_allclose(before, 1.0, atol=0.02)  # the zero network's loss is the target's variance
     assert int(state.step) == 600 and metrics["loss"].shape == ()
     assert 0.97 * best < after < best + 0.15 * (before - best)
 

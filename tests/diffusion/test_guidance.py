@@ -19,7 +19,7 @@ def decode_identity(z):
 
 
 def decode(z):
-    """A diffusion space that differs from the environment's units: actions are a tanh, observations doubled."""
+    """Decodes a diffusion space with other units than the environment: tanh of actions, doubled observations."""
     action, obs = decode_identity(z)
     return jnp.tanh(action), 2.0 * obs
 
@@ -101,8 +101,8 @@ def test_joint_gradient_is_the_stack_of_the_agents_own_scores():
 
 
 @pytest.mark.parametrize("space", ["action", "diffusion"])
-def test_policies_do_not_move_by_their_own_actions(space):
-    # Observations that repeat the actions: were they differentiated, a policy that copies them would see no gradient.
+def test_observations_are_held_fixed_in_the_score(space):
+    # Observations equal to the actions: if they were differentiated, a policy that copies them would have no gradient.
     def decode_copying(z):
         action, _ = decode_identity(z)
         return action, action

@@ -1,4 +1,4 @@
-"""The U-Net for every horizon, its zero start, and how noise, position and condition reach it."""
+"""The U-Net: all horizons, zero initialisation, and effects of noise level, position and condition."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def inputs(batch, horizon=5, channels=3, seed=1):
 
 
 @pytest.mark.parametrize(("horizon", "stride", "kernel_size"), [(1, 1, 3), (1, 2, 3), (6, 2, 3), (7, 2, 5), (7, 1, 4)])
-def test_temporal_convolution_is_the_library_one(horizon, stride, kernel_size):
+def test_temporal_convolution_equals_flax(horizon, stride, kernel_size):
     x, _ = inputs((2,), horizon)
     conv = TemporalConv(4, kernel_size, stride)
     y, params = conv.init_with_output(jax.random.key(0), x)
@@ -74,7 +74,7 @@ def test_default_sizes_are_the_papers():
     assert {"encoder_0", "encoder_1", "decoder_0", "decoder_1"} <= params.keys() and "encoder_2" not in params
 
 
-def test_any_leading_axes_and_trajectories_do_not_see_each_other():
+def test_any_leading_axes_and_independent_trajectories():
     apply, params = build()
     x, c_noise = inputs((2, 3))
     together = apply(params, x, c_noise)
@@ -98,7 +98,7 @@ def test_shared_noise_level_equals_one_a_trajectory():
     assert np.max(np.abs(shared - apply(params, x, jnp.full((1, 1, 1), -0.3)))) > 1e-2
 
 
-def test_more_channels_than_features_pass_through():
+def test_more_channels_than_features_are_transmitted():
     """At low noise the denoiser needs every channel, however few features the U-Net has."""
     apply, params = build(horizon=1, channels=12)
     x, c_noise = jnp.ones((1, 12)), jnp.zeros((1, 1))

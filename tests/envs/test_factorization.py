@@ -1,4 +1,4 @@
-"""How robots are split, against gymnasium-robotics, where the graphs and indices are typed in."""
+"""Factorisation of robots, against the hand-written graphs and indices of gymnasium-robotics."""
 
 import itertools
 import math
@@ -35,18 +35,18 @@ MAMUJOCO = {
     "2manysegmentant": ("ManySegmentAnt", "2x3"),
     "2coupledhalfcheetah": ("CoupledHalfCheetah", "1p1"),
 }
-"""The scenario and partition of `mamujoco_v1` that a task is."""
+"""The scenario and partition of `mamujoco_v1` of each task."""
 
 SPLITS = TASKS | {"10manysegmentswimmer": many_segment_swimmer(10, 2), "4manysegmentant": many_segment_ant(4, 1)}
 PARTITIONS = MAMUJOCO | {
     "10manysegmentswimmer": ("ManySegmentSwimmer", "10x2"),
     "4manysegmentant": ("ManySegmentAnt", "4x1"),
 }
-"""These, and some that are no tasks."""
+"""As `MAMUJOCO`, with two sizes that are not named tasks."""
 
 
 def mamujoco(task: str, obsk: int | None) -> Any:
-    """The task in gymnasium-robotics; its Ant is v5 unless told otherwise."""
+    """The task in gymnasium-robotics, whose Ant is v5 by default."""
     scenario, partition = PARTITIONS[task]
     if "Segment" in scenario or "Coupled" in scenario:
         robot = scenario.removeprefix("ManySegment")
@@ -76,16 +76,16 @@ def mamujoco(task: str, obsk: int | None) -> Any:
 
 
 def corrected(scenario: str, partition: list, edges: list, roots: list) -> tuple[list, list, list]:
-    """A graph of gymnasium-robotics, whose joints observe and move themselves."""
+    """A graph of gymnasium-robotics, with the errors that `segments` lists corrected."""
     nodes = [node for part in partition for node in part]
-    if scenario == "ManySegmentAnt":  # a sign; motors in the order of the single ant's; copied nodes in the edges
+    if scenario == "ManySegmentAnt":  # sign error; order of the motors; copied nodes in the edges
         for k, node in enumerate(nodes):
             node.qpos_ids = node.qvel_ids = k - len(nodes)
             node.act_ids = k
         named = {node.label: node for node in nodes}
         for edge in edges:
             edge.nodes = {named[node.label] for node in edge.nodes}
-    if scenario == "CoupledHalfCheetah":  # the first cheetah had the second's indices; the gradient was not sparse
+    if scenario == "CoupledHalfCheetah":  # indices of the first cheetah; sparse storage of the gradient
         for k, node in enumerate(nodes[:6]):
             node.qpos_ids = node.qvel_ids = 3 + k
         for node in (nodes[0], nodes[6]):
@@ -94,7 +94,7 @@ def corrected(scenario: str, partition: list, edges: list, roots: list) -> tuple
 
 
 def read(data: Any, feature: Feature) -> float:
-    """A feature of C's simulation."""
+    """A feature of the simulation in C."""
     category, index = feature
     if category in ("cos", "sin"):
         return getattr(np, category)(data.qpos)[index]
@@ -109,50 +109,50 @@ def read(data: Any, feature: Feature) -> float:
 
 @pytest.mark.parametrize("obsk", [0, 1, 2, 5, None])
 @pytest.mark.parametrize("task", PARTITIONS)
-def test_tasks_are_split_as_in_gymnasium_robotics(task: str, obsk: int | None):
-    """States, observations of every agent after some fast steps, and the owners of the actuators."""
+def test_factorizations_equal_those_of_gymnasium_robotics(task: str, obsk: int | None):
+    """States and observations of all agents after some fast steps, and the owners of the actuators."""
     reference = mamujoco(task, obsk)
     reference.reset(seed=0)
     single = reference.single_agent_env.unwrapped
-    single.set_state(single.data.qpos, 30.0 * single.data.qvel)  # some are clipped
+    single.set_state(single.data.qpos, 30.0 * single.data.qvel)  # some velocities are clipped
     act = np.random.default_rng(0)
     for _ in range(3):
         spaces = {agent: reference.action_space(agent) for agent in reference.possible_agents}
-        seen, *_ = reference.step(
+        observed, *_ = reference.step(
             {agent: space.high * act.uniform(-1, 1, space.shape) for agent, space in spaces.items()}
         )
     robot, graph = SPLITS[task]
     model = load_model(robot)
-    split = factorize(model, graph, obsk, robot.categories)
-    features = np.array([read(single.data, feature) for feature in split.features])
-    np.testing.assert_array_equal(features[: split.state_dim], reference.state())
-    for agent, index in zip(reference.possible_agents, split.obs_index, strict=True):
+    factorization = factorize(model, graph, obsk, robot.categories)
+    features = np.array([read(single.data, feature) for feature in factorization.features])
+    np.testing.assert_array_equal(features[: factorization.state_dim], reference.state())
+    for agent, index in zip(reference.possible_agents, factorization.obs_index, strict=True):
         padded = np.append(features, 0.0)[index]
-        np.testing.assert_array_equal(padded[: len(seen[agent])], seen[agent])
-        assert (index[len(seen[agent]) :] == len(features)).all()
-    assert split.obs_index.shape[1] == max(map(len, seen.values()))
+        np.testing.assert_array_equal(padded[: len(observed[agent])], observed[agent])
+        assert (index[len(observed[agent]) :] == len(features)).all()
+    assert factorization.obs_index.shape[1] == max(map(len, observed.values()))
     owned = [[node.act_ids for node in agent] for agent in reference.agent_action_partitions]
-    assert [[k for k in agent if k < model.nu] for agent in split.action_index.tolist()] == owned
-    assert split.action_index.max() == model.nu if len({*map(len, owned)}) > 1 else model.nu - 1
+    assert [[k for k in agent if k < model.nu] for agent in factorization.action_index.tolist()] == owned
+    assert factorization.action_index.max() == model.nu if len({*map(len, owned)}) > 1 else model.nu - 1
 
 
-def test_two_half_cheetahs_by_hand():
-    split = factorize(load_model(HALF_CHEETAH), CHEETAH, 1, HALF_CHEETAH.categories)
-    assert split.action_index.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert split.state_dim == len(split.features) == 17
-    assert split.obs_index.tolist() == [
+def test_2halfcheetah_indices():
+    factorization = factorize(load_model(HALF_CHEETAH), CHEETAH, 1, HALF_CHEETAH.categories)
+    assert factorization.action_index.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert factorization.state_dim == len(factorization.features) == 17
+    assert factorization.obs_index.tolist() == [
         [4, 13, 3, 12, 2, 11, 5, 0, 1, 8, 9, 10],
         [7, 16, 6, 15, 5, 14, 2, 0, 1, 8, 9, 10],
     ]
 
 
-def test_four_ants_by_hand():
+def test_4ant_indices():
     robot, graph = TASKS["4ant"]
-    split = factorize(load_model(robot), graph, 1, robot.categories)
+    factorization = factorize(load_model(robot), graph, 1, robot.categories)
     root = [0, 1, 2, 3, 4, 13, 14, 15, 16, 17, 18]
-    assert split.state_dim == len(split.features) == 27
-    assert split.action_index.tolist() == [[2, 3], [4, 5], [6, 7], [0, 1]]
-    assert split.obs_index.tolist() == [
+    assert factorization.state_dim == len(factorization.features) == 27
+    assert factorization.action_index.tolist() == [[2, 3], [4, 5], [6, 7], [0, 1]]
+    assert factorization.obs_index.tolist() == [
         [6, 20, 5, 19, 7, 9, 11, *root],
         [8, 22, 7, 21, 5, 9, 11, *root],
         [10, 24, 9, 23, 5, 7, 11, *root],
@@ -160,33 +160,33 @@ def test_four_ants_by_hand():
     ]
 
 
-def test_two_half_cheetahs_of_ogmarl_by_hand():
-    """As OG-MARL's first MaMuJoCo: feet first, globals as velocities and positions of x, angle, z; 17 is x itself."""
+def test_2halfcheetah_ogmarl_indices():
+    """OG-MARL's first MaMuJoCo: feet first, globals as velocities and positions of x, angle, z; feature 17 is x."""
     robot, graph = TASKS["2halfcheetah-ogmarl"]
-    split = factorize(load_model(robot), graph, 1, robot.categories)
-    assert split.state_dim == 17
-    assert split.features[17:] == (("qpos", 0),)
-    assert split.action_index.tolist() == [[2, 1, 0], [5, 4, 3]]
-    assert split.obs_index.tolist() == [
+    factorization = factorize(load_model(robot), graph, 1, robot.categories)
+    assert factorization.state_dim == 17
+    assert factorization.features[17:] == (("qpos", 0),)
+    assert factorization.action_index.tolist() == [[2, 1, 0], [5, 4, 3]]
+    assert factorization.obs_index.tolist() == [
         [4, 13, 3, 12, 2, 11, 5, 8, 10, 9, 17, 1, 0],
         [7, 16, 6, 15, 5, 14, 2, 8, 10, 9, 17, 1, 0],
     ]
 
 
-def test_feet_see_one_neighbour_and_are_padded():
-    split = factorize(load_model(HALF_CHEETAH), TASKS["6halfcheetah"][1], 1, HALF_CHEETAH.categories)
-    # Own position and velocity, two neighbours' positions, five globals; an index of 17 stands for zero.
-    assert split.obs_index.shape == (6, 9)
-    assert np.sum(split.obs_index == 17, axis=1).tolist() == [0, 0, 1, 0, 0, 1]
+def test_feet_have_one_neighbour_and_padded_observations():
+    factorization = factorize(load_model(HALF_CHEETAH), TASKS["6halfcheetah"][1], 1, HALF_CHEETAH.categories)
+    # Own position and velocity, two neighbours' positions, five globals; index 17 means zero.
+    assert factorization.obs_index.shape == (6, 9)
+    assert np.sum(factorization.obs_index == 17, axis=1).tolist() == [0, 0, 1, 0, 0, 1]
 
 
-def test_a_split_of_ones_own():
+def test_a_custom_partition():
     robot, hopper = TASKS["3hopper"]
-    legs = hopper._replace(partition=(("foot_joint", "leg_joint"), ("thigh_joint",)))
-    split = factorize(load_model(robot), legs, 0, robot.categories)
-    assert split.action_index.tolist() == [[2, 1], [0, 3]]  # there are three actuators: the last action is idle
+    graph = hopper._replace(partition=(("foot_joint", "leg_joint"), ("thigh_joint",)))
+    factorization = factorize(load_model(robot), graph, 0, robot.categories)
+    assert factorization.action_index.tolist() == [[2, 1], [0, 3]]  # there are three actuators: the last action is idle
     # Own positions and velocities by joint name, then z, angle, and three velocities.
-    assert split.obs_index.tolist() == [[4, 10, 3, 9, 0, 1, 5, 6, 7], [2, 8, 0, 1, 5, 6, 7, 11, 11]]
+    assert factorization.obs_index.tolist() == [[4, 10, 3, 9, 0, 1, 5, 6, 7], [2, 8, 0, 1, 5, 6, 7, 11, 11]]
 
 
 def test_distance_in_a_joint_graph():

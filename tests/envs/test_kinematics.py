@@ -15,7 +15,7 @@ FRAMES = ("xpos", "xquat", "xmat", "xipos", "ximat", "xanchor", "xaxis", "geom_x
 
 
 @pytest.mark.parametrize("robot", [many_segment_swimmer(6, 2)[0], many_segment_ant(4, 2)[0]], ids=["swimmer", "ant"])
-def test_frames_of_a_deep_robot_are_those_of_c(robot):
+def test_frames_of_deep_robots_equal_c(robot):
     model = load_model(robot)
     data = mujoco.MjData(model)
     data.qpos[:] += np.random.default_rng(0).normal(size=model.nq)
@@ -29,7 +29,7 @@ def test_frames_of_a_deep_robot_are_those_of_c(robot):
         np.testing.assert_allclose(ours, getattr(data, name).reshape(ours.shape), rtol=0, atol=1e-5, err_msg=name)
 
 
-def test_ancestors_are_twice_as_far_each_time():
-    model = load_model(many_segment_swimmer(5, 1)[0])  # world, torso, five more in a row
+def test_ancestors_are_at_powers_of_two():
+    model = load_model(many_segment_swimmer(5, 1)[0])  # world, torso, a chain of five more
     assert ancestors(model).tolist() == [[0, 0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3, 4], [0, 0, 0, 0, 0, 1, 2]]
     assert len(ancestors(load_model(ANT))) == 2

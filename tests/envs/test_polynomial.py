@@ -26,13 +26,13 @@ def joint(x, y):
 
 @settings(max_examples=20)
 @given(x=actions, y=actions)
-def test_rewards_are_the_papers(x, y):
+def test_rewards_equal_the_formulas_of_the_paper(x, y):
     np.testing.assert_allclose(reward(MULTIPLICATION, joint(x, y)), x * y, atol=1e-6)
     peaks = -2.0 * (x**2 + y**2) - 3.0 * (x * y) ** 2 + 7.0 * x * y
     np.testing.assert_allclose(reward(twin_peaks(2.0, 3.0, 7.0), joint(x, y)), peaks, atol=1e-5)
 
 
-def test_every_coefficient_weighs_its_own_monomial():
+def test_each_coefficient_multiplies_its_monomial():
     for j in range(3):
         for k in range(4):
             coefficients = np.zeros((3, 4))
@@ -51,7 +51,7 @@ def test_the_optima_of_the_papers_games():
     np.testing.assert_allclose(best, 0.5625, rtol=1e-12)
 
 
-def test_optima_on_an_edge_and_inside_are_found_without_the_lower_peaks():
+def test_optima_on_an_edge_and_inside_exclude_lower_maxima():
     # x - (y - 0.3)^2: the best x is at the edge, the best y inside.
     points, best = optima(PolynomialGame("edge", ((-0.09, 0.6, -1.0), (1.0, 0.0, 0.0))))
     np.testing.assert_allclose(points, [[1.0, 0.3]], atol=1e-7)
@@ -61,7 +61,7 @@ def test_optima_on_an_edge_and_inside_are_found_without_the_lower_peaks():
     assert len(points) == 1 and (points > 0.6).all()
 
 
-def test_trajectories_of_a_game_are_one_terminal_step_with_its_reward():
+def test_trajectories_of_a_game_are_one_terminal_step():
     trajectory = as_trajectory(MULTIPLICATION, jnp.stack([joint(0.5, 0.5), joint(-1.0, 0.25)]))
     assert trajectory.action.shape == (2, 1, 2, 1) and trajectory.obs.shape == (2, 1, 2, 0)
     np.testing.assert_allclose(trajectory.reward, [[0.25], [-0.25]])
@@ -72,7 +72,7 @@ def test_trajectories_of_a_game_are_one_terminal_step_with_its_reward():
     ("name", "mean", "variance"),
     [
         ("uniform", (0.0, 0.0), (1 / 3, 1 / 3)),
-        # Second moments by squares: shares 11/15, 3/15, 1/15 of 1/3, 1/3, (1 - 1/8) / 3 / (1/2) = 7/12.
+        # Second moments by squares: probabilities 11/15, 3/15, 1/15 of 1/3, 1/3, (1 - 1/8) / 3 / (1/2) = 7/12.
         ("skewed", (0.15, -0.05), (0.35 - 0.15**2, 0.35 - 0.05**2)),
         ("gaussian", (0.1, -0.2), (0.04, 0.04)),
         ("point", (0.1, -0.2), (0.0, 0.0)),
@@ -87,7 +87,7 @@ def test_datasets_have_the_moments_of_their_distribution(name, mean, variance):
 
 
 @pytest.mark.parametrize("game", [MULTIPLICATION, twin_peaks()], ids=lambda game: game.name)
-def test_skewed_data_cover_the_square_and_are_positive_where_returns_are_high(game):
+def test_skewed_data_cover_the_square_with_positive_high_return_actions(game):
     sample = sample_actions(DatasetConfig("skewed"), jax.random.key(1))
     counts, _, _ = np.histogram2d(*np.asarray(sample)[..., 0].T, bins=10, range=[[-1, 1], [-1, 1]])
     assert counts.min() > 0
@@ -97,7 +97,7 @@ def test_skewed_data_cover_the_square_and_are_positive_where_returns_are_high(ga
 
 
 @pytest.mark.parametrize("name", ["uniform", "skewed", "gaussian", "point"])
-def test_cell_masses_are_the_frequencies_of_samples(name):
+def test_cell_masses_equal_sample_frequencies(name):
     config = DatasetConfig(name, centre=(0.7, -0.35), spread=0.4, num_transitions=100_000)
     edges = np.linspace(-1.0, 1.0, 11)
     sample = np.asarray(sample_actions(config, jax.random.key(2)))[..., 0]
@@ -111,6 +111,6 @@ def test_cell_masses_are_the_frequencies_of_samples(name):
 @pytest.mark.parametrize(
     "wrong", [{"name": "round"}, {"centre": (0.0, 1.5)}, {"spread": 0.0}, {"num_transitions": 0}], ids=str
 )
-def test_datasets_that_cannot_be_are_refused(wrong):
+def test_invalid_datasets_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong)).replace("name", "dataset")):
         DatasetConfig(**wrong)

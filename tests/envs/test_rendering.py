@@ -1,4 +1,4 @@
-"""Rendering, in processes of their own: MuJoCo chooses its OpenGL when it is imported, once and for all."""
+"""Rendering, in subprocesses: MuJoCo selects its OpenGL backend at import."""
 
 import os
 import subprocess
@@ -34,17 +34,17 @@ def draw(gl: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_robots_are_drawn_or_one_line_says_what_to_do():
+def test_robots_are_drawn_or_the_error_gives_advice():
     (line,) = draw("egl")
     assert line == "drawn" or line.endswith("and install Mesa or a driver")
 
 
-def test_without_opengl_one_line_says_what_to_do():
+def test_without_opengl_the_error_gives_advice():
     (line,) = draw("disable")
     assert "MUJOCO_GL=egl" in line
 
 
-def test_a_video_holds_all_frames(tmp_path):
+def test_a_video_has_all_frames(tmp_path):
     frames = np.zeros((4, 30, 40, 3), np.uint8)
     frames[np.arange(4), :, :, np.arange(4) % 3] = 255
     save_video(tmp_path / "robot.gif", frames)

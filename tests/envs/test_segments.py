@@ -1,4 +1,4 @@
-"""Robots of repeated parts: their models against those that gymnasium-robotics makes, and their graphs by hand."""
+"""Robots of repeated parts: models against those of gymnasium-robotics, graphs against hand-written ones."""
 
 import dataclasses
 import subprocess
@@ -21,9 +21,9 @@ from coda_jax.envs.robots import (
 )
 
 NOT_PHYSICAL = ("name", "rgba", "matid", "group", "bvh", "site_size", "user", "plugin", "exclude")
-"""Parts of the names of a model's fields that only say how it looks or is looked up."""
+"""Substrings of the names of model fields without effect on the dynamics."""
 CHOSEN = ("iterations", "ls_iterations", "solver", "tendon_invweight0")
-"""What is set by `load_model`."""
+"""Fields set by `load_model`."""
 
 
 def assert_same_physics(ours: mujoco.MjModel, theirs: mujoco.MjModel) -> None:
@@ -43,37 +43,39 @@ def assert_same_physics(ours: mujoco.MjModel, theirs: mujoco.MjModel) -> None:
         np.testing.assert_array_equal(getattr(ours.opt, name), getattr(theirs.opt, name), err_msg=name)
 
 
-def rendered(template, num_segments: int, folder: Path) -> mujoco.MjModel:
+def reference_model(template, num_segments: int, folder: Path) -> mujoco.MjModel:
     template.gen_asset(num_segments, str(folder / "robot.xml"))
     return mujoco.MjModel.from_xml_path(str(folder / "robot.xml"))
 
 
 @pytest.mark.parametrize(("num_agents", "segments"), [(1, 2), (3, 1), (2, 2), (10, 2)])
-def test_a_long_swimmer_is_that_of_gymnasium_robotics(num_agents: int, segments: int, tmp_path: Path):
+def test_long_swimmer_model_equals_gymnasium_robotics(num_agents: int, segments: int, tmp_path: Path):
     robot, graph = many_segment_swimmer(num_agents, segments)
     assert [len(own) for own in graph.partition] == [segments] * num_agents
-    assert_same_physics(load_model(robot), rendered(theirs.many_segment_swimmer, num_agents * segments, tmp_path))
+    assert_same_physics(
+        load_model(robot), reference_model(theirs.many_segment_swimmer, num_agents * segments, tmp_path)
+    )
 
 
 @pytest.mark.parametrize(("num_agents", "segments"), [(1, 1), (2, 1), (2, 3)])
-def test_a_long_ant_is_that_of_gymnasium_robotics(num_agents: int, segments: int, tmp_path: Path):
+def test_long_ant_model_equals_gymnasium_robotics(num_agents: int, segments: int, tmp_path: Path):
     robot, graph = many_segment_ant(num_agents, segments)
     assert [len(own) for own in graph.partition] == [4 * segments] * num_agents
-    assert_same_physics(load_model(robot), rendered(theirs.many_segment_ant, num_agents * segments, tmp_path))
+    assert_same_physics(load_model(robot), reference_model(theirs.many_segment_ant, num_agents * segments, tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:compiler attribute 'settotalmass' is deprecated")
-def test_coupled_half_cheetahs_are_those_of_gymnasium_robotics():
+def test_coupled_half_cheetah_model_equals_gymnasium_robotics():
     asset = Path(theirs.__file__).parent / "assets" / "coupled_half_cheetah.xml"
     assert_same_physics(load_model(coupled_half_cheetah()[0]), mujoco.MjSpec.from_file(str(asset)).compile())
 
 
-def test_the_smallest_long_swimmer_is_the_swimmer():
+def test_smallest_long_swimmer_equals_the_swimmer():
     assert_same_physics(load_model(many_segment_swimmer(2, 1)[0]), load_model(SWIMMER))
 
 
-def test_a_leg_of_a_long_ant_is_one_of_the_ants():
-    """By name: which bodies forces are felt on, and that a motor moves the joint of its agent."""
+def test_legs_of_a_long_ant_equal_legs_of_the_ant():
+    """By name: the bodies with observed forces, and the order of the motors."""
     robot, graph = many_segment_ant(2, 2)
     model, single = load_model(robot), load_model(ANT)
     names = [[model.body(k).name for k in bodies] for bodies in (graph.bodies["hip2_3"], graph.bodies["ankle2_3"])]
@@ -83,7 +85,7 @@ def test_a_leg_of_a_long_ant_is_one_of_the_ants():
     np.testing.assert_array_equal(model.joint("ankle2_3").range, single.joint("ankle_3").range)
 
 
-def test_hips_of_neighbouring_torsos_see_each_other():
+def test_hips_of_neighbouring_torsos_are_neighbours():
     _, graph = many_segment_ant(3, 1)
     hips = [[f"hip1_{k}", f"hip2_{k}"] for k in range(3)]
     levels = [joints_by_distance(graph, own, 2)[1:] for own in graph.partition]
@@ -94,13 +96,13 @@ def test_hips_of_neighbouring_torsos_see_each_other():
     ]
 
 
-def test_a_document_may_be_given_instead_of_a_file():
+def test_a_robot_can_be_given_as_a_document():
     xml = "\n<mujoco><worldbody><body><freejoint/><geom size='1'/></body></worldbody></mujoco>"
     robot = dataclasses.replace(SWIMMER, xml=xml)
     assert load_model(robot).nv == 6
 
 
-def test_the_documents_are_made_without_importing_gymnasium():
-    """Which would double the time until a program can say that its arguments are wrong."""
+def test_documents_are_built_without_importing_gymnasium():
+    """The import would double the time until a program reports wrong arguments."""
     code = "import sys, coda_jax.envs.tasks as tasks; sys.exit('gymnasium' in sys.modules or not tasks.TASKS)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

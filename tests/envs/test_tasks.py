@@ -1,7 +1,7 @@
-"""Every task in MJX against gymnasium in C: a step's state, reward and end, and the distribution of resets.
+"""Every task in MJX against gymnasium in C: state, reward and end of a step, and the reset distribution.
 
-As in `test_mamujoco`, MJX is put where C is before every step. Observations are held to gymnasium-robotics by
-`test_factorization`, as index tables; here some are compared as numbers. All tests of a task share one compiled step.
+As in `test_mamujoco`, MJX is set to the state of C before every step. `test_factorization` compares the index tables of
+observations with gymnasium-robotics; some observations are compared here. All tests of a task share one compiled step.
 """
 
 import functools
@@ -48,7 +48,7 @@ def test_sizes(task: str):
     spec, theirs = make(task).spec, mamujoco(task, 1)
     spaces = [(theirs.observation_space(agent), theirs.action_space(agent)) for agent in theirs.possible_agents]
     assert (spec.name, spec.num_agents, spec.state_dim) == (task, len(spaces), len(theirs.state()))
-    assert spec.obs_dim == max(seen.shape[0] for seen, _ in spaces)
+    assert spec.obs_dim == max(obs.shape[0] for obs, _ in spaces)
     assert spec.action_dim == max(act.shape[0] for _, act in spaces)
     assert spec.episode_length == theirs.single_agent_env.get_wrapper_attr("_max_episode_steps")
 
@@ -64,7 +64,7 @@ def draws(task: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     "task",
     [pytest.param(task, marks=() if task == "3hopper" else pytest.mark.slow) for task in MAMUJOCO if task[0] != "6"],
 )
-def test_resets_are_distributed_as_in_gymnasium(task: str):
+def test_reset_distributions_equal_gymnasium(task: str):
     ours, theirs = draws(task, 1000)
     np.testing.assert_array_equal(np.ptp(ours, axis=0) > 1e-4, np.ptp(theirs, axis=0) > 1e-4)
     for mine, other in zip(ours.T, theirs.T, strict=True):
@@ -75,52 +75,52 @@ def test_resets_are_distributed_as_in_gymnasium(task: str):
 
 
 @pytest.mark.parametrize("task", ["4ant", "3hopper", "2walker"])
-def test_the_trajectories_end_in_some_starts_and_not_in_others(task: str):
+def test_some_trajectories_end_and_others_do_not(task: str):
     assert 20 < reference(task).terminated.sum() < NUM_STARTS * NUM_STEPS - 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["4ant", "3hopper"])
-def test_a_robot_placed_in_a_state_steps_as_c_did_from_there(task: str):
+def test_steps_from_set_state_agree_with_c(task: str):
     robot, graph = TASKS[task]
     model, env, c = load_model(robot), make(task), reference(task)
     split = factorize(model, graph, 1, robot.categories)
     actions = jnp.asarray(as_actions(model, split.action_index, c.control))
-    place, step = jax.jit(jax.vmap(env.set_state)), jax.jit(jax.vmap(env.step))
+    set_state, step = jax.jit(jax.vmap(env.set_state)), jax.jit(jax.vmap(env.step))
     errors = []
     for t in range(1, NUM_STEPS):
         state = jnp.asarray(c.observed[t - 1], jnp.float32)
-        placed = place(state)
-        np.testing.assert_array_equal(placed.state, state)
-        seen = jnp.take(state, split.obs_index, axis=1, mode="fill", fill_value=0.0)
-        np.testing.assert_array_equal(placed.obs, seen)
-        errors.append(np.abs(np.asarray(step(placed, actions[t]).state) - c.observed[t]).max(axis=1))
-    # A clipped velocity cannot be known.
-    known = (np.abs(c.observed[:-1]) < 10.0).all(axis=-1) | (task == "4ant")
-    assert known.sum() > 200
-    assert np.quantile(np.stack(errors)[known], 0.99) < 1e-3
+        start = set_state(state)
+        np.testing.assert_array_equal(start.state, state)
+        expected_obs = jnp.take(state, split.obs_index, axis=1, mode="fill", fill_value=0.0)
+        np.testing.assert_array_equal(start.obs, expected_obs)
+        errors.append(np.abs(np.asarray(step(start, actions[t]).state) - c.observed[t]).max(axis=1))
+    # A clipped velocity is not determined by the state.
+    is_determined = (np.abs(c.observed[:-1]) < 10.0).all(axis=-1) | (task == "4ant")
+    assert is_determined.sum() > 200
+    assert np.quantile(np.stack(errors)[is_determined], 0.99) < 1e-3
 
 
 @pytest.mark.slow
-def test_forces_are_shown_where_a_robot_is_placed():
+def test_set_state_keeps_the_forces_of_the_state():
     env = make("4ant-v5")
     state = jax.random.normal(jax.random.key(0), (105,)).at[1:5].set(jnp.array([1.0, 0.0, 0.0, 0.0]))
-    placed = env.set_state(state)
-    np.testing.assert_array_equal(placed.state, state)
-    np.testing.assert_array_equal(placed.physics.qpos, jnp.concatenate([jnp.zeros(2), state[:13]]))
-    np.testing.assert_array_equal(placed.physics.qvel, state[13:27])
+    state_set = env.set_state(state)
+    np.testing.assert_array_equal(state_set.state, state)
+    np.testing.assert_array_equal(state_set.physics.qpos, jnp.concatenate([jnp.zeros(2), state[:13]]))
+    np.testing.assert_array_equal(state_set.physics.qvel, state[13:27])
 
 
 @pytest.mark.slow
-def test_a_reacher_is_placed_by_sines_and_cosines():
+def test_set_state_of_a_reacher_inverts_sines_and_cosines():
     env = make("2reacher")
     start = env.reset(jax.random.key(0))
-    placed = env.set_state(start.state)
-    np.testing.assert_allclose(placed.physics.qpos, start.physics.qpos, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(placed.obs, start.obs, rtol=0, atol=1e-6)
+    state_set = env.set_state(start.state)
+    np.testing.assert_allclose(state_set.physics.qpos, start.physics.qpos, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(state_set.obs, start.obs, rtol=0, atol=1e-6)
 
 
-def test_one_agent_sees_all_and_moves_all():
+def test_a_single_agent_observes_the_state_and_moves_all_joints():
     env = make("3hopper", obsk=None)
     spec = env.spec
     assert (spec.num_agents, spec.obs_dim, spec.action_dim, spec.state_dim) == (1, 11, 3, 11)
@@ -129,7 +129,7 @@ def test_one_agent_sees_all_and_moves_all():
 
 
 @pytest.mark.slow
-def test_idle_actions_do_nothing_and_cost_nothing():
+def test_idle_actions_have_no_effect_and_no_cost():
     robot, hopper = TASKS["3hopper"]
     env = build("hopper", robot, hopper._replace(partition=(("foot_joint", "leg_joint"), ("thigh_joint",))))
     start = env.reset(jax.random.key(0))
@@ -143,8 +143,8 @@ def test_idle_actions_do_nothing_and_cost_nothing():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["3hopper", "4ant"])
-def test_a_physics_step_is_that_of_c_in_double_precision(task: str):
-    """Contacts, joint limits, the solver and the Runge-Kutta step, of a free joint too; every landing counts."""
+def test_physics_steps_agree_with_c_in_double_precision(task: str):
+    """Contacts, joint limits, the solver and the Runge-Kutta step (also of a free joint), without exceptions."""
     robot = TASKS[task][0]
     model, c, simulator = load_model(robot), reference(task), open_simulator(task)
     names = ("qpos", "qvel", "qacc_warmstart")
@@ -168,8 +168,8 @@ def test_a_physics_step_is_that_of_c_in_double_precision(task: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["4ant"])
-def test_an_ants_reward_is_as_old_as_its_frame(task: str):
-    """The torso's frame, of which the reward speaks, lags behind the position; both stay near the origin far away."""
+def test_ant_reward_uses_the_lagged_torso_frame(task: str):
+    """The frame of the torso, which the reward uses, lags behind qpos, and is stored near the origin."""
     robot = TASKS[task][0]
     c, env = reference(task), make(task)
     now = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), NUM_STARTS))
@@ -177,11 +177,11 @@ def test_an_ants_reward_is_as_old_as_its_frame(task: str):
     split = factorize(model, TASKS[task][1], 1, robot.categories)
     step = jax.jit(jax.vmap(env.step))
     after = at(now, c, 0, robot.place_dims)
-    for t in range(3):  # free: the frame is carried along
+    for t in range(3):  # without resetting to C: the frame is carried along
         after = step(after, jnp.asarray(as_actions(model, split.action_index, c.control[t])))
         near = np.abs(np.asarray(after.state) - c.observed[t]).max(axis=1) < 1e-3
         assert near.sum() > 10
         np.testing.assert_allclose(after.reward[near], c.reward[t][near], rtol=0, atol=1e-3)
     lag = c.qpos[1:, :, 0] - c.xpos[1:, :, 1, 0]
-    assert np.abs(lag).max() > 1e-3  # the position itself would give another reward
+    assert np.abs(lag).max() > 1e-3  # qpos itself would give another reward
     assert np.abs(np.asarray(after.physics.xpos)[:, 1, 0]).max() < 1.0 < np.abs(c.qpos[3, :, 0]).max()

@@ -1,4 +1,4 @@
-"""The main job in a world without physics, in a process of its own: for tests that kill it."""
+"""The main job in an environment without physics, in its own process, for tests that kill it."""
 
 import sys
 

@@ -3,13 +3,13 @@ import time
 
 import pytest
 
-from experiments.benchmark import Figure, race, relative_speeds
+from experiments.benchmark import Figure, best_times, relative_speeds
 from experiments.evidence import benchmark_gate
 from experiments.evidence.benchmark_gate import check_gate, read_baseline, yardstick
 from experiments.host.errors import UserError
 
 
-def test_the_gate_closes_on_a_fallen_speed_alone():
+def test_the_gate_fails_only_for_lower_speeds():
     baseline = {"learner updates, 4 seeds": 2.0, "guided trajectories": 1.0}
     fast = {"learner updates, 4 seeds": 1.5, "guided trajectories": 3.0}
     check_gate(fast, baseline, tolerance=0.3)
@@ -20,7 +20,7 @@ def test_the_gate_closes_on_a_fallen_speed_alone():
         check_gate({"learner updates, 4 seeds": 2.0}, baseline, tolerance=0.3)
 
 
-def test_speeds_are_taken_by_the_yardstick_and_durations_the_other_way_round():
+def test_relative_speeds_of_rates_and_durations():
     figures = [Figure("steps", 50.0), Figure("seconds to compile", 4.0, is_duration=True)]
     assert relative_speeds(figures, 100.0) == {"steps": 0.5, "seconds to compile": 0.0025}
 
@@ -39,13 +39,13 @@ def test_the_baseline_is_the_committed_speeds(tmp_path, monkeypatch):
         read_baseline(4)
 
 
-def test_a_race_does_not_time_the_first_run():
+def test_best_times_exclude_compilation():
     compiled = []
 
     def work():
         time.sleep(0.001 if compiled else 0.2)
         compiled.append(True)
 
-    slow, fast = race(lambda: time.sleep(0.02), work)
+    slow, fast = best_times(lambda: time.sleep(0.02), work)
     assert 0.02 <= slow < 0.1
     assert 0.001 <= fast < 0.1

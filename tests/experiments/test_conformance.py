@@ -1,4 +1,4 @@
-"""The table of conformance, and what it compares, without compiling a robot."""
+"""The conformance table, and the compared models, without compiling a robot."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_controls_as_joint_actions():
     assert (action[:, 1, -1] == 1.0).all()
 
 
-def test_an_unknown_task_is_one_line(monkeypatch, capsys):
+def test_an_unknown_task_is_a_one_line_error(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["conformance", "5ant"])
     monkeypatch.setattr(conformance, "enable_compilation_cache", lambda: None)
     with pytest.raises(SystemExit) as stop, conformance.one_line_errors():

@@ -1,4 +1,4 @@
-"""The command of datasets: cards of vaults, conversions, and the comparison with what is published."""
+"""The dataset commands: statistics of vaults, conversions, and the comparison with the published datasets."""
 
 import re
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coda_jax.data.conventions import load_vault, origin
+from coda_jax.data.conventions import convention_name, load_vault
 from coda_jax.data.vault import read_vault, write_vault
 from coda_jax.data.vault_files import VaultError
 from coda_jax.envs import mamujoco
@@ -19,7 +19,7 @@ from tests.vaults import write_with_flashbax
 
 
 def recording(episodes, by_agent: bool = False, ends: str = "truncations"):
-    """Episodes as OG-MARL records them, flags as asked."""
+    """Episodes in the layout of OG-MARL."""
     flags = {name: np.zeros((len(episodes.reward), 2), bool) for name in ("terminals", "truncations")}
     flags[ends][:] = (episodes.truncation != 0)[:, None]
     leaves = {
@@ -36,23 +36,23 @@ def recording(episodes, by_agent: bool = False, ends: str = "truncations"):
 
 
 @pytest.fixture
-def drifting(monkeypatch):
-    """Every task is the drifting world."""
+def drift_tasks(monkeypatch):
+    """Replaces every task by the drift environment."""
     monkeypatch.setattr(mamujoco, "make", lambda task: DRIFT)
     monkeypatch.setattr(data, "enable_compilation_cache", lambda: None)
 
 
-def said(capsys, *args: str) -> str:
+def output_of(capsys, *args: str) -> str:
     data.main(args)
     return capsys.readouterr().out
 
 
 def row(text: str, name: str) -> str:
-    """What a line says of a name."""
+    """The value of a name in the printed statistics."""
     return next(line.split("  ")[-1].strip() for line in text.splitlines() if line.strip().startswith(f"{name} "))
 
 
-def test_a_vault_is_described_in_numbers(tmp_path, drifting, capsys):
+def test_the_statistics_of_a_vault(tmp_path, drift_tasks, capsys):
     episodes = noise_episodes(SPEC, 4, 5)
     episodes.reward[:] = np.repeat([1.0, 2.0, 3.0, 6.0], 5)
     episodes.action[:5, 0] = 1.0
@@ -60,7 +60,7 @@ def test_a_vault_is_described_in_numbers(tmp_path, drifting, capsys):
     experience = recording(episodes)
     experience["observations"][0, 7, 1] = np.nan
     write_with_flashbax(tmp_path / "v", experience, 20)
-    text = said(capsys, "inspect", str(tmp_path / "v"))
+    text = output_of(capsys, "inspect", str(tmp_path / "v"))
     assert row(text, "steps") == "20"
     assert row(text, "episodes") == "4, of 5 to 5 steps"
     assert row(text, "ends stored") == "0 terminal, 4 truncated"
@@ -74,42 +74,42 @@ def test_a_vault_is_described_in_numbers(tmp_path, drifting, capsys):
     assert "convention: unknown; vault" in text and "r_{t+1} by" in text
 
 
-def test_the_convention_is_told(tmp_path, drifting, capsys):
+def test_the_convention_is_printed(tmp_path, drift_tasks, capsys):
     write_with_flashbax(tmp_path / "v", recording(drift_episodes(8), by_agent=True), 40)
-    text = said(capsys, "inspect", str(tmp_path / "v"))
-    assert "convention: gymnasium_mamujoco (2halfcheetah); steps replayed in MJX miss by" in text
-    assert row(text, "rewards") == "[1, 40, 2] float32, one array an agent"
+    text = output_of(capsys, "inspect", str(tmp_path / "v"))
+    assert "convention: gymnasium_mamujoco (2halfcheetah); median error of steps simulated in MJX" in text
+    assert row(text, "rewards") == "[1, 40, 2] float32, one array per agent"
 
 
-def test_a_vault_of_no_task_is_described_too(tmp_path, drifting, capsys):
+def test_a_vault_of_an_unknown_task(tmp_path, drift_tasks, capsys):
     write_vault(tmp_path / "v", noise_episodes(type(SPEC)("other", 3, 4, 5, 2, 10), 2, 10))
-    assert "convention: unknown; no task has A=3, O=5, U=2" in said(capsys, "inspect", str(tmp_path / "v"))
+    assert "convention: unknown; no task has A=3, O=5, U=2" in output_of(capsys, "inspect", str(tmp_path / "v"))
 
 
-def test_an_old_recording_becomes_a_vault_of_today(tmp_path, drifting, capsys):
+def test_an_old_recording_is_converted(tmp_path, drift_tasks, capsys):
     episodes = drift_episodes(8)
     write_with_flashbax(tmp_path / "old.vlt" / "Good", recording(episodes, by_agent=True, ends="terminals"), 40)
     flags = ["--output", str(tmp_path / "new.vlt" / "Good"), "--task", "2halfcheetah"]
-    assert "40 steps of" in said(capsys, "convert", str(tmp_path / "old.vlt"), *flags)
+    assert "40 steps of" in output_of(capsys, "convert", str(tmp_path / "old.vlt"), *flags)
     jax.tree.map(np.testing.assert_array_equal, read_vault(tmp_path / "new.vlt", SPEC), episodes)
-    assert "exists" in refusal(capsys, "convert", str(tmp_path / "old.vlt"), *flags)
+    assert "exists" in error_line(capsys, "convert", str(tmp_path / "old.vlt"), *flags)
 
 
-def test_a_vault_of_the_other_convention_is_refused_naming_both(tmp_path, drifting):
+def test_a_vault_of_the_other_convention_is_refused_naming_both(tmp_path, drift_tasks):
     write_with_flashbax(tmp_path / "v", recording(drift_episodes(8)), 40)
     with pytest.raises(VaultError, match=r"use task 2halfcheetah$") as caught:
         load_vault("2halfcheetah-ogmarl", tmp_path / "v")
-    assert all(origin(task) in str(caught.value) for task in ("2halfcheetah", "2halfcheetah-ogmarl"))
+    assert all(convention_name(task) in str(caught.value) for task in ("2halfcheetah", "2halfcheetah-ogmarl"))
 
 
-def test_a_part_of_a_vault_is_whole_episodes(tmp_path, drifting):
+def test_a_part_of_a_vault_is_whole_episodes(tmp_path, drift_tasks):
     write_with_flashbax(tmp_path / "v", recording(drift_episodes(8)), 40)
     _, episodes = load_vault("2halfcheetah", tmp_path / "v", max_transitions=17)
     assert np.diff(episodes.bounds).tolist() == [5, 5, 5]
 
 
-def refusal(capsys, *args: str) -> str:
-    """The one line a command ends with, on stderr, with exit status 2."""
+def error_line(capsys, *args: str) -> str:
+    """The single error line of a command on stderr, with exit status 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         data.main(args)
@@ -136,19 +136,19 @@ def refusal(capsys, *args: str) -> str:
         (["film", "--output", "team.gif", "--task", "3hopper"], ["--task", "3hopper", "2halfcheetah"]),
     ],
 )
-def test_bad_commands_are_one_clear_line(capsys, tmp_path, monkeypatch, args, words):
+def test_bad_commands_are_one_line_errors(capsys, tmp_path, monkeypatch, args, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CODA_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(data, "enable_compilation_cache", lambda: None)
-    line = refusal(capsys, *args)
+    line = error_line(capsys, *args)
     assert all(word in line for word in words), line
 
 
-def test_the_comparison_with_the_published_datasets_repeats_byte_for_byte(tmp_path, monkeypatch):
-    asked = []
+def test_the_comparison_with_the_published_datasets_is_reproducible(tmp_path, monkeypatch):
+    requested = []
 
     def load_dataset(env, dataset, num_episodes, mesh):
-        asked.append((dataset, num_episodes))
+        requested.append((dataset, num_episodes))
         episodes = noise_episodes(SPEC, num_episodes, 5)
         episodes.reward[:] = {"replay": 0.0, "good": 1400.0, "medium": 300.0, "poor": 20.0}[dataset]
         return episodes
@@ -158,7 +158,7 @@ def test_the_comparison_with_the_published_datasets_repeats_byte_for_byte(tmp_pa
         output = tmp_path / name / "DATASETS.md"
         table = dataset_cards.write_cards(output, ["2halfcheetah"], 8, mesh=None)
         assert output.read_text() == table
-    assert sorted(set(asked)) == [(name, 8) for name in ("good", "medium", "poor", "replay")]
+    assert sorted(set(requested)) == [(name, 8) for name in ("good", "medium", "poor", "replay")]
     rows = {line.split()[2]: line for line in table.splitlines() if line.startswith("| 2halfcheetah")}
     assert "| 8 | 40 | 7,000 +- 0 [7,000, 7,000] | 6,924 +- 1,270 [803, 9,132] | +1 %, close |" in rows["good"]
     assert "+1 %, close" in rows["medium"] and "-75 %, below" in rows["poor"]
@@ -171,19 +171,19 @@ def test_the_comparison_with_the_published_datasets_repeats_byte_for_byte(tmp_pa
 
 
 @pytest.mark.slow
-def test_the_best_team_is_filmed_on_the_run(tmp_path, monkeypatch, capsys):
-    shown = {}
+def test_the_best_team_is_rendered_at_full_speed(tmp_path, monkeypatch, capsys):
+    rendered = {}
 
     def render(robot, qpos, **_):
-        shown[robot.xml] = np.asarray(qpos)
+        rendered[robot.xml] = np.asarray(qpos)
         return np.full((len(qpos), 8, 8, 3), 128, np.uint8)
 
     monkeypatch.setattr(film, "render", render)
     monkeypatch.setattr(data, "enable_compilation_cache", lambda: None)
-    assert "200 frames of a 2halfcheetah team with return 8,604" in said(
+    assert "200 frames of a 2halfcheetah team with return 8,604" in output_of(
         capsys, "film", "--output", str(tmp_path / "x.gif")
     )
     with Image.open(tmp_path / "x.gif") as video:
         assert video.size == (8, 8)
-    way = shown["half_cheetah.xml"][:, 0]
-    assert way[-1] - way[-101] > 5 * 5.0  # metres in 5 s: a return of 8,604 is 8.6 m/s less the costs
+    x = rendered["half_cheetah.xml"][:, 0]
+    assert x[-1] - x[-101] > 5 * 5.0  # metres in 5 s: a return of 8,604 is 8.6 m/s minus the costs

@@ -1,4 +1,4 @@
-"""Sweeps: which runs a file means, and that nothing is lost or run twice, whoever dies."""
+"""Sweeps: the runs of a file, and that killed processes lose nothing and repeat nothing."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def write_sweep(path: Path, output: Path, guidance: list[float]) -> Path:
 
 @pytest.fixture
 def fake_job(tmp_path, monkeypatch):
-    """A main job that only keeps a journal."""
+    """A main job that only writes a journal."""
     job = tmp_path / "job.py"
     job.write_text(FAKE_JOB)
     monkeypatch.setattr(sweep, "JOB", (sys.executable, str(job)))
@@ -65,7 +65,7 @@ def journals(output: Path) -> list[list[str]]:
     return [path.read_text().split("\n")[:-1] for path in sorted(output.glob("*/journal"))]
 
 
-def test_a_setting_that_a_run_does_not_use_makes_no_other_run(tmp_path):
+def test_unused_settings_add_no_runs(tmp_path):
     file = tmp_path / "sweep.yaml"
     methods = {"augmentation": ["none", "unconditional", "coda"]}
     counts = {
@@ -83,7 +83,7 @@ def test_a_setting_that_a_run_does_not_use_makes_no_other_run(tmp_path):
         assert tuple(found[method] for method in methods["augmentation"]) == expected, name
 
 
-def test_a_half_written_row_is_no_progress(tmp_path):
+def test_an_incomplete_row_is_not_progress(tmp_path):
     (run,) = sweep.read_sweep(write_sweep(tmp_path / "s.yaml", tmp_path, [0.1]))
     run.path.mkdir()
     (run.path / "metrics.csv").write_text("round,seed,updates,return\n3,1")
@@ -91,7 +91,7 @@ def test_a_half_written_row_is_no_progress(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "scale"), [("laptop", (4, 10_000)), ("paper", (16, 300_000))])
-def test_the_kept_sweeps_hold_the_whole_of_table_1(name, scale):
+def test_the_committed_sweeps_contain_table_1(name, scale):
     runs = sweep.read_sweep(SWEEPS / f"{name}.yaml")
     assert len({run.path for run in runs}) == len(runs)
     configs = [run.config for run in runs]
@@ -110,14 +110,14 @@ def test_the_kept_sweeps_hold_the_whole_of_table_1(name, scale):
     assert {0.0, 2.5} <= {c.learner.alpha_bc for c in on_replay}
 
 
-def test_shards_share_the_runs_out(tmp_path):
+def test_shards_partition_the_runs(tmp_path):
     runs = sweep.read_sweep(write_sweep(tmp_path / "s.yaml", tmp_path, [0.1, 0.2, 0.3, 0.4, 0.5]))
     shares = [sweep.shard(runs, f"{index}/3") for index in (1, 2, 3)]
     assert sorted(run.name for share in shares for run in share) == sorted(run.name for run in runs)
     assert [len(share) for share in shares] == [2, 2, 1]
 
 
-def test_a_run_that_fails_is_told_at_the_end_and_stops_no_other(tmp_path, fake_job, capsys):
+def test_failed_runs_are_reported_at_the_end_and_stop_no_others(tmp_path, fake_job, capsys):
     file = write_sweep(tmp_path / "s.yaml", tmp_path / "runs", [0.1, 13.0, 0.3])
     with pytest.raises(SystemExit) as ended:
         sweep.main([str(file)])
@@ -127,10 +127,10 @@ def test_a_run_that_fails_is_told_at_the_end_and_stops_no_other(tmp_path, fake_j
     assert [len(journal) for journal in journals(tmp_path / "runs")] == [4, 4, 1]
     with pytest.raises(SystemExit):
         sweep.main([str(file)])
-    assert [len(journal) for journal in journals(tmp_path / "runs")] == [4, 4, 2]  # what is finished is left alone
+    assert [len(journal) for journal in journals(tmp_path / "runs")] == [4, 4, 2]  # finished runs are skipped
 
 
-def test_a_finished_run_of_other_settings_is_not_taken_for_the_one_asked_for(tmp_path, fake_job, capsys):
+def test_a_finished_run_with_other_settings_is_refused(tmp_path, fake_job, capsys):
     file = write_sweep(tmp_path / "s.yaml", tmp_path / "runs", [0.1])
     sweep.main([str(file)])
     (settings,) = tmp_path.glob("runs/*/config.yaml")
@@ -143,7 +143,7 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_the_one_asked_for(tmp
 
 @pytest.mark.parametrize("whole_group", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_killed_sweep_loses_nothing_and_runs_nothing_twice(tmp_path, fake_job, whole_group):
-    """Killed alone, its run goes on by itself and the next sweep waits for it; killed with it, the run resumes."""
+    """If only the sweep is killed, its run continues and the next sweep waits for it; else the run is resumed."""
     output = tmp_path / "runs"
     file = write_sweep(tmp_path / "s.yaml", output, [0.1, 0.2, 0.3])
     code = f"from experiments import sweep; sweep.JOB = {sweep.JOB!r}; sweep.main([{str(file)!r}])"
@@ -166,7 +166,7 @@ def test_a_killed_sweep_loses_nothing_and_runs_nothing_twice(tmp_path, fake_job,
     assert sum(journal.count("started") for journal in found) == (4 if whole_group else 3)
 
 
-def test_a_run_s_lock_keeps_other_sweeps_out(tmp_path, fake_job):
+def test_the_lock_of_a_run_excludes_other_sweeps(tmp_path, fake_job):
     file = write_sweep(tmp_path / "s.yaml", tmp_path / "runs", [0.1, 0.2, 0.3])
     first, *_ = sweep.read_sweep(file)
     with sweep.exclusive(first.path, wait=False) as lock, sweep.exclusive(first.path, wait=False) as other:
@@ -202,7 +202,7 @@ def test_listing_runs_nothing(tmp_path, fake_job, capsys):
         ("{output: runs, groups: [{}]}", ["--shard", "half"], ["--shard", "half"]),
     ],
 )
-def test_bad_sweeps_are_one_clear_line(tmp_path, capsys, content, flags, words):
+def test_bad_sweeps_are_one_line_errors(tmp_path, capsys, content, flags, words):
     file = tmp_path / "sweep.yaml"
     file.write_text(content)
     with pytest.raises(SystemExit) as ended:
@@ -214,7 +214,7 @@ def test_bad_sweeps_are_one_clear_line(tmp_path, capsys, content, flags, words):
 
 @pytest.mark.slow
 def test_a_killed_sweep_of_real_runs_ends_with_the_same_numbers(tmp_path):
-    """The main job in a world without physics: a sweep that is killed in its second run, beside one that is not."""
+    """The main job in an environment without physics: a sweep killed in its second run, and an uninterrupted one."""
     vault = tmp_path / "vaults" / "drift" / "Replay.vlt" / "one"
     write_vault(vault, noise_episodes(SPEC, 20, 5))
     settings = {

@@ -14,7 +14,7 @@ SMALL = MaddpgBcConfig(policy_linear_width=8, policy_hidden_width=8, critic_widt
 
 
 def steps(*shape: int) -> Trajectory:
-    """Steps in odd units, one state feature constant."""
+    """Steps in arbitrary units, with one constant state feature."""
     keys = jax.random.split(jax.random.key(0), 4)
     unit = jnp.array([100.0, 0.01, 0.0])
     return Trajectory(
@@ -26,7 +26,7 @@ def steps(*shape: int) -> Trajectory:
     )
 
 
-def test_inputs_come_in_standard_deviations_from_the_mean():
+def test_inputs_are_standardised():
     data = steps(5000)
     scale = standardised_inputs(data)
     state, obs = scale.state(data.state), scale.obs(data.obs)

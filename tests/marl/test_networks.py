@@ -58,7 +58,7 @@ def test_policy_is_the_textbook_network(policy_params):
     np.testing.assert_allclose(action, textbook_policy(policy_params, np.asarray(obs)), atol=2e-6)
 
 
-def test_a_window_cut_in_two_is_the_same_with_the_memory_handed_on_and_not_without(policy_params):
+def test_two_halves_of_a_window_need_the_hidden_state(policy_params):
     obs, cut = observations(HORIZON), HORIZON // 2
     apply = jax.jit(POLICY.apply)
     whole, last = apply(policy_params, obs, no_memory())
@@ -70,7 +70,7 @@ def test_a_window_cut_in_two_is_the_same_with_the_memory_handed_on_and_not_witho
     assert np.abs(forgetful - whole[cut:]).max() > 1e-2
 
 
-def test_policy_treats_windows_and_agents_apart(policy_params):
+def test_policy_treats_windows_and_agents_independently(policy_params):
     obs = observations(HORIZON, 2, 3)
     action = act(policy_params, obs, no_memory(2, 3))
     for i, j in np.ndindex(2, 3):
@@ -80,7 +80,7 @@ def test_policy_treats_windows_and_agents_apart(policy_params):
     assert np.abs(changed[..., 0, :] - action[..., 0, :]).max() > 1e-3
 
 
-def test_only_the_agent_id_tells_agents_apart(policy_params):
+def test_agents_differ_only_by_their_id(policy_params):
     obs = jnp.broadcast_to(observations(HORIZON)[:, :1], (HORIZON, AGENTS, OBS))
     action = act(policy_params, obs, no_memory())
     assert np.abs(action[:, 0] - action[:, 1]).max() > 1e-2

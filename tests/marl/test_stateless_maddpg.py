@@ -69,14 +69,14 @@ def test_eq_22_23_the_gradient_of_twin_peaks_depends_on_two_moments(x, y):
 
 @settings(max_examples=20)
 @given(x=actions, y=actions)
-def test_on_the_policys_own_actions_the_gradient_is_the_true_one(x, y):
+def test_the_gradient_on_the_policys_actions_is_the_true_gradient(x, y):
     theta = theta_of(x, y)
     on_policy = jnp.broadcast_to(theta, (7, 2, 1))
     true = jax.grad(lambda theta: reward(PEAKS, theta))(theta)
     np.testing.assert_allclose(brud_gradient(critic_of(PEAKS), theta, on_policy), true, atol=1e-4)
 
 
-def test_the_step_keeps_the_joint_gradients_direction_and_ends_at_the_border():
+def test_clipping_keeps_the_gradients_direction_and_actions_are_projected():
     # All actions of the others at 0.6 and 0.8, scaled by ten: the gradient is (8, 6), scaled down to norm 1.
     game = MULTIPLICATION
     learner = stateless_maddpg(
@@ -93,7 +93,7 @@ def test_small_gradients_are_not_scaled():
     np.testing.assert_allclose(path[0], [-0.64 - 0.02, 0.65 + 0.01], rtol=1e-5)
 
 
-def test_the_policy_acts_with_its_two_numbers_wherever_it_is():
+def test_the_policy_acts_with_theta_for_all_batch_axes():
     learner = stateless_maddpg(PEAKS.spec, critic_of(PEAKS), StatelessMaddpgConfig(start=(0.25, -0.5)))
     state = learner.init(jax.random.key(0))
     action = unroll(learner, state, jnp.zeros((3, 1, 2, 0)))
@@ -136,7 +136,7 @@ def test_a_fitted_critic_replaces_the_reward():
     points = jax.random.uniform(jax.random.key(4), (64, 2, 1), minval=-0.8, maxval=0.8)
     fitted = critic_value(config, params, points)
     np.testing.assert_allclose(fitted, reward(PEAKS, points), atol=0.25)
-    # And a policy on it ends where it ends on the reward.
+    # A policy trained on the critic converges to the same point as on the reward.
     learner = stateless_maddpg(PEAKS.spec, functools.partial(critic_value, config, params), StatelessMaddpgConfig())
     state = learner.init(jax.random.key(0))
     batch = as_trajectory(PEAKS, data("gaussian", centre=(0.3, 0.5), spread=0.3))
@@ -148,6 +148,6 @@ def test_a_fitted_critic_replaces_the_reward():
 
 
 @pytest.mark.parametrize("start", [(0.0,), (0.0, 1.5)])
-def test_a_start_that_is_no_joint_action_is_refused(start):
+def test_invalid_starts_are_refused(start):
     with pytest.raises(ValueError, match="start"):
         stateless_maddpg(PEAKS.spec, critic_of(PEAKS), StatelessMaddpgConfig(start=start))

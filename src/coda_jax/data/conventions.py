@@ -1,9 +1,10 @@
-"""Which environment a vault was recorded in: guessed from its sizes, proved by replaying its steps.
+"""Recognises the environment of a vault: candidates by sizes, verified by simulating recorded steps.
 
-OG-MARL has two MaMuJoCos. `gymnasium_mamujoco` is today's: tasks such as `2halfcheetah`. `mamujoco` is the old wrapper
-around gym's robots: other observations, and time limits stored as terminals; its tasks are called `2halfcheetah-ogmarl`
-here. In either, versions differ in the order of an agent's actions. So some recorded (s_t, a_t) are put into MJX, which
-steps on, and states, rewards and the change of the observations must come out as they were recorded.
+OG-MARL has two versions of MaMuJoCo. `gymnasium_mamujoco` is the current one, with tasks such as `2halfcheetah`.
+`mamujoco` is the old wrapper of gym's robots, with other observations and with time limits stored as terminals; its
+tasks are named `2halfcheetah-ogmarl` here. In both, versions differ in the order of an agent's actions. Therefore MJX
+simulates some recorded steps from (s_t, a_t), and the next states, rewards and changes of the observations must agree
+with the recorded ones.
 """
 
 import dataclasses
@@ -24,91 +25,96 @@ from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.tasks import TASKS
 
 OLD_WRAPPER = "-ogmarl"
-"""What the names of tasks in the convention of OG-MARL's `mamujoco` end with."""
+"""Suffix of the names of tasks in the convention of OG-MARL's `mamujoco`."""
 
 TOLERANCE = 0.1
 """By how much half of the replayed steps may miss, in standard deviations of the compared feature.
 
-A wrong convention misses by one or more, the right one by rounding; but contacts amplify rounding, and of a stumbling
-Ant's steps a fifth miss by more than this in single precision.
+A wrong convention has an error of one or more, the right one has rounding errors only. The bound is on the median
+because contacts amplify rounding: of the steps of a stumbling Ant, a fifth have larger errors in single precision.
 """
 
-REPLAYED = 128
-"""Steps that are replayed."""
-_BLOCKS = 16
-"""Places of the vault that they come from: few, as each costs the decoding of a stored chunk."""
+NUM_SIMULATED = 128
+"""Number of recorded steps that are simulated."""
+_NUM_BLOCKS = 16
+"""Number of blocks of consecutive steps that they come from; each costs the decoding of a stored chunk."""
 
 
-class Replayed(NamedTuple):
-    """What became of N robots that were placed and stepped twice."""
+class Simulated(NamedTuple):
+    """Two simulated steps from each of N recorded states."""
 
     obs: Float[Array, "N A O"]
-    """Before the first step."""
+    """Observations before the first step."""
     next_obs: Float[Array, "N A O"]
-    """After the first step, as are the next two."""
+    """Observations after the first step."""
     next_state: Float[Array, "N S"]
+    """State after the first step."""
     terminal: Bool[Array, "N"]
+    """Whether the first step ended the episode."""
     next_reward: Float[Array, "N"]
-    """Of the second step: Ant's pays the way from where the torso was a substep before a step, which no state tells."""
+    """Reward of the second step. The first is not comparable: Ant's reward depends on the position of the torso one
+    physics step before, which the state does not contain."""
 
 
-Replay = Callable[[Float[Array, "N S"], Float[Array, "N A U"], Float[Array, "N A U"]], Replayed]
-"""Places robots in states and steps each twice, by one action each."""
+Simulate = Callable[[Float[Array, "N S"], Float[Array, "N A U"], Float[Array, "N A U"]], Simulated]
+"""Sets environments to states and steps each twice, by the first and the second action."""
 
 
 class Convention(NamedTuple):
-    """How a vault is to be understood; made by `recognise`."""
+    """The convention of a vault; returned by `recognise`."""
 
     task: str
     """Name of the task."""
     env: Environment
     """Has the vault's observations, and takes actions in the vault's order."""
     is_reversed: bool
-    """Whether each agent's actions stand in the reverse of the task's order; `env` takes care of it."""
+    """Whether each agent's actions are in reverse order; `env` already accounts for it."""
     state: StateSource
+    """Location of the global state in the vault."""
     error: float
-    """By how much the replayed steps miss in the median; see `TOLERANCE`."""
+    """Median error of the simulated steps; see `TOLERANCE`."""
     description: str
-    """What was recognised, in words."""
-    replay: Replay
+    """The convention, in words."""
+    simulate: Simulate
+    """Simulates steps in the vault's order of actions."""
 
 
 class _Steps(NamedTuple):
     """Recorded steps, each with its successor; leaves are `[N, ...]`."""
 
-    leaves: dict[str, np.ndarray]
+    current: dict[str, np.ndarray]
     following: dict[str, np.ndarray]
 
 
-def origin(task: str) -> str:
-    """The MaMuJoCo of OG-MARL that a task is from, in words."""
+def convention_name(task: str) -> str:
+    """The name of a task in its version of OG-MARL's MaMuJoCo, for messages."""
     return f"OG-MARL's mamujoco ({task})" if task.endswith(OLD_WRAPPER) else f"gymnasium_mamujoco ({task})"
 
 
 def recognise(opened: OpenVault, candidates: Mapping[str, Environment]) -> Convention:
-    """Finds the candidate that the vault's steps were recorded in.
+    """Finds the candidate environment in which the vault was recorded.
 
     Args:
         opened: the vault.
-        candidates: environments by the names of their tasks; the first that fits is taken.
+        candidates: environments by the names of their tasks; the first that fits is returned.
 
     Raises:
-        VaultError: none fits; the message says for each candidate why not.
+        VaultError: no candidate fits; the message gives the reason for each.
     """
     steps = _recorded_steps(opened)
-    misfits = []
+    reasons = []
     for task, env in candidates.items():
         found = _recognise_one(opened, task, env, steps)
         if isinstance(found, Convention):
             return found
-        misfits.append(f"{origin(task)} {found}")
+        reasons.append(f"{convention_name(task)} {found}")
     raise VaultError(
-        f"vault {opened.path} fits no convention it is asked to: {'; '.join(misfits)}; choose another --task or vault"
+        f"vault {opened.path} fits no known convention: {'; '.join(reasons)}; choose another --task or vault"
     )
 
 
 def _recognise_one(opened: OpenVault, task: str, env: Environment, steps: _Steps) -> Convention | str:
-    """The convention if it fits, else why not."""
+    """The convention if it fits, else the reason why it does not fit."""
     spec, sizes = env.spec, opened.sizes
     needed = {"A": spec.num_agents, "O": spec.obs_dim, "U": spec.action_dim}
     if any(sizes[letter] != size for letter, size in needed.items()):
@@ -117,49 +123,49 @@ def _recognise_one(opened: OpenVault, task: str, env: Environment, steps: _Steps
     sources = _state_sources(sizes, env)
     if not sources:
         return f"has a state of {spec.state_dim} numbers, the vault's infos.state of {sizes['S']} has no known layout"
-    replay = _replay(env)
-    misses = {}
+    simulate = _make_simulate(env)
+    errors_by_worst = {}
     for state in sources:
         for is_reversed in (False, True):
-            errors = _errors(replay, steps, state, is_reversed)
-            worst = float(np.max(list(errors.values())))  # NaN if any is
-            misses[worst] = errors
+            errors = _errors(simulate, steps, state, is_reversed)
+            worst = float(np.max(list(errors.values())))  # NaN if any is NaN
+            errors_by_worst[worst] = errors
             if worst <= TOLERANCE:
                 order = ", each agent's actions in reverse" if is_reversed else ""
-                layout = "" if state.leaf == "infos.state" else ", its state taken from the observations"
+                layout = "" if state.leaf == "infos.state" else ", state taken from the observations"
                 return Convention(
                     task=task,
-                    env=env._replace(step=lambda now, action: env.step(now, action[..., ::-1])) if is_reversed else env,
+                    env=env._replace(step=lambda s, a: env.step(s, a[..., ::-1])) if is_reversed else env,
                     is_reversed=is_reversed,
                     state=state,
                     error=worst,
-                    description=origin(task) + order + layout,
-                    replay=(lambda s, a, b: replay(s, a[..., ::-1], b[..., ::-1])) if is_reversed else replay,
+                    description=convention_name(task) + order + layout,
+                    simulate=(lambda s, a, b: simulate(s, a[..., ::-1], b[..., ::-1])) if is_reversed else simulate,
                 )
-    closest = misses[min(misses, key=lambda error: (np.isnan(error), error))]
-    missed = ", ".join(f"{name} by {error:.2g}" for name, error in closest.items())
-    return f"replayed in MJX misses {missed} standard deviations, {TOLERANCE} allowed"
+    closest = errors_by_worst[min(errors_by_worst, key=lambda error: (np.isnan(error), error))]
+    differences = ", ".join(f"{name} by {error:.2g}" for name, error in closest.items())
+    return f"simulated in MJX differs in {differences} standard deviations, {TOLERANCE} allowed"
 
 
-def _replay(env: Environment) -> Replay:
-    def step(now: EnvState, action: Array) -> tuple[EnvState, tuple[Array, ...]]:
-        stepped = env.step(now, action)
+def _make_simulate(env: Environment) -> Simulate:
+    def step(current: EnvState, action: Array) -> tuple[EnvState, tuple[Array, ...]]:
+        stepped = env.step(current, action)
         return stepped, (stepped.obs, stepped.state, stepped.terminal, stepped.reward)
 
-    def place_and_step(state: Array, action: Array, next_action: Array) -> Replayed:
-        placed = env.set_state(state)
-        _, (obs, states, terminal, reward) = jax.lax.scan(step, placed, jnp.stack([action, next_action]))
-        return Replayed(placed.obs, obs[0], states[0], terminal[0], reward[1])
+    def two_steps(state: Array, action: Array, next_action: Array) -> Simulated:
+        start = env.set_state(state)
+        _, (obs, states, terminal, reward) = jax.lax.scan(step, start, jnp.stack([action, next_action]))
+        return Simulated(start.obs, obs[0], states[0], terminal[0], reward[1])
 
-    return jax.jit(jax.vmap(place_and_step))
+    return jax.jit(jax.vmap(two_steps))
 
 
 def _state_sources(sizes: Mapping[str, int], env: Environment) -> list[StateSource]:
-    """Where the environment's state may stand, judged by sizes alone."""
+    """Possible locations of the environment's state, by sizes alone."""
     state_dim = env.spec.state_dim
     if sizes["S"] == state_dim:
         return [StateSource("infos.state", np.arange(state_dim))]
-    if sizes["S"] - state_dim in (1, 2):  # with the robot's place in front
+    if sizes["S"] - state_dim in (1, 2):  # with the root position in front
         return [StateSource("infos.state", np.arange(sizes["S"] - state_dim, sizes["S"]))]
     if sizes["S"] == sizes["A"] * sizes["O"]:
         # A state of 1, 2, ..., S shows which entry of the state each entry of the observations is.
@@ -173,71 +179,74 @@ def _state_sources(sizes: Mapping[str, int], env: Environment) -> list[StateSour
 
 
 def _recorded_steps(opened: OpenVault) -> _Steps:
-    """Steps from all over the vault that are followed by another of the same episode."""
+    """Steps spread over the vault, each followed by another step of its episode."""
     terminal, truncation = opened.ends()
     is_end = terminal | truncation
-    length = min(REPLAYED // _BLOCKS, opened.length - 1)
-    starts = np.unique(np.linspace(0, opened.length - 1 - length, _BLOCKS).astype(int)).tolist()
+    length = min(NUM_SIMULATED // _NUM_BLOCKS, opened.length - 1)
+    starts = np.unique(np.linspace(0, opened.length - 1 - length, _NUM_BLOCKS).astype(int)).tolist()
     names = ("observations", "actions", "rewards", "infos.state")
-    leaves = {name: [] for name in names}
+    current = {name: [] for name in names}
     following = {name: [] for name in names}
     for start in starts:
-        goes_on = ~is_end[start : start + length]
+        has_next = ~is_end[start : start + length]
         for name in names:
             values = opened.read(name, start, start + length + 1).astype(np.float32)
-            leaves[name].append(values[:-1][goes_on])
-            following[name].append(values[1:][goes_on])
-    found = sum(map(len, leaves["rewards"]))
-    if found == 0:
-        raise VaultError(f"vault {opened.path}: no step is followed by another of its episode, so none can be replayed")
-    index = np.resize(np.arange(found), REPLAYED)  # one compiled shape for all vaults
-    joined = [{name: np.concatenate(parts)[index] for name, parts in of.items()} for of in (leaves, following)]
+            current[name].append(values[:-1][has_next])
+            following[name].append(values[1:][has_next])
+    num_found = sum(map(len, current["rewards"]))
+    if num_found == 0:
+        raise VaultError(
+            f"vault {opened.path}: no step is followed by another of its episode, so none can be simulated; "
+            "choose another vault"
+        )
+    index = np.resize(np.arange(num_found), NUM_SIMULATED)  # one compiled shape for all vaults
+    joined = [{name: np.concatenate(parts)[index] for name, parts in of.items()} for of in (current, following)]
     return _Steps(*joined)
 
 
-def _taken(leaves: Mapping[str, np.ndarray], state: StateSource) -> np.ndarray:
+def _state_of(leaves: Mapping[str, np.ndarray], state: StateSource) -> np.ndarray:
     leaf = leaves[state.leaf]
     return leaf.reshape(len(leaf), -1)[:, state.columns]
 
 
-def _errors(replay: Replay, steps: _Steps, state: StateSource, is_reversed: bool) -> dict[str, float]:
-    """How far the replay is from the record: state, reward and observations, in standard deviations of the record.
+def _errors(simulate: Simulate, steps: _Steps, state: StateSource, is_reversed: bool) -> dict[str, float]:
+    """Errors of the simulated state, reward and observations, in standard deviations of the recorded ones.
 
-    Observations are compared by their change, as where the robot stands in the world is not known to the state.
+    Observations are compared by their change, because the state does not contain the root position.
     """
-    now, following = steps.leaves, steps.following
-    before, after = _taken(now, state), _taken(following, state)
-    turn = slice(None, None, -1 if is_reversed else 1)
-    action, next_action = (jnp.asarray(leaves["actions"][..., turn]) for leaves in (now, following))
-    replayed = jax.device_get(replay(jnp.asarray(before), action, next_action))
-    reward, seen = following["rewards"][:, 0], following["observations"] - now["observations"]
+    current, following = steps.current, steps.following
+    before, after = _state_of(current, state), _state_of(following, state)
+    order = slice(None, None, -1 if is_reversed else 1)
+    action, next_action = (jnp.asarray(leaves["actions"][..., order]) for leaves in (current, following))
+    simulated = jax.device_get(simulate(jnp.asarray(before), action, next_action))
+    reward, obs_change = following["rewards"][:, 0], following["observations"] - current["observations"]
     return {
-        "s_{t+1}": _miss(replayed.next_state, after, after - before),
-        "r_{t+1}": _miss(replayed.next_reward, reward, reward),
-        "the change of o_t": _miss(replayed.next_obs - replayed.obs, seen, seen),
+        "s_{t+1}": _median_error(simulated.next_state, after, after - before),
+        "r_{t+1}": _median_error(simulated.next_reward, reward, reward),
+        "the change of o_t": _median_error(simulated.next_obs - simulated.obs, obs_change, obs_change),
     }
 
 
-def _miss(replayed: np.ndarray, recorded: np.ndarray, spread: np.ndarray) -> float:
-    """The median over steps of the largest difference of a feature, in standard deviations of its `spread`."""
-    scaled = np.abs(replayed - recorded) / (np.std(spread, axis=0) + 1e-3)
+def _median_error(simulated: np.ndarray, recorded: np.ndarray, spread: np.ndarray) -> float:
+    """The median over steps of the largest error of a feature, in standard deviations of its `spread`."""
+    scaled = np.abs(simulated - recorded) / (np.std(spread, axis=0) + 1e-3)
     return float(np.median(scaled.reshape(len(scaled), -1).max(axis=1)))
 
 
 def read_in_convention(opened: OpenVault, convention: Convention, max_transitions: int | None = None) -> Episodes:
-    """Reads a recognised vault, or a part (see `read_episodes`); ends are true ends or time limits as in the task.
+    """Reads a recognised vault, or a part (see `read_episodes`), with terminals and truncations as in the task.
 
     Raises:
-        VaultError: its values cannot be used.
+        VaultError: its values are invalid.
     """
-    return _settle_ends(read_episodes(opened, max_transitions, convention.state), convention)
+    return _separate_time_limits(read_episodes(opened, max_transitions, convention.state), convention)
 
 
-def _settle_ends(episodes: Episodes, convention: Convention) -> Episodes:
+def _separate_time_limits(episodes: Episodes, convention: Convention) -> Episodes:
     """Turns terminals that are time limits into truncations.
 
-    They are those at the time limit with no truncation beside them; and, if the environment goes on after most of the
-    others, all.
+    These are the terminals at the time limit without a truncation. If the simulator does not terminate at most of the
+    other terminals, all terminals are time limits.
     """
     spec = convention.env.spec
     at = np.flatnonzero(episodes.terminal)
@@ -245,10 +254,10 @@ def _settle_ends(episodes: Episodes, convention: Convention) -> Episodes:
     is_limit = (time == spec.episode_length) & (episodes.truncation[at] == 0)
     early = at[~is_limit]
     if len(early):
-        asked = early[np.linspace(0, len(early) - 1, REPLAYED).astype(int)]
-        action = jnp.asarray(episodes.action[asked])
-        replayed = convention.replay(jnp.asarray(episodes.state[asked]), action, action)
-        is_limit |= np.mean(replayed.terminal) < 0.5
+        chosen = early[np.linspace(0, len(early) - 1, NUM_SIMULATED).astype(int)]
+        action = jnp.asarray(episodes.action[chosen])
+        simulated = convention.simulate(jnp.asarray(episodes.state[chosen]), action, action)
+        is_limit |= np.mean(simulated.terminal) < 0.5
     terminal, truncation = episodes.terminal.copy(), episodes.truncation.copy()
     terminal[at[is_limit]] = 0.0
     truncation[at[is_limit]] = 1.0
@@ -256,39 +265,46 @@ def _settle_ends(episodes: Episodes, convention: Convention) -> Episodes:
 
 
 def to_task(episodes: Episodes, convention: Convention, task: str, env: Environment) -> Episodes:
-    """Episodes in the observations and the order of actions of another task with the same robot and state.
+    """Converts episodes to the observations and order of actions of another task with the same robot and state.
 
     Args:
-        episodes: in the vault's convention.
-        convention: the vault's.
+        episodes: the episodes in the vault's convention.
+        convention: the convention of the vault.
         task: name of the other task, for the message.
         env: the other task, as `make` builds it; its observations are functions of the state.
 
     Raises:
-        VaultError: the steps, replayed in the other task, do not come out.
+        VaultError: the steps, simulated in the other task, differ from the recorded ones.
     """
     if convention.task == task and not convention.is_reversed:
         return episodes
     is_end = (episodes.terminal != 0) | (episodes.truncation != 0)
-    goes_on = np.flatnonzero(~is_end)
+    has_next = np.flatnonzero(~is_end)
     if env.spec.state_dim != episodes.state.shape[1] or env.spec.num_agents != episodes.action.shape[1]:
-        raise VaultError(f"{convention.description} and {origin(task)} are not the same robot and agents")
-    if len(goes_on) == 0:
-        raise VaultError("no step is followed by another of its episode, so none can be replayed")
-    at = goes_on[np.linspace(0, len(goes_on) - 1, REPLAYED).astype(int)]
-    replay = _replay(env)
-    misses = []
+        raise VaultError(
+            f"{convention.description} and {convention_name(task)} have different robots or agents; choose another task"
+        )
+    if len(has_next) == 0:
+        raise VaultError(
+            "no step is followed by another of its episode, so none can be simulated; choose another vault"
+        )
+    at = has_next[np.linspace(0, len(has_next) - 1, NUM_SIMULATED).astype(int)]
+    simulate = _make_simulate(env)
+    errors = []
     for is_reversed in (False, True):
         action = episodes.action[..., ::-1] if is_reversed else episodes.action
-        state, now, following = (jnp.asarray(leaf) for leaf in (episodes.state[at], action[at], action[at + 1]))
-        replayed = jax.device_get(replay(state, now, following))
+        state, current, following = (jnp.asarray(leaf) for leaf in (episodes.state[at], action[at], action[at + 1]))
+        simulated = jax.device_get(simulate(state, current, following))
         change = episodes.state[at + 1] - episodes.state[at]
-        misses.append(_miss(replayed.next_state, episodes.state[at + 1], change))
-        if misses[-1] <= TOLERANCE:
+        errors.append(_median_error(simulated.next_state, episodes.state[at + 1], change))
+        if errors[-1] <= TOLERANCE:
             return dataclasses.replace(
                 episodes, obs=_observations(env, episodes.state), action=np.ascontiguousarray(action)
             )
-    raise VaultError(f"{convention.description}, replayed in {origin(task)}, misses s_{{t+1}} by {min(misses):.2g}")
+    raise VaultError(
+        f"{convention.description}, simulated in {convention_name(task)}, differs in s_{{t+1}} by {min(errors):.2g} "
+        f"standard deviations, {TOLERANCE} allowed; choose another task"
+    )
 
 
 def _observations(env: Environment, state: Float[np.ndarray, "T S"]) -> Float[np.ndarray, "T A O"]:
@@ -325,5 +341,6 @@ def load_vault(task: str, path: Path, max_transitions: int | None = None) -> tup
     names = [name for name in TASKS if name == robot or name.startswith(f"{robot}-")]
     convention = recognise(opened, {name: mamujoco.make(name) for name in names})
     if task != robot and convention.task != task:
-        raise VaultError(f"vault {opened.path} is of {convention.description}, not of {origin(task)}; use task {robot}")
+        found, expected = convention.description, convention_name(task)
+        raise VaultError(f"vault {opened.path} is of {found}, not of {expected}; use task {robot}")
     return convention, read_in_convention(opened, convention, max_transitions)

@@ -1,6 +1,6 @@
-"""Offline data: whole episodes on the host, windows of H steps drawn on the device.
+"""Offline data: whole episodes on the host, windows of H steps sampled on the device.
 
-A dataset is stored flat, all steps one after the other: no step is kept twice, and a window is a gather.
+A dataset stores every step once, in one flat array; a window is a gather.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from jaxtyping import Array, Float, Int
 from coda_jax.types import PRNGKey, Trajectory
 
 RETURN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""The quantiles of the episode returns that `statistics` reports."""
+"""Quantiles of the episode returns in `statistics`."""
 
 
 @chex.dataclass(frozen=True)
 class Episodes:
-    """Whole episodes one after the other, as numpy arrays on the host; made by `episodes_from_arrays`.
+    """Concatenated whole episodes, as numpy arrays on the host; built by `episodes_from_arrays`.
 
     state:      `[T, S]` global state s_t, in the environment's units.
     obs:        `[T, A, O]` local observations o_t^i.
     action:     `[T, A, U]` actions a_t^i in [-1, 1].
     reward:     `[T]` team reward r_t received after acting at t.
     terminal:   `[T]` 1.0 where the episode truly ended after t.
-    truncation: `[T]` 1.0 where the episode was cut off after t, by a time limit or by the end of the recording.
+    truncation: `[T]` 1.0 where the episode was truncated after t, by a time limit or by the end of the recording.
     """
 
     state: Float[np.ndarray, "T S"]
@@ -38,18 +38,18 @@ class Episodes:
 
     @property
     def bounds(self) -> Int[np.ndarray, "_"]:
-        """Where the N episodes begin and end: episode k holds the steps `bounds[k]` to `bounds[k + 1] - 1`."""
+        """`[N + 1]` boundaries of the N episodes: episode k has the steps `bounds[k]` to `bounds[k + 1] - 1`."""
         ends = np.flatnonzero((self.terminal != 0) | (self.truncation != 0)) + 1
         return np.concatenate([np.zeros(1, ends.dtype), ends])
 
 
 @chex.dataclass(frozen=True)
 class Dataset:
-    """Steps on the device and the places where a window of H steps may begin; made by `make_dataset`.
+    """Steps on the device and the valid starts of windows of H steps; built by `make_dataset`.
 
     steps:   all T steps, with one leading axis.
-    starts:  `[W]` every step t whose window, the steps t + `offsets`, lies inside one episode.
-    offsets: `[H]` 0, 1, ..., H - 1; its length says which H the starts are valid for.
+    starts:  `[W]` all steps t for which the window t + `offsets` lies inside one episode.
+    offsets: `[H]` 0, 1, ..., H - 1, for the largest H for which the starts are valid.
     """
 
     steps: Trajectory
@@ -65,7 +65,7 @@ def episodes_from_arrays(
     terminal: np.ndarray,
     truncation: np.ndarray,
 ) -> Episodes:
-    """Turns one recorded stream of steps into episodes, in float32.
+    """Converts a recorded stream of steps into episodes, in float32.
 
     The arguments are the fields of `Episodes`, of any numeric or boolean type; float32 arrays are not copied,
     apart from `truncation`. A last episode that neither ended nor was cut off is kept, as one that was cut off by the
@@ -105,10 +105,10 @@ def episodes_from_arrays(
 
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:
-    """Puts the episodes of several recordings of one task (say, of several behaviour teams) one after the other.
+    """Concatenates the episodes of several recordings of one task (for example, of several behaviour teams).
 
     Raises:
-        ValueError: no parts, or parts of different state, observation or action sizes.
+        ValueError: there are no parts, or their state, observation or action sizes differ.
     """
     if not parts:
         raise ValueError("concatenate needs at least one set of episodes")
@@ -116,11 +116,11 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
 
 
 def split_episodes(episodes: Episodes, held_out_fraction: float = 0.1, seed: int = 0) -> tuple[Episodes, Episodes]:
-    """Splits by whole episodes, at random, into those to train on and those held out; both keep their order.
+    """Splits whole episodes at random into training and held-out episodes; both keep their order.
 
     Args:
-        episodes: at least two.
-        held_out_fraction: share of the *episodes* to hold out, rounded, but at least one and not all.
+        episodes: at least two episodes.
+        held_out_fraction: fraction of the *episodes* to hold out, rounded; at least one episode and not all.
         seed: the same seed gives the same split.
 
     Returns:
@@ -154,7 +154,7 @@ def split_episodes(episodes: Episodes, held_out_fraction: float = 0.1, seed: int
 
 
 def window_starts(episodes: Episodes, horizon: int) -> Int[np.ndarray, "W"]:
-    """All steps t for which the steps t, ..., t + `horizon` - 1 lie inside one episode, ascending."""
+    """All steps t for which the steps t, ..., t + `horizon` - 1 lie inside one episode, in ascending order."""
     bounds = episodes.bounds
     end_of_episode = np.repeat(bounds[1:], np.diff(bounds))
     step = np.arange(bounds[-1])
@@ -164,7 +164,7 @@ def window_starts(episodes: Episodes, horizon: int) -> Int[np.ndarray, "W"]:
 def make_dataset(episodes: Episodes, horizon: int) -> Dataset:
     """Moves episodes to the device for the sampling of windows of `horizon` (H) steps.
 
-    Episodes shorter than H remain among the steps, but no window comes from them.
+    Episodes shorter than H remain among the steps, but contain no window.
 
     Raises:
         ValueError: the horizon is below 1, or no episode has H steps.
@@ -216,19 +216,19 @@ def one_step_dataset(trajectories: Trajectory) -> Dataset:
 
 
 def sample_index(dataset: Dataset, key: PRNGKey, batch_size: int, horizon: int) -> Int[Array, "B H"]:
-    """Draws windows with replacement, uniformly over all places where one may begin, as indices of steps.
+    """Samples windows with replacement, uniformly over all valid starts, as indices of steps.
 
     Args:
-        dataset: where to draw from; pass it as an argument of the jitted function, not as a captured constant.
+        dataset: the dataset; pass it as an argument of the jitted function, not as a captured constant.
         key: consumed.
         batch_size: B, static.
-        horizon: H, static, at most the one the dataset was made for.
+        horizon: H, static, at most the horizon of the dataset.
 
     Returns:
-        The steps of each window; no window crosses an episode's end.
+        The step indices of each window; no window crosses an episode's end.
 
     Raises:
-        ValueError: windows longer than those the dataset was made for.
+        ValueError: the horizon is larger than that of the dataset.
     """
     if horizon > len(dataset.offsets):
         raise ValueError(f"the dataset was made for windows of {len(dataset.offsets)} steps, {horizon} were asked for")
@@ -256,7 +256,7 @@ def sample_windows(dataset: Dataset, key: PRNGKey, batch_size: int, horizon: int
 
 
 def episode_returns(episodes: Episodes) -> Float[np.ndarray, "N"]:
-    """The undiscounted sum of rewards of every episode, accumulated in float64."""
+    """The undiscounted return of every episode, accumulated in float64."""
     return np.add.reduceat(episodes.reward.astype(np.float64), episodes.bounds[:-1])
 
 
@@ -265,8 +265,9 @@ def statistics(episodes: Episodes) -> dict[str, int | float]:
 
     Returns:
         `num_episodes`, `num_transitions`; over the episodes `return_mean`, `return_std` (of the population),
-        `return_min`, `return_max` and `return_q05` ... `return_q95`; `action_saturation`, the share of action entries
-        at a bound, |a| >= 1; `num_nan`, the NaNs in all arrays (the return of an episode with a NaN reward is NaN).
+        `return_min`, `return_max` and `return_q05` ... `return_q95`; `action_saturation`, the fraction of action
+        entries at a bound, |a| >= 1; `num_nan`, the number of NaNs in all arrays (which
+        make the return of their episode NaN).
     """
     returns = episode_returns(episodes)
     quantiles = np.quantile(returns, RETURN_QUANTILES)

@@ -1,10 +1,10 @@
-"""What is published of OG-MARL's datasets: the returns of their episodes."""
+"""Published statistics of OG-MARL's datasets: the returns of their episodes."""
 
 from typing import NamedTuple
 
 
 class PublishedCard(NamedTuple):
-    """Returns of a dataset's episodes."""
+    """Published statistics of the episode returns of a dataset."""
 
     mean: float
     std: float
@@ -21,5 +21,5 @@ PUBLISHED_CARDS = {
 }
 """By task and dataset.
 
-`replay` is of OG-MARL's `gymnasium_mamujoco`, read off a histogram; the others are of its `mamujoco`.
+`replay` is from OG-MARL's `gymnasium_mamujoco`, read off a histogram; the others are from its `mamujoco`.
 """

@@ -11,24 +11,24 @@ from coda_jax.data.vault_files import OpenVault
 
 
 class Survey(NamedTuple):
-    """A vault in numbers."""
+    """Statistics of a vault."""
 
     returns: Float[np.ndarray, "N"]
-    """Undiscounted return of each episode, of agent 0; NaN where a reward is."""
+    """Undiscounted return of each episode for agent 0; NaN if a reward of the episode is NaN."""
     lengths: Int[np.ndarray, "N"]
-    """Steps of each episode."""
+    """Number of steps of each episode."""
     num_terminal: int
     """Episodes whose last step is stored as terminal."""
     num_truncated: int
     """Episodes whose last step is stored as truncated."""
     num_nan: dict[str, int]
-    """Numbers of each leaf that are NaN or infinite."""
+    """Count of NaN or infinite numbers in each leaf."""
     saturation: float
-    """Share of the actions at a bound, |a| >= 1."""
+    """Fraction of the actions at a bound, |a| >= 1."""
     num_out_of_bounds: int
-    """Actions beyond the bounds by more than rounding."""
-    num_unshared: int
-    """Steps at which the agents' rewards differ."""
+    """Number of actions outside the bounds by more than rounding."""
+    num_unequal_rewards: int
+    """Number of steps at which the agents' rewards differ."""
 
 
 def survey(opened: OpenVault) -> Survey:
@@ -41,9 +41,9 @@ def survey(opened: OpenVault) -> Survey:
     is_last = terminal | truncation
     is_last[-1] = True
     bounds = np.flatnonzero(is_last) + 1
-    number = np.cumsum(is_last) - is_last  # of the episode that each step is in
+    episode = np.cumsum(is_last) - is_last  # the episode number of each step
     returns = np.zeros(len(bounds))
-    num_nan, num_saturated, num_out, num_unshared = {}, 0, 0, 0
+    num_nan, num_saturated, num_out, num_unequal_rewards = {}, 0, 0, 0
     for name in opened.leaves:
         num_nan[name] = 0
         for start, values in opened.slices(name):
@@ -52,9 +52,9 @@ def survey(opened: OpenVault) -> Survey:
                 num_saturated += int(np.sum(np.abs(values) >= 1.0))
                 num_out += int(np.sum(np.abs(values) > 1.0 + ACTION_TOLERANCE))
             elif name == "rewards":
-                num_unshared += int(np.sum((values != values[:, :1]).any(axis=1)))
+                num_unequal_rewards += int(np.sum((values != values[:, :1]).any(axis=1)))
                 steps = slice(start, start + len(values))
-                returns += np.bincount(number[steps], values[:, 0].astype(np.float64), len(bounds))
+                returns += np.bincount(episode[steps], values[:, 0].astype(np.float64), len(bounds))
     return Survey(
         returns=returns,
         lengths=np.diff(bounds, prepend=0),
@@ -63,5 +63,5 @@ def survey(opened: OpenVault) -> Survey:
         num_nan=num_nan,
         saturation=num_saturated / (opened.length * math.prod(opened.leaves["actions"].shape[2:])),
         num_out_of_bounds=num_out,
-        num_unshared=num_unshared,
+        num_unequal_rewards=num_unequal_rewards,
     )

@@ -1,7 +1,7 @@
-"""Behaviour teams: the committed policies that the named datasets are rolled out from.
+"""Behaviour teams: the committed policies that generate the named datasets.
 
-A task's teams were trained online by MATD3 from different seeds and kept at several points of their training, in
-`assets/{task}.npz`: half-precision weights with leading axes (team, snapshot), read without pickle.
+The teams of a task were trained online by MATD3 with different seeds. Snapshots of their training are stored in
+`assets/{task}.npz` as half-precision weights with leading axes (team, snapshot), without pickle.
 """
 
 import importlib.resources
@@ -24,7 +24,7 @@ from coda_jax.marl.matd3 import team_policy
 from coda_jax.types import Params, PRNGKey
 
 NOISE = 0.2
-"""Standard deviation of the exploration noise in the named datasets, by the published protocol."""
+"""Standard deviation of the exploration noise in the named datasets (published protocol)."""
 
 
 @chex.dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Teams:
     """The snapshots of a task's behaviour teams.
 
     policy:    weights of `marl.matd3.TeamPolicy`; leaves are `[teams, snapshots, ...]`.
-    num_steps: `[snapshots]` environment steps that a team had taken.
-    returns:   `[teams, snapshots]` its mean return without noise, when it was saved.
+    num_steps: `[snapshots]` environment steps of training before each snapshot.
+    returns:   `[teams, snapshots]` mean return of each snapshot without noise.
     """
 
     policy: Params
@@ -42,17 +42,17 @@ class Teams:
 
     @property
     def width(self) -> int:
-        """Units of the policies' hidden layers."""
+        """Number of units of the policies' hidden layers."""
         return self.policy["params"]["Dense_0"]["bias"].shape[-1]
 
 
 def assets(task: str) -> Path:
-    """Where the teams of a task are kept."""
+    """Path of the file with the teams of a task."""
     return Path(str(importlib.resources.files("coda_jax.data"))) / "assets" / f"{task}.npz"
 
 
 def save_teams(path: Path, teams: Teams) -> None:
-    """Writes teams, weights in half precision."""
+    """Saves teams, with weights in half precision."""
     weights = flax.traverse_util.flatten_dict(teams.policy, sep="/")
     np.savez_compressed(
         path,
@@ -64,10 +64,10 @@ def save_teams(path: Path, teams: Teams) -> None:
 
 
 def load_teams(path: Path) -> Teams:
-    """Reads teams, weights in single precision.
+    """Loads teams, with weights in single precision.
 
     Raises:
-        FileNotFoundError: there are no teams at `path`.
+        FileNotFoundError: `path` does not exist.
     """
     with np.load(path, allow_pickle=False) as stored:
         arrays = dict(stored)
@@ -77,36 +77,36 @@ def load_teams(path: Path) -> Teams:
 
 
 def replay_schedule(teams: Teams, num_episodes: int) -> Int[np.ndarray, "num_episodes 2"]:
-    """Which (team, snapshot) rolls out each episode of `replay`: all teams alike, snapshots evenly over training."""
+    """The (team, snapshot) of each episode of `replay`: equal numbers per team, snapshots evenly over training."""
     num_teams, num_snapshots = teams.returns.shape
     episode = np.arange(num_episodes)
-    of_team = -(-num_episodes // num_teams)
-    snapshot = (episode // num_teams + 0.5) * num_snapshots / of_team
+    episodes_per_team = -(-num_episodes // num_teams)
+    snapshot = (episode // num_teams + 0.5) * num_snapshots / episodes_per_team
     return np.stack([episode % num_teams, snapshot.astype(int)], axis=1)
 
 
 def level_snapshots(teams: Teams, level: float) -> Int[np.ndarray, "teams"]:
-    """The snapshot of each team whose return without noise was nearest a level."""
+    """The snapshot of each team whose return without noise is nearest to a level."""
     return np.argmin(np.abs(teams.returns - level), axis=1)
 
 
 def level_schedule(teams: Teams, level: float, num_episodes: int) -> Int[np.ndarray, "num_episodes 2"]:
-    """Which (team, snapshot) rolls out each episode of a dataset of one level: all teams alike, a snapshot each."""
+    """The (team, snapshot) of each episode of a dataset of one level: equal numbers per team, one snapshot per team."""
     team = np.arange(num_episodes) % teams.returns.shape[0]
     return np.stack([team, level_snapshots(teams, level)[team]], axis=1)
 
 
 def named_datasets(task: str) -> tuple[str, ...]:
-    """The datasets that a task's teams can be rolled out for; none without teams."""
+    """The named datasets of a task; empty if the task has no behaviour teams."""
     if not assets(task).exists():
         return ()
     return ("replay", *(name for known, name in PUBLISHED_CARDS if known == task and name != "replay"))
 
 
 def schedule_of(teams: Teams, task: str, dataset: str, num_episodes: int) -> Int[np.ndarray, "num_episodes 2"]:
-    """Which (team, snapshot) rolls out each episode of a named dataset.
+    """The (team, snapshot) of each episode of a named dataset.
 
-    The level of `good`, `medium` and `poor` is the mean return of the published dataset.
+    For `good`, `medium` and `poor`, the level is the mean return of the published dataset.
     """
     if dataset == "replay":
         return replay_schedule(teams, num_episodes)
@@ -114,16 +114,16 @@ def schedule_of(teams: Teams, task: str, dataset: str, num_episodes: int) -> Int
 
 
 def snapshots_at(teams: Teams, schedule: Int[np.ndarray, "N 2"]) -> Params:
-    """The weights of N (team, snapshot) pairs; leaves are `[N, ...]`."""
+    """The weights for N (team, snapshot) pairs; leaves are `[N, ...]`."""
     return jax.tree.map(lambda leaf: leaf[schedule[:, 0], schedule[:, 1]], teams.policy)
 
 
 def recorder(env: Environment, width: int, noise: float) -> Callable[[Params, PRNGKey], Rollout]:
-    """A pure function that rolls out N snapshots, each in an environment of its own, for the length of an episode.
+    """Returns a pure function that rolls out N snapshots, one environment per snapshot, for the length of an episode.
 
     Args:
         env: the task.
-        width: units of the teams' hidden layers.
+        width: number of units of the teams' hidden layers.
         noise: standard deviation of the Gaussian noise on actions, which are then clipped to [-1, 1].
 
     Returns:

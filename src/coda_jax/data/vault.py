@@ -1,7 +1,7 @@
-"""Episodes on disk, as flashbax Vaults in the layout of OG-MARL; our own and downloaded ones pass the same checks.
+"""Episodes on disk, as flashbax Vaults in the layout of OG-MARL; own and downloaded vaults pass the same checks.
 
-Vaults written here also hold a `card.json`: the dataset's statistics, and a checksum of every leaf. Reading goes slice
-by slice into the arrays that are kept, so memory holds these and little else, however large the vault.
+Vaults written here also contain a `card.json` with the statistics of the dataset and a checksum of every leaf. Vaults
+are read slice by slice, so memory usage hardly exceeds the size of the returned arrays.
 """
 
 import contextlib
@@ -30,28 +30,28 @@ from coda_jax.data.vault_files import (
     REPAIR,
     OpenVault,
     VaultError,
+    as_vault_error,
     check_shapes,
     first_line,
-    one_clear_line,
     open_vault,
 )
 from coda_jax.types import TaskSpec
 
 _CARD = "card.json"
 ACTION_TOLERANCE = 1e-4
-"""By how much an action may exceed [-1, 1], from rounding; it is clipped."""
+"""Rounding error by which an action may exceed [-1, 1]; such actions are clipped."""
 
 
 class StateSource(NamedTuple):
-    """Where a vault keeps the global state: columns of a leaf whose axes behind the time are laid out flat."""
+    """Location of the global state in a vault: columns of a leaf whose axes after time are flattened."""
 
     leaf: str
-    """`infos.state`, or `observations` for vaults whose state leaf is not the environment's state."""
+    """`infos.state`, or `observations` if the state leaf is not the environment's state."""
     columns: Int[np.ndarray, "S"]
 
 
 def write_vault(path: str | os.PathLike[str], episodes: Episodes, provenance: Mapping[str, Any] | None = None) -> bool:
-    """Stores episodes as a vault, whole or not at all; never changes a vault that exists.
+    """Writes episodes as a vault, atomically; never changes an existing vault.
 
     The vault is written into a hidden folder beside `path` and renamed, so several processes may write at once: the
     first one wins, and the others drop their copies.
@@ -62,11 +62,11 @@ def write_vault(path: str | os.PathLike[str], episodes: Episodes, provenance: Ma
         provenance: how the episodes came about, in terms of JSON; kept in the card.
 
     Returns:
-        Whether these episodes are what `path` holds now: False if another vault was there first.
+        True if `path` now contains these episodes, False if it already contained another vault.
 
     Raises:
-        VaultError: NaNs, infinities or actions outside [-1, 1] in the episodes.
-        OSError: the folder is read-only or full, or its name is one flashbax cannot write to. Nothing is left behind.
+        VaultError: the episodes contain NaN, infinity or actions outside [-1, 1].
+        OSError: the folder is read-only, the disk is full, or flashbax cannot write to that path. No files remain.
     """
     path = Path(path).absolute()
     leaves = _leaves_from_episodes(episodes)
@@ -77,7 +77,7 @@ def write_vault(path: str | os.PathLike[str], episodes: Episodes, provenance: Ma
         "provenance": dict(provenance or {}),
         "leaves": {name: _fingerprint_of(leaf) for name, leaf in leaves.items()},
     }
-    if any(mark in str(path) for mark in "%?#"):  # flashbax makes a URL of it, without quoting
+    if any(mark in str(path) for mark in "%?#"):  # flashbax builds a URL from the path, without quoting
         raise OSError(f"cannot write the vault {path} with '%', '?' or '#' in its path; choose another folder")
     unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
@@ -85,15 +85,15 @@ def write_vault(path: str | os.PathLike[str], episodes: Episodes, provenance: Ma
         _write_leaves(unfinished, leaves)
         (unfinished / _CARD).write_text(json.dumps(card, indent=2, allow_nan=False))
         return _rename_unless_exists(unfinished, path)
-    except (OSError, ValueError) as fault:  # tensorstore raises a ValueError for a full disk
+    except (OSError, ValueError) as error:  # tensorstore raises a ValueError for a full disk
         advice = "make its folder writable, free some space, or choose another folder"
-        raise OSError(f"cannot write the vault {path} ({first_line(fault)}); {advice}") from fault
+        raise OSError(f"cannot write the vault {path} ({first_line(error)}); {advice}") from error
     finally:
         _remove(unfinished)
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder in which threads of tensorstore may still be writing after a failure, and making it anew."""
+    """Removes a folder, repeatedly: after a failure, threads of tensorstore may still write and recreate it."""
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.05)
@@ -104,9 +104,9 @@ def _remove(folder: Path) -> None:
 def read_vault(
     path: str | os.PathLike[str], task: TaskSpec | None = None, max_transitions: int | None = None
 ) -> Episodes:
-    """Reads a vault and checks all of it: its files, checksums where it has them, shapes and values.
+    """Reads a vault and checks its files, checksums (if it has any), shapes and values.
 
-    An episode ends after a step that is terminal or truncated for any agent; an unfinished last one counts as
+    An episode ends after a step that is terminal or truncated for any agent; an unfinished last episode counts as
     truncated.
 
     Args:
@@ -115,9 +115,9 @@ def read_vault(
         max_transitions: see `read_episodes`.
 
     Raises:
-        VaultError: there is no vault, or several; it is incomplete or corrupt, is empty, lacks a leaf, has shapes that
-            contradict each other or the task; holds NaNs, infinities, actions outside [-1, 1], or agents whose rewards
-            differ.
+        VaultError: there is no vault or more than one; the vault is incomplete, corrupt or empty, lacks a leaf, or has
+            inconsistent shapes or shapes of another task; it contains NaN, infinity, actions outside [-1, 1], or
+            different rewards of the agents.
     """
     opened = open_vault(Path(path))
     check_shapes(opened, task)
@@ -125,15 +125,16 @@ def read_vault(
 
 
 def read_episodes(opened: OpenVault, max_transitions: int | None = None, state: StateSource | None = None) -> Episodes:
-    """Reads an open vault as `read_vault` does, or a part of it; all of it is checked either way.
+    """Reads an open vault, or a part of it, as `read_vault`; the whole vault is checked in either case.
 
     Args:
         opened: the vault.
-        max_transitions: at most so many steps, in whole episodes spread evenly over the vault; all of them by default.
-        state: where the global state stands; `infos.state` as it is by default.
+        max_transitions: upper limit on the number of steps, in whole episodes spread evenly over the vault; no limit
+            by default.
+        state: location of the global state; `infos.state` by default.
 
     Raises:
-        VaultError: see `read_vault`; or `max_transitions` is less than an episode.
+        VaultError: see `read_vault`; or `max_transitions` is less than the length of an episode.
     """
     terminal, truncation = opened.ends()
     kept = np.ones(opened.length, bool)
@@ -147,26 +148,26 @@ def read_episodes(opened: OpenVault, max_transitions: int | None = None, state: 
         "rewards": np.empty(num_kept, np.float32),
     }
     states = np.empty((num_kept, len(source.columns)), np.float32)
-    written = _fingerprints_written(opened)
+    expected = _card_fingerprints(opened)
     for name in opened.leaves:
         fingerprint = _Fingerprint((1, opened.length, *opened.leaves[name].shape[2:]))
         filled = 0
         for start, values in opened.slices(name):
-            if written is not None:
+            if expected is not None:
                 fingerprint.add(values)
             _check_values(opened.path, name, start, values)
             chosen = values[kept[start : start + len(values)]]
-            place = slice(filled, filled + len(chosen))
+            rows = slice(filled, filled + len(chosen))
             filled += len(chosen)
             if name == source.leaf:
-                states[place] = chosen.reshape(len(chosen), math.prod(chosen.shape[1:]))[:, source.columns]
+                states[rows] = chosen.reshape(len(chosen), math.prod(chosen.shape[1:]))[:, source.columns]
             if name == "actions":
-                np.clip(chosen, -1, 1, out=fields[name][place], casting="same_kind")
+                np.clip(chosen, -1, 1, out=fields[name][rows], casting="same_kind")
             elif name == "rewards":
-                fields[name][place] = chosen[:, 0]
+                fields[name][rows] = chosen[:, 0]
             elif name in fields:
-                fields[name][place] = chosen
-        if written is not None and fingerprint.digest() != written[name]:
+                fields[name][rows] = chosen
+        if expected is not None and fingerprint.digest() != expected[name]:
             raise VaultError(f"vault {opened.path} is corrupt: {name} is not what {_CARD} says was written; {REPAIR}")
     return episodes_from_arrays(
         state=states,
@@ -179,7 +180,7 @@ def read_episodes(opened: OpenVault, max_transitions: int | None = None, state: 
 
 
 def _spread_evenly(path: Path, is_end: Bool[np.ndarray, "T"], max_transitions: int) -> Bool[np.ndarray, "T"]:
-    """Marks the steps of whole episodes, evenly spread, that together have at most `max_transitions` steps."""
+    """Selects evenly spread whole episodes with at most `max_transitions` steps in total, as a mask of steps."""
     ends = np.flatnonzero(is_end) + 1
     ends = ends if len(ends) and ends[-1] == len(is_end) else np.append(ends, len(is_end))
     lengths = np.diff(ends, prepend=0)
@@ -187,7 +188,7 @@ def _spread_evenly(path: Path, is_end: Bool[np.ndarray, "T"], max_transitions: i
     def spread(number: int) -> np.ndarray:
         return ((np.arange(number) + 0.5) * len(lengths) / number).astype(int)
 
-    fits, too_many = 0, len(lengths)  # so many episodes fit, so many do not
+    fits, too_many = 0, len(lengths)  # bisection: this number of episodes fits, that number does not
     while too_many - fits > 1:
         number = (fits + too_many) // 2
         fits, too_many = (number, too_many) if lengths[spread(number)].sum() <= max_transitions else (fits, number)
@@ -218,7 +219,7 @@ def _leaves_from_episodes(episodes: Episodes) -> dict[str, np.ndarray]:
 
 
 def _write_leaves(folder: Path, leaves: Mapping[str, np.ndarray]) -> None:
-    """Lets flashbax make a new vault of `folder`, which must not exist."""
+    """Writes a new vault with flashbax to `folder`, which must not exist."""
     experience: dict[str, Any] = {name: leaf for name, leaf in leaves.items() if name != "infos.state"}
     experience["infos"] = {"state": leaves["infos.state"]}
     length = leaves["infos.state"].shape[1]
@@ -227,12 +228,13 @@ def _write_leaves(folder: Path, leaves: Mapping[str, np.ndarray]) -> None:
     )
     with contextlib.redirect_stdout(io.StringIO()):  # its constructor prints
         vault = Vault(".", experience, rel_dir=str(folder.parent), vault_uid=folder.name)
-    with ThreadPoolExecutor(max_workers=1) as pool:  # `write` starts an event loop; a notebook's thread has one already
+    # `write` starts an event loop, and the thread of a notebook already has one.
+    with ThreadPoolExecutor(max_workers=1) as pool:
         pool.submit(vault.write, recording).result()
 
 
 def _rename_unless_exists(source: Path, target: Path) -> bool:
-    """Renames a folder; False if a vault stands at the target."""
+    """Renames a folder; returns False if the target is already a vault."""
     try:
         os.rename(source, target)
     except OSError:
@@ -243,13 +245,13 @@ def _rename_unless_exists(source: Path, target: Path) -> bool:
 
 
 def _check_values(path: Path, name: str, start: int, values: np.ndarray) -> None:
-    """Raises for the first value that is not finite, action out of bounds, or reward that differs between agents.
+    """Raises a VaultError at the first non-finite value, out-of-bounds action, or reward that differs between agents.
 
     Args:
         path: the vault, for the message.
         name: the leaf.
-        start: the step that `values` begin with.
-        values: `[n, ...]`.
+        start: the step of the first value.
+        values: `[n, ...]` the values of n consecutive steps.
     """
 
     def first(bad: np.ndarray) -> str:
@@ -265,7 +267,7 @@ def _check_values(path: Path, name: str, start: int, values: np.ndarray) -> None
 
 
 class _Fingerprint:
-    """A leaf's shape, type and checksum, of slices that are added in order."""
+    """Shape, type and checksum of a leaf, computed from consecutive slices."""
 
     def __init__(self, shape: tuple[int, ...]):
         self._shape, self._dtype, self._hash = shape, "", hashlib.sha256()
@@ -284,10 +286,10 @@ def _fingerprint_of(leaf: np.ndarray) -> dict[str, Any]:
     return fingerprint.digest()
 
 
-def _fingerprints_written(opened: OpenVault) -> dict[str, Any] | None:
-    """What the card says of each leaf; None for vaults that others wrote."""
+def _card_fingerprints(opened: OpenVault) -> dict[str, Any] | None:
+    """The fingerprint of each leaf in the card; None for vaults without a card."""
     if not (opened.path / _CARD).exists():
         return None
-    with one_clear_line(opened.path):
+    with as_vault_error(opened.path):
         leaves = json.loads((opened.path / _CARD).read_text())["leaves"]
         return {name: leaves[name] for name in opened.leaves}

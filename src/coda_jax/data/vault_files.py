@@ -1,7 +1,7 @@
-"""The files of a flashbax Vault in the layout of OG-MARL: opened, checked, and read slice by slice.
+"""The files of a flashbax Vault in the layout of OG-MARL: opening, checking, and reading slice by slice.
 
-A vault is a folder `{env}/{scenario}.vlt/{uid}`, holding one zarr array a leaf with the axes [1, T, ...]. Recordings
-of older OG-MARL hold one array a leaf and agent, such as `observations.agent_0`; they read like the others.
+A vault is a folder `{env}/{scenario}.vlt/{uid}` with one zarr array per leaf, of axes [1, T, ...]. Recordings of older
+OG-MARL have one array per leaf and agent, such as `observations.agent_0`; they are read in the same way.
 """
 
 import contextlib
@@ -25,26 +25,26 @@ LAYOUT = {
     "truncations": "A",
     "infos.state": "S",
 }
-"""The leaves of OG-MARL, and the dimensions of each after [1, T], in the letters of `coda_jax.types`."""
+"""The leaves of OG-MARL with their dimensions after [1, T]; `coda_jax.types` defines the letters."""
 
 FLAGS = {"terminals", "truncations"}
 METADATA = "metadata.json"
 REPAIR = "delete it, then build or download it again"
 _VERSION = 1
-"""The major version of the vaults that can be read."""
+"""The major version of the supported vault format."""
 _ELEMENTS = 2**20
 """Numbers read at a time, or one stored chunk if that is more: few enough not to matter beside the data in memory."""
 
 
 class VaultError(ValueError):
-    """A vault that cannot be used; the message is one line: what is wrong, where, and what to do."""
+    """A vault cannot be used; the message is one line: what is wrong, where, and what to do."""
 
 
 class StoredLeaf(NamedTuple):
     """One leaf on disk."""
 
     arrays: tuple[tensorstore.TensorStore, ...]
-    """The array, or those of the agents in order."""
+    """The array, or one array per agent, in order."""
     is_per_agent: bool
 
     @property
@@ -54,23 +54,23 @@ class StoredLeaf(NamedTuple):
         return (batch, capacity, len(self.arrays), *features) if self.is_per_agent else (batch, capacity, *features)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The steps `start` to `stop - 1`, as `[stop - start, ...]` in the type they are stored in."""
-        reading = [array[0, start:stop].read() for array in self.arrays]
-        parts = [part.result() for part in reading]
+        """The steps `start` to `stop - 1`, as `[stop - start, ...]` in the stored type."""
+        futures = [array[0, start:stop].read() for array in self.arrays]
+        parts = [future.result() for future in futures]
         return np.stack(parts, axis=1) if self.is_per_agent else parts[0]
 
 
 class OpenVault(NamedTuple):
-    """A vault whose files have been checked, apart from their values."""
+    """A vault whose files and shapes have been checked, but not its values."""
 
     path: Path
     length: int
-    """T, its steps."""
+    """T, the number of steps."""
     leaves: dict[str, StoredLeaf]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """A, O, U and S."""
+        """The dimensions A, O, U and S."""
         num_agents, obs_dim = self.leaves["observations"].shape[2:]
         return {
             "A": num_agents,
@@ -80,16 +80,16 @@ class OpenVault(NamedTuple):
         }
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """The steps `start` to `stop - 1` of a leaf, as `[stop - start, ...]` in the type they are stored in.
+        """The steps `start` to `stop - 1` of a leaf, as `[stop - start, ...]` in the stored type.
 
         Raises:
             VaultError: the files are damaged.
         """
-        with one_clear_line(self.path):
+        with as_vault_error(self.path):
             return self.leaves[name].read(start, stop)
 
     def slices(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """All steps of a leaf in order, as (first step, values `[n, ...]`), a few stored chunks at a time.
+        """All steps of a leaf in order, as pairs (first step, values `[n, ...]`) of a few stored chunks each.
 
         Raises:
             VaultError: the files are damaged.
@@ -101,7 +101,7 @@ class OpenVault(NamedTuple):
             yield start, self.read(name, start, min(start + step, self.length))
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where an episode ends: `[T]` whether any agent is terminal, `[T]` whether any is truncated."""
+        """Ends of episodes: `[T]` whether any agent is terminal, and `[T]` whether any agent is truncated."""
         flags = {name: np.zeros(self.length, bool) for name in ("terminals", "truncations")}
         for name, flag in flags.items():
             for start, values in self.slices(name):
@@ -110,13 +110,13 @@ class OpenVault(NamedTuple):
 
 
 def open_vault(path: Path) -> OpenVault:
-    """Opens a vault: its own folder, or the `.vlt` folder around it if that holds a single vault.
+    """Opens a vault: its folder, or the `.vlt` folder around it if that contains a single vault.
 
     Raises:
-        VaultError: there is no vault, or several; it is incomplete or corrupt, is empty, lacks a leaf, or has shapes
-            that contradict each other.
+        VaultError: there is no vault or more than one; the vault is incomplete, corrupt or empty, lacks a leaf, or has
+            inconsistent shapes.
     """
-    with one_clear_line(path):
+    with as_vault_error(path):
         path = _find_vault(path)
         leaves = _open_leaves(path, json.loads((path / METADATA).read_text()))
         length = int(_open_array(path, "vault_index").read().result()[0])
@@ -129,7 +129,7 @@ def open_vault(path: Path) -> OpenVault:
 
 
 def _find_vault(path: Path) -> Path:
-    """The folder with the vault's files: `path`, or the only one inside; hidden ones are still being written."""
+    """The folder with the vault's files: `path`, or the only vault inside; hidden folders are unfinished vaults."""
     if not path.exists():
         raise VaultError(f"vault {path} does not exist; give the path of a .vlt folder or of a vault inside one")
     if (path / METADATA).exists():
@@ -143,18 +143,20 @@ def _find_vault(path: Path) -> Path:
 
 
 def _open_leaves(path: Path, metadata: Mapping[str, Any]) -> dict[str, StoredLeaf]:
-    """Opens the leaves of the layout, stored whole or agent by agent."""
+    """Opens the leaves of the layout, stored as one array or as one array per agent."""
     if int(metadata["version"]) != _VERSION:
         version = metadata["version"]
         raise VaultError(f"vault {path} has format version {version}; convert it to version {_VERSION} with flashbax")
     found = set(_leaf_names(metadata["structure_shape"]))
-    of_agents = {name: _agents_leaves(name, found) for name in LAYOUT if "A" in LAYOUT[name]}
-    if missing := {name for name in LAYOUT if name not in found and not of_agents.get(name)}:
-        lacks, expected, has = (", ".join(sorted(names)) for names in (missing, set(LAYOUT), found))
-        raise VaultError(f"vault {path} lacks {lacks}: expected {expected}, found {has}; give a vault of OG-MARL")
+    agent_leaves = {name: _leaves_per_agent(name, found) for name in LAYOUT if "A" in LAYOUT[name]}
+    if missing := {name for name in LAYOUT if name not in found and not agent_leaves.get(name)}:
+        missing_names, expected, has = (", ".join(sorted(names)) for names in (missing, set(LAYOUT), found))
+        raise VaultError(
+            f"vault {path} lacks {missing_names}: expected {expected}, found {has}; give a vault of OG-MARL"
+        )
     leaves = {}
     for name in LAYOUT:
-        parts = [name] if name in found else of_agents[name]
+        parts = [name] if name in found else agent_leaves[name]
         leaves[name] = StoredLeaf(tuple(_open_array(path, f"{part}.") for part in parts), name not in found)
         if len({array.shape for array in leaves[name].arrays}) != 1:
             shapes = ", ".join(
@@ -165,7 +167,7 @@ def _open_leaves(path: Path, metadata: Mapping[str, Any]) -> dict[str, StoredLea
 
 
 def _leaf_names(structure: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The names of all leaves in a vault's description of its structure, such as `infos.state`."""
+    """The names of all leaves in the structure of a vault's metadata, such as `infos.state`."""
     for key, value in structure.items():
         if isinstance(value, Mapping):
             yield from _leaf_names(value, f"{prefix}{key}.")
@@ -173,7 +175,7 @@ def _leaf_names(structure: Mapping[str, Any], prefix: str = "") -> Iterator[str]
             yield prefix + key
 
 
-def _agents_leaves(name: str, found: set[str]) -> list[str]:
+def _leaves_per_agent(name: str, found: set[str]) -> list[str]:
     """The leaves `{name}.{agent}`, ordered by the number in the agents' names."""
 
     def number(leaf: str) -> tuple[int, str]:
@@ -196,11 +198,11 @@ def _chunk_shape(array: tensorstore.TensorStore) -> list[int]:
 
 
 def check_shapes(opened: OpenVault, task: TaskSpec | None) -> None:
-    """Raises a VaultError unless each leaf has the layout's axes, in sizes that agree with the others and the task."""
-    sizes, whose = {}, "the leaves before it"
+    """Raises a VaultError unless all leaves have the axes of the layout, with consistent sizes that fit the task."""
+    sizes, source = {}, "the leaves before it"
     if task is not None:
         sizes = {"A": task.num_agents, "O": task.obs_dim, "U": task.action_dim, "S": task.state_dim}
-        whose = f"the sizes of task {task.name}"
+        source = f"the sizes of task {task.name}"
     for name, letters in LAYOUT.items():
         batch, _, *features = opened.leaves[name].shape
         fits = batch == 1 and len(features) == len(letters)
@@ -208,15 +210,15 @@ def check_shapes(opened: OpenVault, task: TaskSpec | None) -> None:
             expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters)
             found = ", ".join(map(str, features))
             raise VaultError(
-                f"vault {opened.path}: {name} has the shape [{batch}, T, {found}], but {whose} make it "
+                f"vault {opened.path}: {name} has the shape [{batch}, T, {found}], but {source} make it "
                 f"[1, T, {expected}]; choose another vault or task"
             )
 
 
 def _check_chunks(opened: OpenVault) -> None:
-    """Raises if a stored chunk is missing: it would silently read as zeros.
+    """Raises a VaultError if a stored chunk is missing: it would be read as zeros.
 
-    Only chunks of flags may be missing, as long stretches in which no episode ends.
+    Only chunks of flags may be missing: all their flags are false.
     """
     store = tensorstore.KvStore.open(_key_value_store(opened.path)).result()
     stored = {key.decode() for key in store.list().result()}
@@ -233,18 +235,18 @@ def _check_chunks(opened: OpenVault) -> None:
 
 
 @contextlib.contextmanager
-def one_clear_line(path: Path) -> Iterator[None]:
-    """Turns the many ways in which reading damaged files fails into a VaultError of one line."""
+def as_vault_error(path: Path) -> Iterator[None]:
+    """Converts all exceptions from reading damaged files into a VaultError of one line."""
     try:
         yield
     except VaultError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-        reason = first_line(fault)
-        raise VaultError(f"vault {path} is unreadable, incomplete or corrupt ({reason}); {REPAIR}") from fault
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = first_line(error)
+        raise VaultError(f"vault {path} is unreadable, incomplete or corrupt ({reason}); {REPAIR}") from error
 
 
-def first_line(fault: Exception) -> str:
-    """What went wrong, without the description of the whole store that tensorstore appends."""
-    lines = str(fault).split(" [tensorstore_spec")[0].splitlines()
-    return f"{type(fault).__name__}: {lines[0][:200]}" if lines else type(fault).__name__
+def first_line(error: Exception) -> str:
+    """The first line of an exception, without the description of the store that tensorstore appends."""
+    lines = str(error).split(" [tensorstore_spec")[0].splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

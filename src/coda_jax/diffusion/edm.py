@@ -1,4 +1,4 @@
-"""EDM (Karras et al. 2022): noise levels, preconditioning and training loss, each written once."""
+"""EDM (Karras et al. 2022): noise levels, preconditioning and training loss."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Weight = Literal["edm", "plain"]
 
 @runtime_checkable
 class Denoise(Protocol):
-    """The type of a preconditioned denoiser."""
+    """Type of a preconditioned denoiser."""
 
     def __call__(
         self,
@@ -32,7 +32,7 @@ class Denoise(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class NoiseConfig:
-    """The noise levels seen in training (paper, Tables 2 and 3)."""
+    """Distribution of the noise levels in training (paper, Tables 2 and 3)."""
 
     log_mean: float = -1.2
     """Mean of ln sigma."""
@@ -47,7 +47,7 @@ class NoiseConfig:
 def karras_sigmas(
     num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Float[Array, " levels"]:
-    """The sampling levels sigma_0 > ... > sigma_{N-1} > sigma_N = 0 (Karras et al. 2022, Eq. 5).
+    """The noise levels of the sampler, sigma_0 > ... > sigma_{N-1} > sigma_N = 0 (Karras et al. 2022, Eq. 5).
 
     They run from `sigma_max` to `sigma_min`, evenly spaced in sigma^(1/rho), followed by 0: `num_steps + 1` numbers.
     """
@@ -66,8 +66,8 @@ def precondition(network: Network, sigma_data: float) -> Denoise:
     """Turns a raw network F into the denoiser D (Karras et al. 2022, Eq. 7 and Table 1).
 
     D(tau; sigma) = c_skip tau + c_out F(c_in tau, c_noise), so that the input and the target of F have unit variance at
-    every level if the data's standard deviation is `sigma_data`. A scalar sigma reaches the network unbroadcast, hence
-    whatever the network computes from it alone is computed once for the whole batch. sigma must be positive (ln 0).
+    every noise level if the data's standard deviation is `sigma_data`. A scalar sigma is not broadcast before the
+    network, so its embedding is computed once for the whole batch. sigma must be positive (because of ln sigma).
     """
 
     def denoise(
@@ -88,7 +88,7 @@ def precondition(network: Network, sigma_data: float) -> Denoise:
 
 
 def loss_weight(sigma: Float[Array, "..."], sigma_data: float, weight: Weight) -> Float[Array, "..."]:
-    """`edm`: 1 / c_out^2, an equal share for every level (Karras et al. 2022); `plain`: 1 (paper, Eq. 27)."""
+    """`edm`: 1 / c_out^2, equal weight of all noise levels (Karras et al. 2022); `plain`: 1 (paper, Eq. 27)."""
     if weight == "plain":
         return jnp.ones_like(sigma)
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
@@ -106,7 +106,7 @@ def loss(
 ) -> Float[Array, ""]:
     """Denoising loss E[w(sigma) |D(z0 + sigma eps; sigma) - z0|^2] / (H C) (paper, Eq. 26-27). The key is consumed.
 
-    Each trajectory gets its own noise level. For data ~ N(0, sigma_data^2) the minimum of the `edm` weighting is 1.
+    Each trajectory has its own noise level. For data ~ N(0, sigma_data^2) the minimum of the `edm` weighting is 1.
     """
     key_sigma, key_noise = jax.random.split(key)
     sigma = training_sigmas(key_sigma, z0.shape[:-2], noise)

@@ -1,4 +1,4 @@
-"""The fitted prior over trajectories: denoiser, optimiser and moving average (paper, App. F.1)."""
+"""The prior over trajectories: denoiser, optimiser and moving average of the weights (paper, App. F.1)."""
 
 import dataclasses
 import functools
@@ -27,11 +27,11 @@ class GeneratorConfig:
     unet: UNetConfig = dataclasses.field(default_factory=UNetConfig)
     """Sizes of the network."""
     noise: edm.NoiseConfig = dataclasses.field(default_factory=edm.NoiseConfig)
-    """Noise levels seen in training."""
+    """Distribution of the noise levels in training."""
     condition_dim: int = 0
     """Features of the condition y of classifier-free guidance; 0 for an unconditional model."""
     condition_dropout: float = 0.1
-    """Probability with which a training condition is replaced by the learned null token."""
+    """Probability of replacing the condition by the learned null token in training."""
     sigma_data: float = 1.0
     """Standard deviation of the transformed data."""
     weight: edm.Weight = "edm"
@@ -41,17 +41,17 @@ class GeneratorConfig:
     batch_size: int = 100_000
     """Trajectories in a mini-batch."""
     learning_rate: float = 1e-3
-    """Adam's peak learning rate."""
+    """Peak learning rate of Adam."""
     warmup_fraction: float = 0.05
-    """Share of the updates over which the learning rate rises linearly from zero."""
+    """Fraction of the updates with linear warm-up of the learning rate from zero."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Maximum global norm of the gradient (clipping)."""
     ema_decay: float = 0.999
-    """Decay of the moving average of the weights once warmed up."""
+    """Decay of the moving average of the weights, after its warm-up."""
 
 
 class GeneratorState(NamedTuple):
-    """params: live weights; ema: their moving average, for sampling; step: updates done."""
+    """params: current weights; ema: their moving average, for sampling; step: number of updates so far."""
 
     params: Params
     ema: Params
@@ -60,7 +60,7 @@ class GeneratorState(NamedTuple):
 
 
 class UpdateFn(Protocol):
-    """The type of `Generator.update`."""
+    """Type of `Generator.update`."""
 
     def __call__(
         self,
@@ -74,17 +74,17 @@ class UpdateFn(Protocol):
 
 
 class LossFn(Protocol):
-    """The type of `Generator.loss`."""
+    """Type of `Generator.loss`."""
 
     def __call__(
         self, params: Params, z: Float[Array, "B H C"], key: PRNGKey, condition: Float[Array, "B K"] | None = None
     ) -> Float[Array, ""]:
-        """The training objective, condition dropout included; the key is consumed."""
+        """The training objective, including condition dropout; the key is consumed."""
         ...
 
 
 class DenoiseFn(Protocol):
-    """The type of `Generator.denoise`."""
+    """Type of `Generator.denoise`."""
 
     def __call__(
         self,
@@ -93,7 +93,7 @@ class DenoiseFn(Protocol):
         sigma: Float[Array, "..."] | float,
         condition: Float[Array, "... K"] | None = None,
     ) -> Float[Array, "*batch H C"]:
-        """D(tau; sigma); a conditional model without a condition takes its null token."""
+        """D(tau; sigma); a conditional model uses its null token for `condition=None`."""
         ...
 
 
@@ -108,7 +108,7 @@ class Generator(NamedTuple):
 
 
 def learning_rate_schedule(config: GeneratorConfig) -> optax.Schedule:
-    """Linear warm-up to the peak, then a cosine to zero at `num_updates`."""
+    """Linear warm-up to the peak, then cosine decay to zero at `num_updates`."""
     warmup_updates = round(config.warmup_fraction * config.num_updates)
     return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup_updates, config.num_updates)
 
@@ -116,7 +116,8 @@ def learning_rate_schedule(config: GeneratorConfig) -> optax.Schedule:
 def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:
     """Moving average after update number `step` (from 1): decay min(decay, step / (step + 9)).
 
-    The rising decay forgets the random initial weights: after n early updates the average spans about the last n / 10.
+    The warm-up of the decay discards the random initial weights: after n early updates the average covers about the
+    last n / 10 updates.
     """
     warm_decay = jnp.minimum(decay, step / (step + 9))
     return jax.tree.map(lambda average, new: average + (1 - warm_decay) * (new - average), ema, params)
@@ -170,9 +171,10 @@ def fit_chunk(
     key: PRNGKey,
     num_updates: int,
 ) -> tuple[GeneratorState, Metrics]:
-    """`num_updates` updates on fresh mini-batches as one scan; metrics are means over the chunk. The key is consumed.
+    """Scans `num_updates` updates on new mini-batches; metrics are means over the chunk. The key is consumed.
 
-    Meant for a jitted function that takes the data as argument, closes `sample_batch` over them and donates `state`.
+    Call it in a jitted function with the data as an argument of that function, in the closure of `sample_batch`, and
+    donate `state`.
     """
 
     def body(state: GeneratorState, key: PRNGKey) -> tuple[GeneratorState, Metrics]:

@@ -17,18 +17,18 @@ Denoiser = Callable[[Float[Array, "B H C"], Float[Array, ""]], Float[Array, "B H
 """(tau, sigma) -> D(tau; sigma), the expected clean trajectory given tau, noisy at level sigma."""
 
 Guide = Callable[[Float[Array, "B H C"]], Float[Array, "B H C"]]
-"""Denoised trajectory -> direction in which to move the noised one; both in diffusion space."""
+"""Denoised trajectory -> guidance direction for the noised trajectory; both in diffusion space."""
 
 _REFERENCE_STEPS = 128
-"""The paper's N_diff (App. F, Table 3): a guidance scale means its strength at this number of steps."""
+"""N_diff of the paper (App. F, Table 3): guidance scales refer to this number of steps."""
 
 
 def guidance_schedule(kind: Literal["annealed", "constant"], num_steps: int) -> Float[Array, "N"]:
     """{lambda_n} of Algorithm 1 for a guidance scale of one, n = 0 ... N - 1.
 
     `annealed` is the schedule of policy-guided diffusion (Jackson et al. 2024): 1 - n/N + 0.3 sin(pi (n+1)/N), and
-    zero on the last step, so that a sample ends on the denoiser's own estimate. `constant` is one on every step, the
-    last included. Both are multiplied by 128/N: a sample feels the sum over the steps, which would grow with N.
+    zero on the last step, so that the last step returns the denoiser's estimate. `constant` is one on every step,
+    including the last. Both are multiplied by 128/N, because the effect is a sum over the steps, which grows with N.
     """
     n = np.arange(num_steps)
     if kind == "annealed":
@@ -48,20 +48,20 @@ def score_guide(
     normalise: bool = True,
     eps: float = 1e-8,
 ) -> Guide:
-    """The score of the joint policy at the denoised trajectory, on the actions only (Eq. 14; Alg. 1, l. 10-15).
+    """The score of the joint policy at the denoised trajectory, with respect to the actions (Eq. 14; Alg. 1, l. 10-15).
 
-    Agent i's log-probability depends on its own actions and on observations; these are held fixed, so policies do not
-    move by their own actions, and the gradient of the joint log-probability is the stack of the agents' own scores.
+    The log-probability of agent i depends on its own actions and its observations. Observations are held fixed, so no
+    gradient flows through the policy, and the joint score is the stack of the agents' individual scores.
 
     Args:
       log_prob: (actions, observations) -> log pi(a | o), summed over the horizon and the agents.
       decode: denoised trajectory -> (actions, observations) in the environment's units (Alg. 1, l. 11). Observations
-        are whatever pytree `log_prob` takes; decode no more channels than it needs.
-      action_channels: where the flattened actions `[B, H, A*U]` stand among the C channels.
-      space: `action` adds the gradient in action units to the diffusion space, as Algorithm 1 is written; `diffusion`
-        carries it there by the chain rule, through the derivative of `decode` (zero inside atoms and where clipped).
-      normalise: divide by the norm over horizon and action dimensions, a trajectory at a time (Alg. 1, l. 15).
-      eps: added to that norm; a trajectory without gradient gets the direction zero.
+        are any pytree that `log_prob` accepts; decoding only the necessary channels saves time.
+      action_channels: the channels of the flattened actions `[B, H, A*U]` among the C channels.
+      space: `action` uses the gradient in action units in diffusion space, as in Algorithm 1; `diffusion` transforms it
+        to diffusion space by the chain rule, with the derivative of `decode` (zero inside atoms and where clipped).
+      normalise: whether to divide by the norm over horizon and action dimensions of each trajectory (Alg. 1, l. 15).
+      eps: added to the norm; trajectories with zero gradient have direction zero.
 
     Returns:
       The guide; its direction is zero outside `action_channels`.
@@ -73,8 +73,8 @@ def score_guide(
             action, observation = decode(denoised)
             g = score(action, observation).reshape(*denoised.shape[:-1], -1)
         else:
-            action, pull_back, observation = jax.vjp(decode, denoised, has_aux=True)
-            g = pull_back(score(action, observation))[0][..., action_channels]
+            action, vjp, observation = jax.vjp(decode, denoised, has_aux=True)
+            g = vjp(score(action, observation))[0][..., action_channels]
         if normalise:
             g = g / (jnp.sqrt(jnp.sum(g**2, axis=(1, 2), keepdims=True)) + eps)
         return jnp.zeros_like(denoised).at[..., action_channels].set(g)
@@ -83,18 +83,18 @@ def score_guide(
 
 
 def gaussian_log_prob(action: Float[Array, "B H *action"], mu: Float[Array, "B H *action"]) -> Float[Array, "B"]:
-    """Gaussian log N(a; mu, 1), summed over all but the first axis: the surrogate of a deterministic policy.
+    """Gaussian log N(a; mu, 1), summed over all but the first axis: the surrogate likelihood of a deterministic policy.
 
-    The likelihood of Sec. 6.2.1; its gradient is App. B's mu - a.
+    It is the likelihood of Sec. 6.2.1; its gradient is mu - a (App. B).
     """
     return distrax.Independent(distrax.Normal(mu, 1.0), reinterpreted_batch_ndims=mu.ndim - 1).log_prob(action)
 
 
 def classifier_free(conditional: Denoiser, unconditional: Denoiser, w: float | Float[Array, ""]) -> Denoiser:
-    """The denoiser whose score is (1 + w) conditional - w unconditional (Eq. 3); two network calls each.
+    """The denoiser with the score (1 + w) conditional - w unconditional (Eq. 3); it calls both denoisers.
 
-    At a given tau and sigma the score (D - tau) / sigma^2 is affine in D, and the weights add up to one: so the same
-    combination of denoised estimates. w = 0 is the conditional denoiser.
+    The score (D - tau) / sigma^2 is affine in D and the weights add up to one, so the same combination applies to the
+    denoised estimates. w = 0 gives the conditional denoiser.
     """
 
     def denoise(tau: Float[Array, "B H C"], sigma: Float[Array, ""]) -> Float[Array, "B H C"]:

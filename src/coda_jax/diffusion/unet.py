@@ -1,8 +1,8 @@
-"""A one-dimensional U-Net over time: the raw network F inside the denoiser (paper, App. F.1).
+"""A one-dimensional U-Net over time: the raw network F of the denoiser (paper, App. F.1).
 
-Channels last, `[*batch, H, C]`, for any horizon: a level of h tokens is followed by one of ceil(h / 2), and on the way
-up the repeated tokens are cropped to the skip connection. Convolutions are matrix products over shifted inputs: on a
-CPU the gradient of a `lax` convolution inside a scan takes about eight times as long.
+Inputs are `[*batch, H, C]` with any horizon: downsampling maps h tokens to ceil(h / 2); upsampling repeats tokens
+and crops them to the length of the skip connection. Convolutions are matrix products over shifted inputs: on a
+CPU, the gradient of a `lax` convolution inside a scan takes about eight times as long.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ class UNetConfig:
     width: int = 16
     """Channels at full resolution (the paper's U-Net embedding: 16 for MaMuJoCo, 32 for the games)."""
     channel_multipliers: tuple[int, ...] = (1, 2)
-    """Channels of each encoder and decoder block in units of `width`; every further block halves the resolution."""
+    """Channels of each encoder and decoder block in units of `width`; all but the first halve the resolution."""
     kernel_size: int = 3
-    """Tokens under a convolution."""
+    """Kernel size of the convolutions, in tokens."""
     embedding_dim: int = 16
-    """Size of the latent shared by noise level, position and condition."""
+    """Size of the embeddings of noise level, position and condition."""
 
 
 class TemporalConv(nn.Module):
@@ -46,7 +46,7 @@ class TemporalConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around a residual; the latent scales and shifts the features between them."""
+    """A residual block of two convolutions, with features scaled and shifted by the latent in between (FiLM)."""
 
     channels: int
     kernel_size: int
@@ -58,10 +58,10 @@ class ResidualBlock(nn.Module):
         latent: Float[Array, "... 1 E"],
         position: Float[Array, "... H E"],
     ) -> Float[Array, "*batch H C_out"]:
-        """Adds the residual to x, with `channels` features a token; latent and position broadcast against x."""
+        """Returns x plus the residual, with `channels` features per token; latent and position broadcast against x."""
         project = nn.Dense(2 * self.channels, use_bias=False, name="latent_projection")
         h = TemporalConv(self.channels, self.kernel_size)(nn.silu(nn.RMSNorm()(x)))
-        # A linear map of latent + position, taken apart so that it never runs over batch times tokens.
+        # The linear map of latent + position as a sum of two, which avoids computing it for batch x tokens.
         scale, shift = jnp.split(project(latent) + project(position), 2, axis=-1)
         h = nn.RMSNorm()(h) * (1 + scale) + shift
         h = TemporalConv(self.channels, self.kernel_size)(nn.silu(h))
@@ -71,7 +71,7 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """F(x_in; c_noise, condition) of `edm.precondition`; its last layer starts at zero."""
+    """F(x_in; c_noise, condition) of `edm.precondition`; the last layer is initialised with zeros."""
 
     config: UNetConfig
     horizon: int
@@ -87,11 +87,13 @@ class UNet(nn.Module):
     ) -> Float[Array, "*batch H C"]:
         """Leading axes of `c_noise` and `condition` may be 1 (shared by the batch).
 
-        `condition=None` on a conditional network stands for the learned null token, and so does every trajectory where
-        `dropped` is true. Raises ValueError for a condition the network was not built for.
+        A conditional network uses the learned null token for `condition=None` and where `dropped` is true.
+
+        Raises:
+            ValueError: the condition does not have the size for which the network was built.
         """
         config = self.config
-        # Every norm and convolution works within a trajectory; a latent is [*batch or 1, 1, E].
+        # All norms and convolutions act within a trajectory; a latent is [*batch or 1, 1, E].
         latent = nn.silu(self._embed_noise(c_noise) + self._embed_condition(condition, dropped, x.ndim))
         table = self.param("position", nn.initializers.normal(0.1), (self.horizon, config.embedding_dim))
         position = table.reshape((1,) * (x.ndim - 2) + table.shape)
@@ -115,14 +117,14 @@ class UNet(nn.Module):
                 h = jnp.repeat(h, 2, axis=-2)[..., : skip.shape[-2], :]
             h = jnp.concatenate([h, skip], axis=-1)
             h = block(level, f"decoder_{level}")(h, latent, position[..., :: 2**level, :])
-        # At low noise F returns the noise of every channel, more than `width` features carry: so the output sees the
-        # input too. Without this, channels that copy one another come out of the sampler unrelated.
+        # At low noise F must return the noise of every channel, which `width` features cannot represent. Therefore the
+        # output layer also has the input; without it, samples lose the equality of duplicated channels.
         gain = 1 + nn.Dense(x.shape[-1], use_bias=False, name="input_gain")(latent)
         h = jnp.concatenate([nn.silu(nn.RMSNorm()(h)), x * gain], axis=-1)
         return TemporalConv(x.shape[-1], config.kernel_size, kernel_init=nn.initializers.zeros, name="output")(h)
 
     def _embed_noise(self, c_noise: Float[Array, "... 1 1"]) -> Float[Array, "... 1 E"]:
-        # c_noise = ln(sigma) / 4 spans [-1.6, 1.1]: half a turn over all levels ... a turn over a factor 2 of sigma.
+        # c_noise = ln(sigma) / 4 in [-1.6, 1.1]: periods from twice the whole range to a factor 2 of sigma.
         num_frequencies = 16
         frequency = 2.0 ** jnp.linspace(0.0, 5.0, num_frequencies)
         angle = c_noise * frequency.reshape((1,) * (c_noise.ndim - 1) + (num_frequencies,))

@@ -1,4 +1,4 @@
-"""The interface of JaxMARL, for learners that are written against it: agents in dicts, and automatic resets."""
+"""JaxMARL's environment interface: dicts of agents and automatic resets, for learners written for JaxMARL."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ ByAgent = dict[str, Array]
 
 
 class JaxMarlEnv:
-    """Wraps one environment; `jax.vmap` its `reset` and `step` over keys, states and actions."""
+    """Wraps one environment; batch its `reset` and `step` with `jax.vmap` over keys, states and actions."""
 
     def __init__(self, env: Environment):
         self.env = env
@@ -21,18 +21,19 @@ class JaxMarlEnv:
         self.num_agents = env.spec.num_agents
 
     def reset(self, key: PRNGKey) -> tuple[ByAgent, EnvState]:
-        """Draws a start; the key is consumed."""
-        now = self.env.reset(key)
-        return self._split(now.obs), now
+        """Draws an initial state; the key is consumed."""
+        state = self.env.reset(key)
+        return self._split(state.obs), state
 
     def step(
         self, key: PRNGKey, state: EnvState, actions: ByAgent
     ) -> tuple[ByAgent, EnvState, ByAgent, ByAgent, dict[str, Any]]:
-        """Steps, and where the episode ends, starts the next one from the key (consumed).
+        """Steps the environment and resets it at the end of an episode, with the key (consumed).
 
         Returns:
-            observations, state, rewards, dones (with `__all__`), and info: the last observations of the episode, the
-            global state, and whether the task ended or the time limit did.
+            Observations, state, rewards, dones (with `__all__`), and info. The observations and the state are those
+            after the reset, if there was one. `info` has the observations (`last_obs`) and the global state
+            (`world_state`) before the reset, and the flags `terminal` and `truncated`.
         """
         stepped = self.env.step(state, jnp.stack([actions[agent] for agent in self.agents]))
         done = stepped.terminal | stepped.truncated

@@ -1,13 +1,14 @@
-"""Multi-agent MuJoCo in MJX: a robot whose joints are shared out among agents, as pure functions.
+"""Multi-agent MuJoCo in MJX, as pure functions: a robot whose joints are divided among agents.
 
 `make(name)` gives an `Environment`, whose functions act on a single environment; `jax.vmap` batches them. The
 state and reward follow gymnasium's MuJoCo tasks and the observations gymnasium-robotics' `mamujoco_v1`, of which the
 tests are the truth. Nothing resets by itself: `rollout` handles the end of an episode, so the last
 observation of an episode is never lost.
 
-Actions lie in [-1, 1] for every robot and are scaled to the actuators' range. This differs from gymnasium-robotics for
-the humanoids alone, whose actuators take [-0.4, 0.4]: their action of 1 is its 0.4. Where agents have unequal numbers
-of joints, as the humanoids' have, the last actions of the smaller ones are idle, and shorter observations end in zeros.
+Actions lie in [-1, 1] for every robot and are scaled to the actuators' range. Only the humanoids differ from
+gymnasium-robotics here: their actuators have the range [-0.4, 0.4], so an action of 1 here is its action of 0.4. Where
+agents have unequal numbers of joints (humanoids), the last actions of the smaller agents are idle, and the shorter
+observations are padded with zeros.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.factorization import Factorization, Feature, JointGraph, Span, factorize
 from coda_jax.envs.kinematics import kinematics
-from coda_jax.envs.physics import READINGS, advance, hang_tendons, load_model, roots
+from coda_jax.envs.physics import READINGS, advance, load_model, roots, update_tendons
 from coda_jax.envs.robots import Health, Locomotion, MeanLocomotion, Reach, Robot, StandUp
 from coda_jax.envs.tasks import TASKS
 from coda_jax.types import PRNGKey, TaskSpec
@@ -38,8 +39,8 @@ def make(name: str, obsk: int | None = 1) -> Environment:
 
     Args:
         name: a task of `tasks.TASKS`, such as `2halfcheetah`.
-        obsk: graph distance up to which an agent sees joints besides its own; None for a single agent that sees the
-            global state and moves all joints.
+        obsk: graph distance up to which an agent observes joints besides its own; None for a single agent that
+            observes the global state and moves all joints.
 
     Raises:
         KeyError: there is no task of that name.
@@ -52,23 +53,23 @@ def make(name: str, obsk: int | None = 1) -> Environment:
 
 
 def build(name: str, robot: Robot, graph: JointGraph, obsk: int | None = 1) -> Environment:
-    """Builds a task from a robot and its split; `make` for those that have no name in `TASKS`."""
+    """Builds a task from a robot and a joint graph; use `make` for the tasks in `TASKS`."""
     model = load_model(robot)
-    split = factorize(model, graph, obsk, robot.categories)
-    num_agents, obs_dim = split.obs_index.shape
+    factorization = factorize(model, graph, obsk, robot.categories)
+    num_agents, obs_dim = factorization.obs_index.shape
     spec = TaskSpec(
         name=name,
         num_agents=num_agents,
-        state_dim=split.state_dim,
+        state_dim=factorization.state_dim,
         obs_dim=obs_dim,
-        action_dim=split.action_index.shape[1],
+        action_dim=factorization.action_index.shape[1],
         episode_length=robot.episode_length,
     )
-    return Environment(*_simulation(robot, model, split), spec)
+    return Environment(*_simulation(robot, model, factorization), spec)
 
 
 def _simulation(
-    robot: Robot, model: mujoco.MjModel, split: Factorization
+    robot: Robot, model: mujoco.MjModel, factorization: Factorization
 ) -> tuple[
     Callable[[PRNGKey], EnvState],
     Callable[[EnvState, Float[Array, "A U"]], EnvState],
@@ -77,23 +78,23 @@ def _simulation(
     mjx_model = mjx.put_model(model)
     template = mjx.make_data(model)
     qpos0 = jnp.asarray(model.qpos0, jnp.float32)
-    place_of_robot = slice(0, robot.place_dims)
-    others = [slice(root, root + robot.place_dims) for root in roots(model)[1:] if robot.place_dims]
+    root_position = slice(0, robot.place_dims)
+    other_roots = [slice(root, root + robot.place_dims) for root in roots(model)[1:] if robot.place_dims]
     actuator_range = _actuator_range(model)
-    state_spans = _spans(split.features[: split.state_dim])
-    extra_spans = _spans(split.features[split.state_dim :])
-    reads = {category for category, _ in split.features}
-    has_bodies = bool(reads & {"cinert", "cvel"})
-    has_tendons = "ten_J" in reads
+    state_spans = _spans(factorization.features[: factorization.state_dim])
+    extra_spans = _spans(factorization.features[factorization.state_dim :])
+    categories = {category for category, _ in factorization.features}
+    has_bodies = bool(categories & {"cinert", "cvel"})
+    has_tendons = "ten_J" in categories
     has_frames = has_bodies or has_tendons or getattr(robot.reward, "point", None) != "root"
-    has_forces = any(category.startswith("cfrc_ext") for category in reads)
+    has_forces = any(category.startswith("cfrc_ext") for category in categories)
     has_forces |= isinstance(robot.reward, Locomotion | StandUp) and robot.reward.contact_cost > 0
 
-    def move(qpos: Float[Array, "nq"], place: Float[Array, "D"] | float) -> Float[Array, "nq"]:
-        """Puts the robot to a place, its other half as far from it as before."""
-        for other in others:
-            qpos = qpos.at[other].add(place - qpos[place_of_robot])
-        return qpos.at[place_of_robot].set(place)
+    def move_root(qpos: Float[Array, "nq"], position: Float[Array, "D"] | float) -> Float[Array, "nq"]:
+        """Moves the root of the robot to a position; the other robot of a pair moves by the same displacement."""
+        for other in other_roots:
+            qpos = qpos.at[other].add(position - qpos[root_position])
+        return qpos.at[root_position].set(position)
 
     def read(physics: mjx.Data, spans: list[Span]) -> Float[Array, "_"]:
         match robot.reward:
@@ -105,11 +106,11 @@ def _simulation(
             return jnp.zeros((0,), physics.qpos.dtype)
         return jnp.concatenate([sources[category](physics)[first:end] for category, first, end in spans])
 
-    def show(state: Array, physics: mjx.Data, reward: Array, terminal: Array, time: Array) -> EnvState:
+    def observe(state: Array, physics: mjx.Data, reward: Array, terminal: Array, time: Array) -> EnvState:
         features = jnp.concatenate([state, read(physics, extra_spans)])
         return EnvState(
             state=state,
-            obs=jnp.take(features, split.obs_index, mode="fill", fill_value=0.0),
+            obs=jnp.take(features, factorization.obs_index, mode="fill", fill_value=0.0),
             reward=reward,
             terminal=terminal,
             truncated=time >= robot.episode_length,
@@ -117,28 +118,28 @@ def _simulation(
             physics=physics,
         )
 
-    def stand(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"], state: Array | None) -> EnvState:
-        # No `mjx.forward` here: a step begins with it, and a cheap reset keeps automatic resets cheap.
-        physics = template.replace(qpos=move(qpos, 0.0), qvel=qvel)
+    def state_after_reset(qpos: Float[Array, "nq"], qvel: Float[Array, "nv"], state: Array | None) -> EnvState:
+        # No `mjx.forward` here: every step begins with it, and automatic resets compute a reset at every step.
+        physics = template.replace(qpos=move_root(qpos, 0.0), qvel=qvel)
         if has_frames:
             with jax.numpy_rank_promotion("allow"):  # inside mjx
                 physics = kinematics(model, mjx_model, physics)
                 if has_bodies:
                     physics = mjx.com_vel(mjx_model, mjx.com_pos(mjx_model, physics))
                 if has_tendons:
-                    physics = hang_tendons(mjx_model, physics)
+                    physics = update_tendons(mjx_model, physics)
         physics = physics.replace(qpos=qpos)
         state = read(physics, state_spans) if state is None else state
-        return show(state, physics, jnp.zeros(()), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+        return observe(state, physics, jnp.zeros(()), jnp.zeros((), bool), jnp.zeros((), jnp.int32))
 
     def reset(key: PRNGKey) -> EnvState:
-        return stand(*_draw_start(robot, qpos0, model.nv, key), state=None)
+        return state_after_reset(*_draw_start(robot, qpos0, model.nv, key), state=None)
 
     def set_state(state: Float[Array, "S"]) -> EnvState:
-        return stand(*_from_state(split, model.nq, model.nv, state), state=state)
+        return state_after_reset(*_from_state(factorization, model.nq, model.nv, state), state=state)
 
-    def step(env: EnvState, action: Float[Array, "A U"]) -> EnvState:
-        control = jnp.zeros((model.nu,)).at[split.action_index].set(action)
+    def step(state: EnvState, action: Float[Array, "A U"]) -> EnvState:
+        control = jnp.zeros((model.nu,)).at[factorization.action_index].set(action)
         if actuator_range is not None:
             low, high = actuator_range
             control = 0.5 * (low + high) + 0.5 * (high - low) * control
@@ -146,39 +147,39 @@ def _simulation(
         def substep(physics: mjx.Data, _: None) -> tuple[mjx.Data, None]:
             return advance(model, mjx_model, physics), None
 
-        # The robot's place does not matter, except for precision: 400 m from the origin, single precision blurs the
-        # contacts by 5e-3 a step. So every step begins at the origin.
-        start = env.physics.qpos[place_of_robot]
-        before = env.physics.replace(qpos=move(env.physics.qpos, 0.0), ctrl=control)
+        # The dynamics do not depend on the root position, but precision does: 400 m from the origin, single precision
+        # adds errors of 5e-3 a step to the contacts. Therefore every step begins at the origin.
+        start = state.physics.qpos[root_position]
+        before = state.physics.replace(qpos=move_root(state.physics.qpos, 0.0), ctrl=control)
         with jax.numpy_rank_promotion("allow"):  # inside mjx
             after, _ = jax.lax.scan(substep, before, length=robot.frame_skip)
             if has_forces:
                 after = mjx.rne_postconstraint(mjx_model, after)
         terminal = jnp.zeros((), bool) if robot.health is None else ~_is_healthy(robot.health, after)
-        effort = jnp.sum(jnp.square(jnp.take(control, split.action_index, mode="fill", fill_value=0.0)))
+        effort = jnp.sum(jnp.square(jnp.take(control, factorization.action_index, mode="fill", fill_value=0.0)))
         reward = _reward(robot, model, before, after, effort, terminal)
-        moved = after.qpos[place_of_robot]
-        physics = after.replace(qpos=move(after.qpos, start + moved))
+        displacement = after.qpos[root_position]
+        physics = after.replace(qpos=move_root(after.qpos, start + displacement))
         if has_frames and robot.place_dims:
-            shift = jnp.zeros(3).at[place_of_robot].set(moved)[None]
+            shift = jnp.zeros(3).at[root_position].set(displacement)[None]
             physics = physics.replace(xpos=after.xpos - shift, xipos=after.xipos - shift)
-        return show(read(physics, state_spans), physics, reward, terminal, env.time + 1)
+        return observe(read(physics, state_spans), physics, reward, terminal, state.time + 1)
 
     return reset, step, set_state
 
 
 def _reward(
-    robot: Robot, model: mujoco.MjModel, before: mjx.Data, after: mjx.Data, effort: Array, ended: Array
+    robot: Robot, model: mujoco.MjModel, before: mjx.Data, after: mjx.Data, effort: Array, terminal: Array
 ) -> Float[Array, ""]:
-    """The reward of a control step between two MJX data, both relative to the robot's place before the step.
+    """The reward of a control step, from MJX data relative to the root position before the step.
 
     Args:
-        robot: whose reward it is.
+        robot: the robot and its reward terms.
         model: its MuJoCo model.
-        before: at the beginning of the step.
-        after: at its end.
+        before: the data at the beginning of the step.
+        after: the data at its end.
         effort: sum of the squared controls.
-        ended: whether the robot is no longer healthy.
+        terminal: whether the robot is no longer healthy.
     """
 
     def contact_cost(terms: Locomotion | StandUp) -> Array:
@@ -192,20 +193,20 @@ def _reward(
             height = after.qpos[2] / model.opt.timestep
             return height - terms.control_cost * effort - contact_cost(terms) + 1.0
         case MeanLocomotion() as terms:
-            where = roots(model)
-            way = jnp.mean(after.qpos[where] - before.qpos[where])
-            return way / (robot.frame_skip * model.opt.timestep) - terms.control_cost * effort / len(where)
+            x = roots(model)
+            distance = jnp.mean(after.qpos[x] - before.qpos[x])
+            return distance / (robot.frame_skip * model.opt.timestep) - terms.control_cost * effort / len(x)
         case Locomotion() as terms:
-            way = _lead(terms, model, after) - _lead(terms, model, before)
-            speed = way / (robot.frame_skip * model.opt.timestep)
+            distance = _rewarded_position(terms, model, after) - _rewarded_position(terms, model, before)
+            speed = distance / (robot.frame_skip * model.opt.timestep)
             reward = terms.speed_weight * speed - terms.control_cost * effort
             if terms.alive:
-                reward += terms.alive if terms.always_alive else terms.alive * ~ended
+                reward += terms.alive if terms.always_alive else terms.alive * ~terminal
             return reward - contact_cost(terms) if terms.contact_cost else reward
 
 
-def _lead(terms: Locomotion, model: mujoco.MjModel, physics: mjx.Data) -> Float[Array, ""]:
-    """How far along x the point is that is paid for moving."""
+def _rewarded_position(terms: Locomotion, model: mujoco.MjModel, physics: mjx.Data) -> Float[Array, ""]:
+    """The x coordinate of the point whose speed is rewarded."""
     if terms.point == "root":
         return physics.qpos[0]
     if terms.point == "torso":
@@ -229,7 +230,7 @@ def _is_healthy(health: Health, physics: mjx.Data) -> Bool[Array, ""]:
 def _draw_start(
     robot: Robot, qpos0: Float[Array, "nq"], nv: int, key: PRNGKey
 ) -> tuple[Float[Array, "nq"], Float[Array, "nv"]]:
-    """Positions and velocities of a reset."""
+    """Positions and velocities after a reset; the key is consumed."""
     start = robot.start
     key_qpos, key_qvel = jax.random.split(key)
     noise = start.position_noise
@@ -246,35 +247,36 @@ def _draw_start(
 
 
 def _from_state(
-    split: Factorization, nq: int, nv: int, state: Float[Array, "S"]
+    factorization: Factorization, nq: int, nv: int, state: Float[Array, "S"]
 ) -> tuple[Float[Array, "nq"], Float[Array, "nv"]]:
     """Positions and velocities that make a global state; quantities that it lacks are zero."""
-    at = {feature: position for position, feature in enumerate(split.features[: split.state_dim])}
+    index_of = {feature: index for index, feature in enumerate(factorization.features[: factorization.state_dim])}
 
     def position(k: int) -> Array:
-        if ("qpos", k) in at:
-            return state[at["qpos", k]]
-        if ("cos", k) in at:
-            return jnp.arctan2(state[at["sin", k]], state[at["cos", k]])
-        if ("ten_J", k) in at:  # the gradient of a pair's distance is a unit vector; their middle is at the origin
-            return state[at["ten_J", k]] * state[at["ten_length", 0]] / 2
+        if ("qpos", k) in index_of:
+            return state[index_of["qpos", k]]
+        if ("cos", k) in index_of:
+            return jnp.arctan2(state[index_of["sin", k]], state[index_of["cos", k]])
+        # The gradient of the tendon length is a unit vector, and the centre of the pair is the origin.
+        if ("ten_J", k) in index_of:
+            return state[index_of["ten_J", k]] * state[index_of["ten_length", 0]] / 2
         return jnp.zeros((), state.dtype)
 
     def velocity(k: int) -> Array:
-        position = at.get(("qvel", k), at.get(("qvel_clipped", k)))
-        return jnp.zeros((), state.dtype) if position is None else state[position]
+        index = index_of.get(("qvel", k), index_of.get(("qvel_clipped", k)))
+        return jnp.zeros((), state.dtype) if index is None else state[index]
 
     return jnp.stack([position(k) for k in range(nq)]), jnp.stack([velocity(k) for k in range(nv)])
 
 
 def _actuator_range(model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray] | None:
-    """Lowest and highest controls; None where they are -1 and 1."""
+    """Lowest and highest controls; None if they are -1 and 1 for all actuators."""
     low, high = model.actuator_ctrlrange.astype(np.float32).T
     return None if (low == -1.0).all() and (high == 1.0).all() else (low, high)
 
 
 def _spans(features: tuple[Feature, ...]) -> list[Span]:
-    """Features as few consecutive spans."""
+    """Groups features into spans of consecutive ones."""
     spans = []
     for (category, _), run in itertools.groupby(enumerate(features), lambda item: (item[1][0], item[1][1] - item[0])):
         first, *rest = [index for _, (_, index) in run]

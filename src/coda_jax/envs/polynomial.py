@@ -1,7 +1,7 @@
 """Two-player polynomial games: one step, no state, a shared reward R(a^x, a^y) on [-1, 1]^2 (Sec. 6.1, App. C).
 
-A game is data: the coefficients c_jk of R = sum_jk c_jk (a^x)^j (a^y)^k. Its offline datasets are joint actions drawn
-from a named distribution, each a trajectory of one token without state or observations.
+A game is given by the coefficients c_jk of R = sum_jk c_jk (a^x)^j (a^y)^k. Its offline datasets are joint actions
+drawn from a named distribution; each is a trajectory of one token without state or observations.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ from coda_jax.envs.base import Environment, EnvState
 from coda_jax.types import PRNGKey, TaskSpec, Trajectory
 
 Box = tuple[float, tuple[float, float], float]
-"""A square of equal density: its share of the probability, its lower left corner, its side."""
+"""A uniform distribution on a square: its probability, its lower left corner, its side."""
 
 _SQUARES: dict[str, tuple[Box, ...]] = {
     "uniform": ((1.0, (-1.0, -1.0), 2.0),),
     "skewed": ((11 / 15, (-1.0, -1.0), 2.0), (3 / 15, (0.0, -1.0), 1.0), (1 / 15, (0.5, 0.5), 0.5)),
 }
-"""The distributions that cover the square; the skewed one has the means 0.15 and -0.05."""
+"""Mixtures of uniform distributions that cover [-1, 1]^2; `skewed` has the means 0.15 and -0.05."""
 
 DATASETS = (*_SQUARES, "gaussian", "point")
 """Names of the dataset distributions; see `DatasetConfig`."""
@@ -33,13 +33,13 @@ class DatasetConfig:
     """The distribution of recorded joint actions."""
 
     name: str = "uniform"
-    """`uniform` over the square; `skewed`, which covers it too but weighs the lower right quarter more, and somewhat
-    [0.5, 1]^2: its means are (0.15, -0.05), yet where returns are high both are positive; `gaussian`, a cloud clipped
-    to the square; `point`, one joint action over and over."""
+    """`uniform` on [-1, 1]^2; `skewed`, which covers the square with extra density in the lower right quadrant and in
+    [0.5, 1]^2 (its means are (0.15, -0.05), but both means are positive among high returns); `gaussian`, clipped to the
+    square; `point`, a single joint action."""
     centre: tuple[float, float] = (0.0, 0.0)
-    """Mean of `gaussian` before it is clipped; the joint action of `point`."""
+    """Mean of `gaussian` before clipping; the joint action of `point`."""
     spread: float = 0.2
-    """Standard deviation of `gaussian` before it is clipped."""
+    """Standard deviation of `gaussian` before clipping."""
     num_transitions: int = 4000
     """Joint actions in a dataset (Table 4)."""
 
@@ -57,13 +57,13 @@ class PolynomialGame:
     """A game; static, hashable."""
 
     name: str
-    """What it is called."""
+    """Name of the game."""
     coefficients: tuple[tuple[float, ...], ...]
     """c_jk, the weight of (a^x)^j (a^y)^k; rows of equal length."""
 
     @property
     def spec(self) -> TaskSpec:
-        """Two agents with one action each, and nothing to observe."""
+        """Two agents with one action each, no observations."""
         return TaskSpec(name=self.name, num_agents=2, state_dim=0, obs_dim=0, action_dim=1, episode_length=1)
 
 
@@ -124,10 +124,10 @@ def sample_actions(config: DatasetConfig, key: PRNGKey) -> Float[Array, "num_tra
     elif config.name == "gaussian":
         actions = jnp.clip(centre + config.spread * jax.random.normal(key, (num, 2)), -1.0, 1.0)
     else:
-        key_place, key_square = jax.random.split(key)
+        key_position, key_square = jax.random.split(key)
         shares, corners, sides = (jnp.asarray(column) for column in zip(*_SQUARES[config.name], strict=True))
         square = jax.random.choice(key_square, len(shares), (num,), p=shares)
-        actions = corners[square] + sides[square][:, None] * jax.random.uniform(key_place, (num, 2))
+        actions = corners[square] + sides[square][:, None] * jax.random.uniform(key_position, (num, 2))
     return actions[..., None]
 
 
@@ -137,9 +137,9 @@ def sample_dataset(game: PolynomialGame, config: DatasetConfig, key: PRNGKey) ->
 
 
 def cell_masses(config: DatasetConfig, edges: Float[np.ndarray, " edges"]) -> Float[np.ndarray, "cells cells"]:
-    """The exact probability of each cell `edges[j] <= a^x < edges[j+1]`, and k likewise for a^y.
+    """The exact probability of each cell (j, k): `edges[j] <= a^x < edges[j+1]` and `edges[k] <= a^y < edges[k+1]`.
 
-    The edges run from -1 to 1, and the border belongs to the outermost cells.
+    The edges run from -1 to 1; the boundary of the square belongs to the outermost cells.
     """
     inner = edges[1:-1]
 
@@ -166,8 +166,8 @@ def _normal_cdf(x: float) -> float:
 def optima(game: PolynomialGame, tolerance: float = 1e-9) -> tuple[Float[np.ndarray, "K 2"], float]:
     """The joint actions of the highest reward on [-1, 1]^2, and that reward; on the host, in double precision.
 
-    Every local maximum of a fine lattice is enlarged again and again around its best point. Needs no derivatives, so
-    corners and edges are like any other place; finds maxima that are isolated and wider than the lattice's 0.01.
+    Repeated grid search around every local maximum of a grid, without derivatives, so corners and edges need no special
+    case. Finds isolated maxima that are wider than the grid spacing of 0.01.
     """
     coefficients = np.asarray(game.coefficients)
     axis = np.linspace(-1.0, 1.0, 201)

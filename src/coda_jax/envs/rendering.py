@@ -1,7 +1,7 @@
-"""Looking at episodes: images and videos by MuJoCo's own renderer, off screen.
+"""Images and videos of episodes, by MuJoCo's off-screen renderer.
 
-Needs OpenGL without a window: set MUJOCO_GL to `egl` (a driver or Mesa) before Python starts, or to
-`osmesa`, without which, if it is not installed, MuJoCo cannot even be imported.
+Needs OpenGL without a window: before Python starts, set MUJOCO_GL to `egl` (needs a driver or Mesa) or to `osmesa`.
+With `osmesa`, MuJoCo cannot be imported unless OSMesa is installed.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from coda_jax.envs.robots import Robot
 
 
 class RenderingError(Exception):
-    """There is no OpenGL to render with; the message is one line that says what to do."""
+    """OpenGL is not available; the message is one line that says what to do."""
 
 
 def render(
@@ -27,17 +27,18 @@ def render(
     width: int = 320,
     camera: str | int = "track",
 ) -> UInt8[np.ndarray, "T height width 3"]:
-    """Draws a robot in a sequence of positions.
+    """Renders a robot in a sequence of positions.
 
     Args:
-        robot: whose model it is; a task's is `TASKS[name][0]`.
-        qpos: positions, as in `EnvState.physics.qpos`; of a recorded state, `set_state(state).physics.qpos`.
-        height: of an image, in pixels.
-        width: likewise.
-        camera: one of the model's cameras; -1 is a free one that sees the whole scene.
+        robot: the robot; that of a task is `TASKS[name][0]`.
+        qpos: positions, as in `EnvState.physics.qpos`; for a recorded state, `set_state(state).physics.qpos`.
+        height: height of an image, in pixels.
+        width: width of an image, in pixels.
+        camera: a camera of the model, or -1 for the free camera, which shows the whole scene and replaces a missing
+            `track`.
 
     Raises:
-        RenderingError: there is no OpenGL.
+        RenderingError: OpenGL is not available.
     """
     model = load_model(robot)
     model.vis.global_.offheight = max(model.vis.global_.offheight, height)
@@ -47,7 +48,7 @@ def render(
         camera = -1
     try:
         renderer = mujoco.Renderer(model, height, width)
-    except Exception as error:  # of many types, by platform and driver
+    except Exception as error:  # the type depends on platform and driver
         raise RenderingError(
             f"MuJoCo cannot render here ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
             "set MUJOCO_GL=egl before Python starts, and install Mesa or a driver"
@@ -65,6 +66,6 @@ def render(
 def save_video(
     path: Path | str, frames: UInt8[np.ndarray, "T height width 3"], seconds_per_frame: float = 0.05
 ) -> None:
-    """Writes frames as an animation that every browser shows: `.gif`, `.webp` or `.png`, by the file's ending."""
+    """Writes frames as an animation for web browsers: `.gif`, `.webp` or `.png`, by the suffix of the path."""
     first, *rest = [Image.fromarray(frame) for frame in frames]
     first.save(path, save_all=True, append_images=rest, duration=round(1000 * seconds_per_frame), loop=0)

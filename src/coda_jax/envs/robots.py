@@ -1,8 +1,8 @@
 """The robots of MaMuJoCo, as data; `tasks` splits them among agents, `mamujoco` simulates them.
 
-A robot is gymnasium's MuJoCo task: its XML, rewards, resets and ends. Robots of repeated parts come with a split, and
-are split by `many_segment_swimmer` and `many_segment_ant` in other ways than the named tasks too. A robot or a split of
-your own is built by `mamujoco.build`.
+A robot is a MuJoCo task of gymnasium: XML, reward, reset distribution and termination. Robots of repeated parts come
+with a joint graph; `many_segment_swimmer` and `many_segment_ant` also build sizes that are not among the named tasks.
+`mamujoco.build` builds a task from any robot and joint graph.
 """
 
 import dataclasses
@@ -14,32 +14,32 @@ from coda_jax.envs.factorization import Categories, JointGraph
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """How a reset departs from the model's initial position at rest."""
+    """The reset distribution: noise around the model's initial position at rest."""
 
     position_noise: float
     """Half width of uniform noise on positions."""
     velocity_noise: float
-    """Standard deviation of the noise on velocities where it is normal, else its half width."""
+    """Standard deviation of normal noise on velocities, or half width of uniform noise."""
     is_normal: bool = True
-    """Whether the noise on velocities is normal, or uniform."""
+    """Whether the noise on velocities is normal (else uniform)."""
     target_radius: float | None = None
-    """The last two positions are a target at rest, drawn from a disc of this radius around the origin."""
+    """If given, the last two positions are a target at rest, drawn from a disc of this radius around the origin."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Locomotion:
-    """Reward for running: speed + alive - costs."""
+    """Reward for locomotion: speed + alive - costs."""
 
     control_cost: float
     """Weight of the squared controls."""
     point: str = "root"
-    """What has to move: the first coordinate of the `root`, the `torso`'s frame or the centre of `mass`. The latter two
-    are as old as MuJoCo's last evaluation of the forces."""
+    """The point whose speed along x is rewarded: the `root`, the `torso`'s frame or the centre of `mass`. The latter
+    two are those at MuJoCo's last evaluation of the forces."""
     speed_weight: float = 1.0
     alive: float = 0.0
-    """For being healthy."""
+    """Reward for being healthy."""
     always_alive: bool = False
-    """Whether even the step that ends an episode is paid for being healthy."""
+    """Whether the step that ends an episode also gets the reward for being healthy."""
     contact_cost: float = 0.0
     """Weight of the squared external forces on all bodies."""
     contact_category: str = "cfrc_ext"
@@ -48,7 +48,7 @@ class Locomotion:
 
 @dataclasses.dataclass(frozen=True)
 class MeanLocomotion:
-    """Reward for several that run side by side: the mean of their speeds less the mean of their squared controls."""
+    """Reward for several robots side by side: mean speed minus the weighted mean of their squared controls."""
 
     control_cost: float
     """Weight of the squared controls."""
@@ -56,7 +56,7 @@ class MeanLocomotion:
 
 @dataclasses.dataclass(frozen=True)
 class StandUp:
-    """Reward for height, over the physics time step, plus 1, less the costs; see `Locomotion`."""
+    """Reward for height: height / physics time step + 1 - costs; see `Locomotion`."""
 
     control_cost: float
     contact_cost: float
@@ -66,7 +66,7 @@ class StandUp:
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """Reward for nearness: the negative distance of two bodies, less the squared controls."""
+    """Reward for reaching: minus the distance of two bodies, minus the squared controls."""
 
     body: str
     target: str
@@ -74,44 +74,47 @@ class Reach:
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """What a robot must be in for an episode to go on."""
+    """The conditions of a healthy robot; an episode terminates where one is violated."""
 
     ranges: tuple[tuple[int, float, float], ...]
-    """(index into qpos, lowest, highest)."""
+    """(index into qpos, lower bound, upper bound)."""
     limit: float = math.inf
-    """Largest size of any velocity, and of any position after the first two."""
+    """Bound on the magnitude of all velocities, and of all positions after the first two."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Robot:
-    """A MuJoCo robot and its task, before it is split among agents."""
+    """A MuJoCo robot and its task, before its joints are divided among agents.
+
+    The cache key of the named datasets contains the repr of a robot, so a renamed field rebuilds them.
+    """
 
     xml: str
-    """File name among gymnasium's MuJoCo assets, or a whole document (MJCF)."""
+    """File name of one of gymnasium's MuJoCo assets, or a complete MJCF document."""
     frame_skip: int
-    """Physics steps a control step."""
+    """Physics steps per control step."""
     place_dims: int
-    """Leading entries of qpos that say where the robot is; the physics does not depend on them. The second of a
-    pair is moved along."""
+    """Leading entries of qpos that are the root position; the dynamics do not depend on them. For a pair, those of the
+    first robot."""
     categories: Categories
     start: Start
     reward: Locomotion | MeanLocomotion | StandUp | Reach
     health: Health | None
-    """None for a robot whose episodes end by the time limit only."""
+    """None if episodes end by the time limit only."""
     solver_iterations: int = 20
-    """Largest number of Newton iterations a physics step. The solver stops by itself, so they cost only where a hard
-    landing needs them. Chosen with the two below by `experiments.conformance`."""
+    """Maximum number of Newton iterations per physics step. The solver stops when it has converged, so more iterations
+    cost time only in hard landings. This and the next two are chosen by `experiments.conformance`."""
     line_search_iterations: int = 4
-    """Line search iterations a Newton iteration, of which all are always made."""
+    """Line search iterations per Newton iteration; all of them are always computed."""
     max_contacts: int | None = None
-    """Contacts kept for each kind of friction, the deepest; None for all that geoms could have. More than ever touch at
-    once cost time and change nothing."""
+    """Contacts kept per friction dimension, deepest first; None for all pairs of geoms. A limit above the number of
+    simultaneous contacts costs time and does not change the result."""
     episode_length: int = 1000
     """Time limit, in control steps."""
 
 
 def _state(num_hidden_qpos: int, velocity: str = "qvel") -> Categories:
-    """Positions without the leading ones, then velocities."""
+    """A state of the positions without the leading ones, then the velocities."""
     return Categories(state=(("qpos", num_hidden_qpos, None), (velocity, 0, None)))
 
 
@@ -125,7 +128,7 @@ HALF_CHEETAH = Robot(
     health=None,
 )
 
-# OG-MARL's `mamujoco/2halfcheetah` was recorded with the first MaMuJoCo: absolute x, other order.
+# OG-MARL's `mamujoco/2halfcheetah` was recorded with the first MaMuJoCo: x is observed, and the order differs.
 HALF_CHEETAH_OGMARL = dataclasses.replace(
     HALF_CHEETAH, categories=HALF_CHEETAH.categories._replace(shared=("qvel", "qpos"), shown=(("qpos", 0),))
 )
@@ -170,7 +173,7 @@ WALKER = Robot(
     xml="walker2d_v5.xml",
     frame_skip=4,
     place_dims=1,
-    categories=_state(1, velocity="qvel_clipped"),  # but agents observe velocities as they are
+    categories=_state(1, velocity="qvel_clipped"),  # agents observe the unclipped velocities
     start=Start(position_noise=5e-3, velocity_noise=5e-3, is_normal=False),
     reward=Locomotion(control_cost=1e-3, alive=1.0),
     health=Health(ranges=((1, 0.8, 2.0), (2, -1.0, 1.0))),
@@ -234,22 +237,22 @@ HUMANOID_STANDUP = dataclasses.replace(
 
 
 def many_segment_swimmer(num_agents: int, segments_per_agent: int) -> tuple[Robot, JointGraph]:
-    """A long swimmer, rewarded as the short one; see `segments.swimmer`.
+    """A long swimmer, with the reward of the short one; see `segments.swimmer`.
 
-    Not among `tasks.TASKS`: single precision suffices for few segments only.
+    Not in `tasks.TASKS`: single precision is sufficient for few segments only.
     """
     xml, graph = segments.swimmer(num_agents, segments_per_agent)
     return dataclasses.replace(SWIMMER, xml=xml), graph
 
 
 def many_segment_ant(num_agents: int, segments_per_agent: int) -> tuple[Robot, JointGraph]:
-    """A long ant, observed and rewarded as `4ant-v5`; see `segments.ant`."""
+    """A long ant, with the observations and reward of `4ant-v5`; see `segments.ant`."""
     xml, graph = segments.ant(num_agents, segments_per_agent)
     return dataclasses.replace(ANT_V5, xml=xml, max_contacts=max(40, 4 * num_agents * segments_per_agent)), graph
 
 
 def coupled_half_cheetah() -> tuple[Robot, JointGraph]:
-    """Two half cheetahs on a tendon, whose gradient, length and speed they observe; see `segments.half_cheetahs`."""
+    """Two half cheetahs joined by a tendon, whose length, rate and gradient are observed; see `segments`."""
     xml, graph = segments.half_cheetahs()
     robot = dataclasses.replace(
         HALF_CHEETAH,

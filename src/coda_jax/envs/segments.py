@@ -1,8 +1,8 @@
-"""Robots of repeated parts, of Peng et al. (2021): long swimmers, ants of many torsos, half cheetahs on a tendon.
+"""Robots of repeated parts (Peng et al. 2021): long swimmers, ants with many torsos, half cheetahs joined by a tendon.
 
-Their documents (MJCF) are made from those of gymnasium's single robots, and come with the joint graph of a split. The
-models and graphs are those of gymnasium-robotics' `mamujoco_v1`, but for what is evidently a slip there; each function
-says which. `robots` turns them into tasks.
+Their MJCF documents are derived from those of gymnasium's single robots, and come with a joint graph. Models and graphs
+are those of gymnasium-robotics' `mamujoco_v1`, except for evident errors there; each function's docstring lists them.
+`robots` adds rewards and resets.
 """
 
 import copy
@@ -14,7 +14,7 @@ from coda_jax.envs.factorization import JointGraph
 
 
 def swimmer(num_agents: int, segments_per_agent: int) -> tuple[str, JointGraph]:
-    """A chain of segments, each with a motor to the one before; every agent moves consecutive ones.
+    """A chain of segments, each with a motor to the previous one; every agent moves consecutive segments.
 
     The first segment, before `rot0`, has no motor: one agent of two segments is gymnasium's swimmer.
     """
@@ -28,18 +28,19 @@ def swimmer(num_agents: int, segments_per_agent: int) -> tuple[str, JointGraph]:
         body.append(copy.deepcopy(tail))
         body = body[-1]
         body.set("name", f"mid{k}")
-        turns_back = k % 2 == 0 and joint != joints[-1]  # neighbours turn in opposite directions, the last does not
-        _find(body, "joint").attrib |= {"name": joint, "axis": "0 0 -1" if turns_back else "0 0 1"}
+        is_flipped = k % 2 == 0 and joint != joints[-1]  # the axes of neighbours are opposite, except the last
+        _find(body, "joint").attrib |= {"name": joint, "axis": "0 0 -1" if is_flipped else "0 0 1"}
     _replace_motors(document, joints)
-    graph = JointGraph(edges=tuple(itertools.pairwise(joints)), partition=_shares(joints, num_agents), root=())
+    graph = JointGraph(edges=tuple(itertools.pairwise(joints)), partition=_partition(joints, num_agents), root=())
     return ET.tostring(document, encoding="unicode"), graph
 
 
 def ant(num_agents: int, segments_per_agent: int) -> tuple[str, JointGraph]:
-    """A row of torsos with two legs each, of which the first floats freely; every agent moves consecutive ones.
+    """A row of torsos with two legs each; the first torso has a free joint; every agent moves consecutive torsos.
 
-    gymnasium-robotics' agents would see joints of other torsos (a sign in its indices), move each leg by the other
-    one's actions, and see hips of the torso before, a copy of their own among them, but never of the one behind.
+    Corrects these errors of gymnasium-robotics: its agents observe joints of other torsos (a sign error in the
+    indices), the actions of the two legs of a torso are swapped, and agents observe the hips of the previous torso,
+    including a copy of their own, but never those of the next torso.
     """
     num_segments = num_agents * segments_per_agent
     document = ET.parse(gymnasium_xml("ant.xml")).getroot()
@@ -56,11 +57,11 @@ def ant(num_agents: int, segments_per_agent: int) -> tuple[str, JointGraph]:
             leg = copy.deepcopy(leg)
             torso.append(leg)
             upper = _find(leg, "body")
-            if segment > 0:  # straight out of the spine
+            if segment > 0:  # perpendicular to the spine
                 _, y, _ = upper.get("pos", "").split()
                 upper.set("pos", f"0 {y} 0")
                 _find(leg, "geom").set("fromto", f"0 0 0 0 {y} 0")
-            _add_to_names(leg, f"_{segment}")
+            _append_to_names(leg, f"_{segment}")
             for joint, name in zip(leg.iter("joint"), ("hip", "ankle"), strict=True):
                 joint.set("name", f"{name}{side}_{segment}")
     joints = [joint.attrib["name"] for joint in document.iter("joint") if joint.get("type") == "hinge"]
@@ -71,17 +72,17 @@ def ant(num_agents: int, segments_per_agent: int) -> tuple[str, JointGraph]:
         edges += [(ankle1, hip1), (ankle2, hip2), (hip1, hip2)]
         if segment > 0:
             edges.append((segments[segment - 1][0], segments[segment - 1][2], hip1, hip2))
-        torso_id = 1 + 7 * segment  # then two legs of three bodies each
+        torso_id = 1 + 7 * segment  # followed by two legs of three bodies each
         for hip, ankle, leg_id in ((hip1, ankle1, torso_id + 1), (hip2, ankle2, torso_id + 4)):
             bodies |= {hip: (torso_id, leg_id), ankle: (leg_id, leg_id + 1, leg_id + 2)}
-    graph = JointGraph(edges=tuple(edges), partition=_shares(joints, num_agents), root=("root",), bodies=bodies)
+    graph = JointGraph(edges=tuple(edges), partition=_partition(joints, num_agents), root=("root",), bodies=bodies)
     return ET.tostring(document, encoding="unicode"), graph
 
 
 def half_cheetahs() -> tuple[str, JointGraph]:
-    """Two half cheetahs side by side, their torsos joined by an elastic tendon; an agent moves one of them.
+    """Two half cheetahs side by side, their torsos joined by an elastic tendon; each agent moves one of them.
 
-    gymnasium-robotics' agents would both see the joints of the second cheetah.
+    Corrects an error of gymnasium-robotics, where both agents observe the joints of the second cheetah.
     """
     document = ET.parse(gymnasium_xml("half_cheetah.xml")).getroot()
     world, motors = _find(document, "worldbody"), _find(document, "actuator")
@@ -97,7 +98,7 @@ def half_cheetahs() -> tuple[str, JointGraph]:
     for k, y in enumerate(("-1", "1")):
         x, _, z = single.get("pos", "").split()
         cheetah = copy.deepcopy(single)
-        _add_to_names(cheetah, str(k))
+        _append_to_names(cheetah, str(k))
         cheetah.set("pos", f"{x} {y} {z}")
         ET.SubElement(cheetah, "site", name=f"spine{k}")
         ET.SubElement(tendon, "site", site=f"spine{k}")
@@ -107,7 +108,7 @@ def half_cheetahs() -> tuple[str, JointGraph]:
                 motors, "motor", motor.attrib | {name: f"{motor.attrib[name]}{k}" for name in ("joint", "name")}
             )
     _find(world, "body/camera").set("name", "track")
-    # The tendon pulls along x and z: entries of its gradient where the two torsos' positions stand.
+    # The tendon pulls along x and z: the entries of its gradient for the positions of the two torsos.
     tendon_views = {
         "ten_J": (("ten_J", 0), ("ten_J", 1), ("ten_J", 9), ("ten_J", 10)),
         "ten_length": (("ten_length", 0),),
@@ -116,7 +117,7 @@ def half_cheetahs() -> tuple[str, JointGraph]:
     chain = ("bfoot", "bshin", "bthigh", "fthigh", "fshin", "ffoot")
     graph = JointGraph(
         edges=tuple((f"{a}{k}", f"{b}{k}") for k in (0, 1) for a, b in itertools.pairwise(chain)),
-        partition=_shares([motor.attrib["joint"] for motor in motors], 2),
+        partition=_partition([motor.attrib["joint"] for motor in motors], 2),
         root=tuple(f"root{axis}{k}" for k in (0, 1) for axis in "xyz"),
         views={(f"bthigh{k}", category): view for k in (0, 1) for category, view in tendon_views.items()},
     )
@@ -130,22 +131,22 @@ def _find(element: ET.Element, path: str) -> ET.Element:
     return found
 
 
-def _add_to_names(part: ET.Element, ending: str) -> None:
+def _append_to_names(part: ET.Element, suffix: str) -> None:
     for element in part.iter():
         if "name" in element.attrib:
-            element.attrib["name"] += ending
+            element.attrib["name"] += suffix
 
 
 def _replace_motors(document: ET.Element, joints: list[str]) -> None:
-    """One motor a joint, each as the document's first."""
+    """Replaces the motors by one per joint, with the attributes of the document's first motor."""
     motors = _find(document, "actuator")
-    like = motors[0].attrib
+    attributes = motors[0].attrib
     motors.clear()
     for joint in joints:
-        ET.SubElement(motors, "motor", like | {"joint": joint})
+        ET.SubElement(motors, "motor", attributes | {"joint": joint})
 
 
-def _shares(joints: list[str], num_agents: int) -> tuple[tuple[str, ...], ...]:
-    """Consecutive joints for each agent, equally many."""
+def _partition(joints: list[str], num_agents: int) -> tuple[tuple[str, ...], ...]:
+    """Splits the joints into runs of equal length, one per agent."""
     size = len(joints) // num_agents
     return tuple(tuple(joints[k : k + size]) for k in range(0, len(joints), size))

@@ -1,8 +1,8 @@
-"""The tasks of MaMuJoCo, as data: how the joints of a robot are shared out among agents.
+"""The tasks of MaMuJoCo, as data: robots and the partition of their joints among agents.
 
-A task's name is the number of agents and the robot: `2halfcheetah`, `4ant`, `3hopper`. It splits the robot as
-`mamujoco_v1` of gymnasium-robotics does. Where gymnasium's versions differ, the plain name is that of the published
-datasets: `4ant` is v4, and `4ant-v5` observes and pays for contact forces.
+A task's name is the number of agents and the robot: `2halfcheetah`, `4ant`, `3hopper`. The partition is that of
+gymnasium-robotics' `mamujoco_v1`. Where gymnasium's versions differ, the plain name is the version of the published
+datasets: `4ant` is v4; `4ant-v5` has contact forces in the observations and in the reward.
 """
 
 from coda_jax.envs.factorization import JointGraph
@@ -34,7 +34,7 @@ _ANT = JointGraph(
     edges=(*_LEGS, tuple(hip for hip, _ in _LEGS)),
     partition=_LEGS,
     root=("root",),
-    bodies={  # 1 is the torso; a leg is three bodies in a row
+    bodies={  # 1 is the torso; a leg is three consecutive bodies
         **{f"hip_{k}": (1, 3 * k - 1) for k in (1, 2, 3, 4)},
         **{f"ankle_{k}": (3 * k - 1, 3 * k, 3 * k + 1) for k in (1, 2, 3, 4)},
     },
@@ -67,7 +67,7 @@ _SWIMMER = JointGraph(
     edges=(("motor1_rot", "motor2_rot"),),
     partition=(("motor1_rot",), ("motor2_rot",)),
     root=("free_body_rot",),
-    views={  # the velocity of the tip is shared out
+    views={  # the two agents also share the velocity of the tip
         ("motor1_rot", "qvel"): (("qvel", 0), ("qvel", 3)),
         ("motor2_rot", "qvel"): (("qvel", 1), ("qvel", 4)),
     },
@@ -123,7 +123,7 @@ _HUMANOID = JointGraph(
         **dict.fromkeys(_LEFT_SHOULDER, (1, 12, 13)),
         "left_elbow": (13,),
     },
-    views={  # gymnasium-robotics observes the two abdominal joints under each other's names
+    views={  # gymnasium-robotics has the names of these two abdominal joints swapped
         ("abdomen_y", "qpos"): (("qpos", 7),),
         ("abdomen_z", "qpos"): (("qpos", 8),),
         **{("abdomen_y", velocity): ((velocity, 6),) for velocity in ("qvel", "qfrc_actuator")},

@@ -1,4 +1,4 @@
-"""Network inputs in standard deviations from the dataset's mean: TD3+BC's normalisation (Fujimoto and Gu 2021)."""
+"""Standardisation of network inputs by the mean and standard deviation of the dataset (Fujimoto and Gu 2021)."""
 
 import chex
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from coda_jax.types import TaskSpec, Trajectory
 
 MIN_STD = 1e-3
-"""Added to every standard deviation, so that a feature that never varies stays finite."""
+"""Added to every standard deviation, so that constant features stay finite."""
 
 
 @chex.dataclass(frozen=True)

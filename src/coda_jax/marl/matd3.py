@@ -1,12 +1,12 @@
-"""MATD3 trained online (Ackermann et al., 2019): the maker of behaviour teams.
+"""Online MATD3 (Ackermann et al., 2019), which trains the behaviour teams.
 
-TD3 (Fujimoto et al., 2018) with a policy shared by the agents, told apart by a one-hot agent id, and twin critics that
-see the global state and the joint action. Environments, replay and learning are one traced function:
+TD3 (Fujimoto et al., 2018) with one policy for all agents, conditioned on a one-hot agent id, and twin critics of the
+global state and the joint action. Simulation, replay buffer and learning are one traced function:
 
     for step in range(num_steps):
         act in N environments, store N transitions
         for update in range(updates_per_step):
-            critic update; every second time policy and targets too
+            critic update; every `policy_delay` updates also policy and targets
 """
 
 import dataclasses
@@ -30,17 +30,17 @@ class Matd3Config:
     """Settings of MATD3."""
 
     num_envs: int = 16
-    """Environments stepped together."""
+    """Number of parallel environments."""
     updates_per_step: int = 8
-    """Critic updates after each joint step of all environments."""
+    """Critic updates per joint step of all environments."""
     policy_delay: int = 2
-    """Critic updates a policy update."""
+    """Critic updates per policy update."""
     batch_size: int = 256
-    """Transitions an update."""
+    """Transitions per update."""
     width: int = 128
     """Units of each of the two hidden layers of policy and critics."""
     buffer_size: int = 500_000
-    """Transitions kept for replay."""
+    """Capacity of the replay buffer, in transitions."""
     random_steps: int = 500
     """Joint steps of uniformly random actions at the start, without updates."""
     learning_rate: float = 5e-4
@@ -48,15 +48,15 @@ class Matd3Config:
     discount: float = 0.99
     """Discount factor gamma."""
     target_rate: float = 0.005
-    """Share of the online weights in each soft target update."""
+    """Weight of the online networks in each soft target update."""
     exploration_noise: float = 0.1
     """Standard deviation of the Gaussian noise on actions while acting."""
     target_noise: float = 0.2
     """Standard deviation of the noise on target actions."""
     target_noise_clip: float = 0.5
-    """Largest size of the noise on target actions."""
+    """Bound on the absolute noise on target actions."""
     reward_scale: float = 0.1
-    """Factor on rewards inside the learner."""
+    """Factor on the rewards in the TD target."""
 
 
 class TeamPolicy(nn.Module):
@@ -83,7 +83,7 @@ class TeamCritic(nn.Module):
 
     @nn.compact
     def __call__(self, state: Float[Array, "*batch S"], action: Float[Array, "*batch A U"]) -> Float[Array, "2 *batch"]:
-        """Both critics' values of every state and joint action."""
+        """The values of both critics."""
         x = jnp.concatenate([state, action.reshape(*action.shape[:-2], -1)], axis=-1)
 
         def value(x: Array) -> Array:
@@ -117,7 +117,7 @@ class Networks:
 
 @chex.dataclass(frozen=True)
 class Matd3State:
-    """Everything that a team's training carries along."""
+    """The training state of a team; `now` are the current states of the environments."""
 
     online: Networks
     target: Networks
@@ -130,11 +130,11 @@ class Matd3State:
 
 
 class Matd3(NamedTuple):
-    """Online multi-agent TD3: two pure functions over a state."""
+    """Online multi-agent TD3: two pure functions of a training state."""
 
     init: Callable[[PRNGKey], Matd3State]
     train: Callable[[Matd3State, int], tuple[Matd3State, Metrics]]
-    """Runs so many joint steps (static) of acting and learning; metrics are means over them."""
+    """Runs a (static) number of joint steps of acting and learning; metrics are means over the steps."""
 
 
 def team_policy(spec: TaskSpec, width: int) -> TeamPolicy:
@@ -157,7 +157,7 @@ def matd3(env: Environment, config: Matd3Config) -> Matd3:
         now = jax.vmap(env.reset)(jax.random.split(key_start, config.num_envs))
         action = jnp.zeros(joint_shape)
         online = Networks(policy=policy.init(key_policy, now.obs), critic=critic.init(key_critic, now.state, action))
-        blank = Transition(
+        transition = Transition(
             state=now.state,
             obs=now.obs,
             action=action,
@@ -171,7 +171,7 @@ def matd3(env: Environment, config: Matd3Config) -> Matd3:
             target=jax.tree.map(jnp.copy, online),
             policy_optimizer=optimizer.init(online.policy),
             critic_optimizer=optimizer.init(online.critic),
-            buffer=jax.tree.map(lambda x: jnp.zeros((config.buffer_size, *x.shape[1:]), x.dtype), blank),
+            buffer=jax.tree.map(lambda x: jnp.zeros((config.buffer_size, *x.shape[1:]), x.dtype), transition),
             now=now,
             num_steps=jnp.zeros((), jnp.int32),
             key=key_train,
@@ -182,9 +182,9 @@ def matd3(env: Environment, config: Matd3Config) -> Matd3:
         noise = jnp.clip(noise, -config.target_noise_clip, config.target_noise_clip)
         next_action = jnp.clip(apply_policy(target.policy, batch.next_obs) + noise, -1.0, 1.0)
         next_value = apply_critic(target.critic, batch.next_state, next_action).min(axis=0)
-        goal = config.reward_scale * batch.reward + config.discount * (1.0 - batch.terminal) * next_value
+        td_target = config.reward_scale * batch.reward + config.discount * (1.0 - batch.terminal) * next_value
         value = apply_critic(params, batch.state, batch.action)
-        return jnp.mean(jnp.square(value - goal[None]))
+        return jnp.mean(jnp.square(value - td_target[None]))
 
     def policy_loss(params: Params, critic_params: Params, batch: Transition) -> Array:
         action = apply_policy(params, batch.obs)
@@ -216,7 +216,7 @@ def matd3(env: Environment, config: Matd3Config) -> Matd3:
         noisy = noisy + config.exploration_noise * jax.random.normal(key_noise, joint_shape)
         random = jax.random.uniform(key_random, joint_shape, minval=-1.0, maxval=1.0)
         action = jnp.where(carry.num_steps < config.random_steps, random, jnp.clip(noisy, -1.0, 1.0))
-        stepped, following = step_and_reset(env, carry.now, action, key_reset)
+        stepped, state_after_reset = step_and_reset(env, carry.now, action, key_reset)
         transition = Transition(
             state=carry.now.state,
             obs=carry.now.obs,
@@ -230,14 +230,14 @@ def matd3(env: Environment, config: Matd3Config) -> Matd3:
         buffer = jax.tree.map(
             lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, axis=0), carry.buffer, transition
         )
-        carry = dataclasses.replace(carry, buffer=buffer, now=following, num_steps=carry.num_steps + 1)
+        carry = dataclasses.replace(carry, buffer=buffer, now=state_after_reset, num_steps=carry.num_steps + 1)
         return carry, jnp.mean(stepped.reward)
 
     def train(state: Matd3State, num_steps: int) -> tuple[Matd3State, Metrics]:
         def body(carry: Matd3State, _: None) -> tuple[Matd3State, Metrics]:
             key, key_act, key_update = jax.random.split(carry.key, 3)
             carry, reward = act_and_store(dataclasses.replace(carry, key=key), key_act)
-            # The number of updates is a loop bound, not a `cond`: it stays a real branch for every team.
+            # A loop bound instead of a `cond`, so that no updates are computed before `random_steps`.
             num_updates = jnp.where(carry.num_steps > config.random_steps, config.updates_per_step, 0)
             num_updates = num_updates // config.policy_delay
 

@@ -6,9 +6,9 @@ from jaxtyping import Array, Float
 
 
 class RecurrentPolicy(nn.Module):
-    """The deterministic policies mu^i(o^i) of all agents, as one network told apart by a one-hot agent id (Table 5).
+    """The deterministic policies mu^i(o^i) of all agents, as one network conditioned on a one-hot agent id (Table 5).
 
-    Linear - relu - GRU - relu - Linear - tanh, with the time axis first, so that only the GRU runs inside the scan.
+    Linear - relu - GRU - relu - Linear - tanh, with the time axis first; only the GRU is scanned.
 
     linear_width: width of the first layer.
     hidden_width: N, features of the GRU's hidden state.
@@ -23,14 +23,14 @@ class RecurrentPolicy(nn.Module):
     def __call__(
         self, obs: Float[Array, "H *batch A O"], carry: Float[Array, "*batch A N"]
     ) -> tuple[Float[Array, "H *batch A U"], Float[Array, "*batch A N"]]:
-        """Act along H steps from the hidden state `carry`; returns the actions and the last hidden state."""
+        """The actions of H steps from the hidden state `carry`, and the last hidden state."""
         num_agents = obs.shape[-2]
         agent_id = jnp.broadcast_to(jnp.eye(num_agents, dtype=obs.dtype), (*obs.shape[:-1], num_agents))
         x = jnp.concatenate([agent_id, obs], axis=-1)
         x = nn.relu(nn.Dense(self.linear_width)(x))
         gru = nn.scan(nn.GRUCell, variable_broadcast="params", split_rngs={"params": False})
-        # flax's default, orthogonal, calls LAPACK's QR; batched over seeds on as many host devices as there are cores
-        # it waits for ever for a thread of XLA's pool.
+        # flax's default initialiser, orthogonal, calls LAPACK's QR, which deadlocks in XLA's thread pool when it is
+        # batched over seeds on as many host devices as there are cores.
         carry, x = gru(self.hidden_width, recurrent_kernel_init=nn.initializers.lecun_normal())(carry, x)
         return nn.tanh(nn.Dense(self.action_dim)(nn.relu(x))), carry
 
@@ -39,7 +39,7 @@ class Critic(nn.Module):
     """A centralised state-joint-action value Q(s, a): a relu network (Table 5).
 
     widths: widths of the hidden layers.
-    layer_norm: normalise before each relu, which bounds how far values extrapolate beyond the data's actions
+    layer_norm: whether to apply layer normalisation before each relu, which bounds values outside the data
         (Ball et al. 2023; Tarasov et al. 2023).
     """
 
@@ -60,7 +60,7 @@ class Critic(nn.Module):
 
 
 class TwinCritic(nn.Module):
-    """Two critics of the same shape, drawn independently; their parameters are stacked on a leading axis of two.
+    """Two critics with independent initial weights; their parameters are stacked on a leading axis of two.
 
     widths: widths of the hidden layers of each.
     layer_norm: as in `Critic`.
@@ -73,7 +73,7 @@ class TwinCritic(nn.Module):
     def __call__(
         self, state: Float[Array, "*batch S"], joint_action: Float[Array, "*batch A U"]
     ) -> Float[Array, "2 *batch"]:
-        """Both values of every state and joint action."""
+        """The values of both critics."""
         critics = nn.vmap(
             Critic,
             in_axes=None,  # pyright: ignore[reportArgumentType]  # typed as int, documented as int or None

@@ -1,4 +1,4 @@
-"""MADDPG for one-step games without observations: one trainable action an agent (Sec. 6.1, App. C.1 and Table 4)."""
+"""MADDPG for one-step games without observations: one trainable action per agent (Sec. 6.1, App. C.1 and Table 4)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,18 +24,18 @@ class StatelessMaddpgConfig:
     """Settings of the learner; the defaults are those of Table 4."""
 
     start: tuple[float, ...] = (-0.64, 0.65)
-    """The actions to start from, one an agent."""
+    """Initial actions, one per agent."""
     learning_rate: float = 0.1
-    """Step size of plain gradient ascent."""
+    """Step size of gradient ascent."""
     max_grad_norm: float = 1.0
-    """The joint gradient, of all agents together, is scaled down to this norm; so its direction is kept."""
+    """Maximum norm of the joint gradient of all agents (clipping keeps its direction)."""
 
 
 @chex.dataclass(frozen=True)
 class StatelessMaddpgState:
-    """What is learnt.
+    """State of the learner.
 
-    theta:     `[A, U]` the joint policy, an action each.
+    theta:     `[A, U]` the joint policy, one action per agent.
     optimizer: the optimiser's state.
     """
 
@@ -45,28 +45,28 @@ class StatelessMaddpgState:
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig:
-    """How a critic is fitted to recorded rewards, where the reward function is not to be used."""
+    """Settings of the fit of a critic to recorded rewards, for games with an unknown reward function."""
 
     widths: tuple[int, ...] = (64, 64)
-    """Units of the hidden layers."""
+    """Widths of the hidden layers."""
     num_updates: int = 3000
-    """Steps of Adam, on a cosine down to zero."""
+    """Steps of Adam, with cosine decay of the step size to zero."""
     batch_size: int = 256
-    """Recorded joint actions in a mini-batch."""
+    """Recorded joint actions per mini-batch."""
     learning_rate: float = 3e-3
-    """Adam's peak step size."""
+    """Peak step size of Adam."""
 
 
 def brud_gradient(
     critic: JointValue, theta: Float[Array, "A U"], action: Float[Array, "*batch A U"]
 ) -> Float[Array, "A U"]:
-    """Eq. 16-17: the mean over a batch of each agent's gradient at its own theta^i beside the others' batch actions.
+    """Eq. 16-17: the batch mean of each agent's gradient at its theta^i, with the other agents' actions from the batch.
 
-    A batch that consists of theta itself gives the true gradient of Q.
+    If all batch actions equal theta, it is the true gradient of Q.
     """
 
     def objective(theta: Float[Array, "A U"]) -> Float[Array, ""]:
-        # Each of the A joint actions holds one agent's theta, so the sum over them keeps the agents' gradients apart.
+        # Each of the A joint actions contains one agent's theta, so the gradient of the sum separates the agents.
         mu = jnp.broadcast_to(theta, action.shape)
         return jnp.mean(jnp.sum(critic(brud_joint_actions(mu, action)), axis=-1))
 
@@ -74,11 +74,13 @@ def brud_gradient(
 
 
 def stateless_maddpg(task: TaskSpec, critic: JointValue, config: StatelessMaddpgConfig) -> Learner:
-    """MADDPG on a one-step game whose critic is given: the known reward, or one fitted by `fit_critic`.
+    """MADDPG on a one-step game with a given critic: the known reward function, or a critic of `fit_critic`.
 
-    The update ascends `brud_gradient` and projects on [-1, 1]; neither it nor `init` draws anything at random. Its
-    metrics are the components of that gradient before it is scaled, `gradient_0` of the first agent and so on.
-    Raises ValueError where the start does not give every agent an action inside [-1, 1].
+    The update is a step of gradient ascent along `brud_gradient`, projected onto [-1, 1]; `update` and `init` are
+    deterministic. Metrics: the components of the gradient before clipping, `gradient_0` for the first agent etc.
+
+    Raises:
+      ValueError: the start is not one action in [-1, 1] per agent.
     """
     if len(config.start) != task.num_agents or not all(abs(action) <= 1.0 for action in config.start):
         raise ValueError(f"start is {config.start}: expected {task.num_agents} actions in [-1, 1]")
@@ -118,10 +120,10 @@ def critic_value(
 def fit_critic(config: CriticConfig, dataset: Trajectory, key: PRNGKey) -> tuple[Params, Float[Array, ""]]:
     """Regresses the rewards of recorded one-step trajectories `[N, 1, ...]` on their joint actions.
 
-    A single step needs no bootstrapping, so this is fitted Q evaluation. The key is consumed.
+    One-step episodes need no bootstrapping, so this is fitted Q evaluation. The key is consumed.
 
     Returns:
-      The critic's parameters for `critic_value`, and its root mean squared error on the whole dataset.
+      The parameters of the critic for `critic_value`, and its root mean squared error on the dataset.
     """
     key_init, key_fit = jax.random.split(key)
     action, reward = dataset.action[:, 0], dataset.reward[:, 0]

@@ -1,4 +1,4 @@
-"""Downloads from a hub that is played here: what arrives is unpacked without trusting it, or refused in one line."""
+"""Downloads from a fake hub: zips are checked and unpacked, or refused in one line."""
 
 import stat
 import sys
@@ -17,7 +17,7 @@ from tests.drift import SPEC, noise_episodes
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """The zip of a scenario with two vaults, as the hub has it."""
+    """The zip of a scenario with two vaults, in the layout of the hub."""
     folder = tmp_path_factory.mktemp("hub")
     for name in ("Good", "Poor"):
         write_vault(folder / "2cheetah.vlt" / name, noise_episodes(SPEC, 3, 5))
@@ -28,7 +28,7 @@ def archive(tmp_path_factory):
 
 
 class Hub:
-    """Plays `hf_hub_download`: puts a file below `local_dir`, where it keeps what has arrived so far."""
+    """Fake `hf_hub_download`: writes a file below `local_dir`, and keeps partial downloads there."""
 
     def __init__(self, archive, broken_off: int = 0):
         self.content, self.broken_off, self.asked = archive.read_bytes(), broken_off, []
@@ -49,7 +49,7 @@ class Hub:
         return str(target)
 
 
-def test_a_download_leaves_the_vaults_and_nothing_else(tmp_path, archive):
+def test_a_download_leaves_only_the_vaults(tmp_path, archive):
     hub = Hub(archive)
     path = download_vaults("mamujoco", "2cheetah", tmp_path, hub)
     assert hub.asked == [("InstaDeepAI/og-marl", "dataset", "core/mamujoco/2cheetah.zip")]
@@ -60,13 +60,13 @@ def test_a_download_leaves_the_vaults_and_nothing_else(tmp_path, archive):
     assert [entry.name for entry in tmp_path.iterdir()] == ["mamujoco"]
 
 
-def test_what_is_there_is_not_downloaded_again(tmp_path, archive):
+def test_existing_vaults_are_not_downloaded_again(tmp_path, archive):
     (tmp_path / "mamujoco" / "2cheetah.vlt").mkdir(parents=True)
     hub = Hub(archive)
     assert download_vaults("mamujoco", "2cheetah", tmp_path, hub).is_dir() and hub.asked == []
 
 
-def test_an_interrupted_download_goes_on_where_it_was(tmp_path, archive):
+def test_an_interrupted_download_is_resumed(tmp_path, archive):
     hub = Hub(archive, broken_off=1)
     with pytest.raises(UserError, match=r"Connection reset by peer\).*same command to go on") as caught:
         download_vaults("mamujoco", "2cheetah", tmp_path, hub)
@@ -76,7 +76,7 @@ def test_an_interrupted_download_goes_on_where_it_was(tmp_path, archive):
     assert hub.resumed_from == len(hub.content) // 2
 
 
-def test_a_missing_extra_is_one_line(tmp_path, monkeypatch):
+def test_a_missing_extra_is_a_one_line_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"pip install 'coda-jax\[data\]'"):
         download_vaults("mamujoco", "2cheetah", tmp_path)
@@ -108,7 +108,7 @@ def a_link(name: str) -> zipfile.ZipInfo:
         ("good", b"a file where a folder is", "damaged"),
     ],
 )
-def test_hostile_members_are_refused_and_nothing_of_their_zip_stays(tmp_path, member, content, words):
+def test_zips_with_unsafe_members_are_refused_and_removed(tmp_path, member, content, words):
     archive = zip_of(tmp_path / "hostile.zip", [("good/metadata.json", b"{}"), (member, content)])
     with pytest.raises(UserError, match=words) as caught:
         download_vaults("mamujoco", "good", tmp_path / "vaults", lambda **_: str(archive))

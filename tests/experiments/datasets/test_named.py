@@ -1,4 +1,4 @@
-"""The named datasets are rolled out as their schedule says, on any number of devices; in a world without physics."""
+"""Rollouts of the named datasets by their schedule, on any number of devices, in an environment without physics."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from tests.drift import DRIFT, SPEC
 
 @pytest.fixture(scope="module")
 def teams() -> Teams:
-    """Two teams with three snapshots each, whose weights are (10 team + snapshot) / 100 of those of one network."""
+    """Two teams with three snapshots each; their weights are those of one network times (10 team + snapshot) / 100."""
     policy = team_policy(SPEC, Matd3Config().width)
     weights = policy.init(jax.random.key(0), jnp.zeros((SPEC.num_agents, SPEC.obs_dim)))
     scale = (10 * np.arange(2)[:, None] + np.arange(3)) / 100
@@ -46,11 +46,11 @@ def test_rollouts_do_not_depend_on_the_number_of_devices(teams, schedule):
     assert not np.array_equal(one.state[0], other.state[0])
 
 
-def test_episodes_that_end_early_cost_the_later_rollouts_nothing(teams, schedule):
-    """A world that ends after every second step or so: all rollouts are kept, whole."""
+def test_rollouts_with_early_ends_are_complete(teams, schedule):
+    """In an environment that terminates after two steps, all rollouts are kept whole."""
 
-    def step(now, action):
-        stepped = DRIFT.step(now, action)
+    def step(state, action):
+        stepped = DRIFT.step(state, action)
         return dataclasses.replace(stepped, terminal=stepped.time == 2)
 
     episodes = record(DRIFT._replace(step=step), teams, schedule, mesh_of(1), 0)
@@ -58,7 +58,7 @@ def test_episodes_that_end_early_cost_the_later_rollouts_nothing(teams, schedule
     assert np.flatnonzero(episodes.truncation).tolist() == list(range(4, 37 * 5, 5))
 
 
-def test_each_named_dataset_has_a_vault_of_its_own(teams, tmp_path, monkeypatch):
+def test_each_named_dataset_has_its_own_vault(teams, tmp_path, monkeypatch):
     save_teams(tmp_path / "drift.npz", teams)
     monkeypatch.setenv("CODA_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets, "assets", lambda task: tmp_path / "drift.npz")

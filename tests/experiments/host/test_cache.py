@@ -37,7 +37,7 @@ def test_the_environment_names_the_folder(monkeypatch, tmp_path):
     assert list((tmp_path / "mine").iterdir()) == []  # made, and probed without a trace
 
 
-def test_else_it_is_in_the_users_cache(monkeypatch, tmp_path):
+def test_the_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("CODA_JAX_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.cache_folder() == tmp_path / "coda-jax"
@@ -54,7 +54,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(monkeypatch, tmp_path):
 
 
 class FullDisk(io.BytesIO):
-    """A temporary file on a disk without room."""
+    """A temporary file on a full disk."""
 
     def __init__(self, **_):
         super().__init__()
@@ -98,7 +98,7 @@ def test_plain_values():
         cache.plain({"guide": lambda: None})
 
 
-def test_who_waits_is_told_for_what(tmp_path, capsys):
+def test_a_waiting_process_prints_what_it_waits_for(tmp_path, capsys):
     order = []
 
     def wait():

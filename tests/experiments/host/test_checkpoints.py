@@ -39,7 +39,7 @@ def make_carry(mesh: jax.sharding.Mesh, seed: int) -> Carry:
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)).init(params),
         key=jax.random.split(jax.random.key(seed + 1), 4),
         round=jnp.int32(seed),
-        empty=jnp.zeros((4, 0)),  # MJX's state of the actuators has none, and Orbax refuses it
+        empty=jnp.zeros((4, 0)),  # like MJX's actuator state; Orbax cannot store empty arrays
     )
     by_seed, replicated = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
     return jax.device_put(carry, jax.tree.map(lambda x: by_seed if x.ndim else replicated, carry))
@@ -57,7 +57,7 @@ def mesh():
     return jax.make_mesh((2,), ("seed",), axis_types=(AxisType.Auto,))
 
 
-def test_a_carry_comes_back_bit_for_bit_where_it_was(series, mesh):
+def test_a_carry_is_restored_bit_for_bit_with_its_sharding(series, mesh):
     carry = make_carry(mesh, 3)
     series.save(3, carry, {"seconds": 1.5})
     restored = series.restore(make_carry(mesh, 0))
@@ -95,7 +95,7 @@ def test_nothing_saved_is_none(series):
     assert series.restore({"x": jnp.zeros(1)}) is None
 
 
-def test_the_latest_counts_and_few_are_kept(series, tmp_path):
+def test_the_latest_is_restored_and_few_are_kept(series, tmp_path):
     for step in range(1, 5):
         series.save(step, {"x": jnp.full(2, step)})
     assert series.restore({"x": jnp.zeros(2, jnp.int32)}).step == 4
@@ -111,14 +111,14 @@ def test_series_are_independent(series, tmp_path):
 
 
 def flip_a_bit(folder: Path):
-    """Flips a bit in the middle of the largest file: array data, which nothing else guards."""
+    """Flips a bit in the middle of the largest file: array data without other checksums."""
     file = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-def test_a_flipped_bit_is_noticed_and_the_one_before_taken(series, tmp_path, capsys):
+def test_a_flipped_bit_is_detected_and_the_previous_checkpoint_restored(series, tmp_path, capsys):
     for step in (1, 2):
         series.save(step, {"x": jnp.full(1000, step)})
     flip_a_bit(tmp_path / "train" / "steps" / "2")
@@ -132,7 +132,7 @@ def test_a_flipped_bit_is_noticed_and_the_one_before_taken(series, tmp_path, cap
 
 
 @pytest.mark.parametrize("damage", ["bit", "missing file", "record"])
-def test_if_none_is_intact_the_user_must_decide(series, tmp_path, damage):
+def test_without_intact_checkpoints_the_user_must_decide(series, tmp_path, damage):
     series.save(1, {"x": jnp.arange(1000)})
     step = tmp_path / "train" / "steps" / "1"
     if damage == "bit":
@@ -175,7 +175,7 @@ for step in range(start + 1, 10_000):
 """
 
 
-def test_sigkill_at_any_moment_leaves_a_state_to_go_on_from(tmp_path):
+def test_a_run_can_be_resumed_after_sigkill_at_any_time(tmp_path):
     reached = 0
     for delay in (0.02, 0.05):
         with subprocess.Popen(

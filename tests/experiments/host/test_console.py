@@ -60,7 +60,7 @@ def test_a_phase_that_fails_is_not_done(capsys):
 
 
 @pytest.mark.parametrize("total", [None, 3])
-def test_on_a_terminal_the_bar_lives_and_leaves_one_line(monkeypatch, total):
+def test_on_a_terminal_the_bar_is_live_and_leaves_one_line(monkeypatch, total):
     screen = io.StringIO()
     terminal = rich.console.Console(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr(console, "_console", terminal)

@@ -45,7 +45,7 @@ def test_by_default_a_core_is_a_device():
     assert int(answer.stdout) == largest_divisor(6, visible_cores()), answer.stderr
 
 
-def test_a_processor_is_named_by_what_decides_its_last_bits(tmp_path):
+def test_processor_description(tmp_path):
     file = tmp_path / "cpuinfo"
     file.write_text(
         "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: EPYC\nflags\t\t: fpu avx avx2\n\n"

@@ -26,7 +26,7 @@ def exits_with(error: BaseException, capsys) -> tuple[object, str]:
 
 
 @pytest.mark.parametrize("kind", [UserError, VaultError])
-def test_what_the_user_can_put_right_is_one_line_and_status_two(kind, capsys):
+def test_user_errors_are_one_line_and_status_two(kind, capsys):
     assert exits_with(kind("no vault at x;\n  name another"), capsys) == (2, "error: no vault at x; name another")
 
 
@@ -45,7 +45,7 @@ def test_a_full_disk_is_recognised_inside_a_library_error(capsys):
     assert "/runs/y" in exits_with(wrapped, capsys)[1]
 
 
-def test_an_interrupt_says_how_to_go_on(capsys):
+def test_an_interrupt_says_how_to_resume(capsys):
     status, line = exits_with(KeyboardInterrupt(), capsys)
     assert status == 130 and "same command" in line
 
@@ -108,7 +108,7 @@ def test_a_bad_preset_is_one_line(args, words):
         parse_command(Sized, args, presets=SIZES)
 
 
-def test_help_still_helps(capsys):
+def test_help_prints_the_docstrings(capsys):
     with pytest.raises(SystemExit) as exit_:
         parse_command(Settings, ["--help"])
     assert not exit_.value.code

@@ -21,7 +21,7 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {str(file): file.read_text() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_new_folder_holds_the_config_and_where_it_comes_from(tmp_path):
+def test_a_new_folder_has_config_and_provenance(tmp_path):
     with open_run_folder(tmp_path / "runs" / "a", CONFIG, num_devices=2) as folder:
         assert folder.figures.is_dir() and not folder.finished
     assert yaml.safe_load((folder.path / "config.yaml").read_text()) == CONFIG
@@ -31,7 +31,7 @@ def test_a_new_folder_holds_the_config_and_where_it_comes_from(tmp_path):
     assert origin["resumed"] == []
 
 
-def test_the_same_config_takes_it_up_again(tmp_path):
+def test_the_same_config_reopens_the_folder(tmp_path):
     for _ in range(2):
         with open_run_folder(tmp_path / "a", CONFIG, num_devices=2):
             pass
@@ -56,7 +56,7 @@ def test_another_config_is_refused_and_nothing_overwritten(tmp_path, other, word
     assert snapshot(tmp_path) == before
 
 
-def test_a_setting_that_is_newer_than_a_folder_was_at_its_default(tmp_path):
+def test_settings_newer_than_the_folder_have_their_defaults(tmp_path):
     defaults = CONFIG | {"diffusion": {"num_steps": 128, "clip": 1e-6, "churn": 0.0}}
     newer = CONFIG | {"diffusion": CONFIG["diffusion"] | {"churn": 0.0}}
     for config in (CONFIG, newer):
@@ -77,7 +77,7 @@ def test_a_nan_in_the_config_equals_itself(tmp_path):
             pass
 
 
-def test_a_second_process_is_kept_out(tmp_path):
+def test_a_second_process_is_refused(tmp_path):
     with (
         open_run_folder(tmp_path / "a", CONFIG, num_devices=2),
         pytest.raises(UserError, match="another process works in"),
@@ -88,7 +88,7 @@ def test_a_second_process_is_kept_out(tmp_path):
         pass  # free again
 
 
-def test_what_is_no_run_folder_is_left_alone(tmp_path):
+def test_other_folders_are_refused_and_unchanged(tmp_path):
     (tmp_path / "thesis.tex").write_text("...")
     before = snapshot(tmp_path)
     for path, words in [(tmp_path, "holds thesis.tex"), (tmp_path / "thesis.tex", "not a folder")]:
@@ -145,7 +145,7 @@ def test_series_of_checkpoints_are_opened_by_name(tmp_path):
             assert fit.restore({"x": jnp.zeros(2)}).step == 1
 
 
-def test_metrics_are_one_row_a_seed_with_every_digit_that_counts(tmp_path):
+def test_metrics_are_one_row_per_seed_with_all_significant_digits(tmp_path):
     metrics = Metrics(tmp_path / "metrics.csv")
     returns = np.array([0.1, 1 / 3], np.float32)
     metrics.append(1, [0, 1], {"updates": 500, "return": jnp.asarray(returns)})
@@ -197,7 +197,7 @@ def test_the_default_folder_derives_from_the_config():
     assert vault.name.startswith("2halfcheetah-Good_one-coda-")
 
 
-def test_a_folder_is_named_by_what_sets_it_apart_from_its_preset():
+def test_the_name_of_a_folder_has_the_differences_from_its_preset():
     names = {"task": "2halfcheetah", "dataset": "replay", "augmentation": "coda", "guidance": 0.6, "preset": "laptop"}
     usual = PRESETS["laptop"]
     assert run_dir_of(usual) == default_run_dir(**names, config={})
@@ -223,4 +223,4 @@ def test_changes_that_are_not_committed_are_kept_within_limits(tmp_path, monkeyp
 
 
 def test_every_recorded_change_is_part_of_the_provenance():
-    assert set(run_folder._CHANGES_NUMBERS) <= set(provenance.provenance(1))
+    assert set(run_folder._AFFECTS_NUMBERS) <= set(provenance.provenance(1))
