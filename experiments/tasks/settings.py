@@ -8,6 +8,7 @@ from coda_jax.data.coordination import SameSideData
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
+from coda_jax.dynamics.ensemble import DynamicsConfig
 from coda_jax.envs.coordination import EPISODE_LENGTH, SameSide
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from coda_jax.schedule import CodaConfig
@@ -20,6 +21,7 @@ _SAMPLER = SamplerConfig(num_steps=16)
 _GENERATOR = GeneratorConfig(
     unet=UNetConfig(width=64, channel_multipliers=(1, 1)), num_updates=4_000, batch_size=256, learning_rate=2e-3
 )
+_DYNAMICS = DynamicsConfig(widths=(128, 128), num_updates=4_000)
 _LEARNER = MaddpgBcConfig(
     critic_learning_rate=1e-3,
     policy_learning_rate=1e-3,
@@ -50,6 +52,8 @@ class CoordinationConfig:
     """Task: `same-side`."""
     num_agents: int = 2
     """Agents."""
+    half_width: float = 1.0
+    """Starts are uniform from minus this to this."""
     sharpness: float = 1.0
     """Weight and exponent of the penalty for being on different sides; 1 is the smooth product."""
     coverage: float = 0.2
@@ -72,31 +76,38 @@ class CoordinationConfig:
     """The diffusion model and its fit."""
     learner: MaddpgBcConfig = _LEARNER
     """MADDPG+BC."""
+    dynamics: DynamicsConfig = _DYNAMICS
+    """The one-step model and its fit."""
+    rollout_noise: float = 0.2
+    """Standard deviation of the noise on actions in roll-outs of the policy, by the oracle and in the model."""
     training: CodaConfig = _TRAINING
     """Algorithm 2."""
 
     @property
     def data(self) -> SameSideData:
         """The distribution of the recorded episodes."""
-        task = SameSide(num_agents=self.num_agents, sharpness=self.sharpness)
+        task = SameSide(num_agents=self.num_agents, sharpness=self.sharpness, half_width=self.half_width)
         return SameSideData(task, num_episodes=self.num_episodes, coverage=self.coverage, noise=self.noise)
 
 
 class Method(NamedTuple):
     """A method of the comparison.
 
-    augmentation:     the source of synthetic trajectories.
+    augmentation:     the source of synthetic trajectories; `model` and `oracle` roll the policy out in the one-step
+                      model and in the task.
     actor_teammates:  as in `MaddpgBcConfig`.
     is_split:         the actor's Q term on synthetic rows alone, cloning on recorded rows alone.
-    through_denoiser: guidance carried back through the denoiser.
     recorded_steps:   tokens held to recorded states.
+    through_denoiser: guidance carried back through the denoiser.
+    by_model:         states and rewards of guided trajectories by the one-step model.
     """
 
-    augmentation: Literal["none", "unconditional", "guided", "oracle"]
+    augmentation: Literal["none", "unconditional", "guided", "model", "oracle"]
     actor_teammates: Literal["data", "current"] = "data"
     is_split: bool = False
-    through_denoiser: bool = False
     recorded_steps: int = 0
+    through_denoiser: bool = False
+    by_model: bool = False
 
 
 METHODS = {
@@ -106,13 +117,16 @@ METHODS = {
     "CODA (paper)": Method("guided"),
     "CODA, split rows": Method("guided", is_split=True),
     "CODA, split rows, recorded starts": Method("guided", is_split=True, recorded_steps=1),
-    "CODA, split rows, through the denoiser": Method("guided", is_split=True, through_denoiser=True),
-    "CODA, recorded starts, through the denoiser": Method("guided", through_denoiser=True, recorded_steps=1),
-    "CODA+": Method("guided", is_split=True, through_denoiser=True, recorded_steps=1),
-    "oracle": Method("oracle"),
+    "CODA, split rows, recorded starts, through": Method(
+        "guided", is_split=True, recorded_steps=1, through_denoiser=True
+    ),
+    "CODA, recorded starts, by model": Method("guided", recorded_steps=1, by_model=True),
+    "CODA, split rows, by model": Method("guided", is_split=True, by_model=True),
+    "CODA+": Method("guided", is_split=True, recorded_steps=1, by_model=True),
+    "model alone, split rows": Method("model", is_split=True),
     "oracle, split rows": Method("oracle", is_split=True),
 }
-"""By name. CODA+ has all three changes; the methods between leave one or two of them out."""
+"""By name. CODA+ has split rows, recorded starts and consequences by the one-step model; others leave some out."""
 
 
 def check(config: CoordinationConfig) -> None:

@@ -1,7 +1,7 @@
 """Trains every method of the comparison on a coordination task."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,11 +10,13 @@ from jaxtyping import Array, Float
 
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
+from coda_jax.augmentation.model_based import PriorWithDynamics, model_consequences, model_rollouts
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.coordination import convention_episodes
 from coda_jax.data.dataset import Dataset, Episodes, episode_returns, make_dataset
+from coda_jax.dynamics.ensemble import Dynamics, DynamicsModel, make_dynamics
 from coda_jax.envs.base import Environment
 from coda_jax.envs.coordination import EPISODE_LENGTH, same_side
 from coda_jax.envs.rollout import rollout
@@ -29,13 +31,15 @@ from experiments.tasks.settings import CoordinationConfig, Method
 
 
 class World(NamedTuple):
-    """A task, its recorded episodes, and the prior fitted to them."""
+    """A task, its recorded episodes, and the prior and the one-step model fitted to them."""
 
     env: Environment
     episodes: Episodes
     dataset: Dataset
     model: TrajectoryModel
     prior: Prior
+    one_step: DynamicsModel
+    dynamics: Dynamics
 
     @property
     def dataset_return(self) -> float:
@@ -55,13 +59,16 @@ class Trained(NamedTuple):
 
 
 def make_world(config: CoordinationConfig) -> World:
-    """Rolls out the recorded episodes, and fits the prior to them."""
-    key_data, key_fit = jax.random.split(jax.random.key(0))
+    """Rolls out the recorded episodes, and fits the prior and the one-step model to them."""
+    key_data, key_fit, key_dynamics = jax.random.split(jax.random.key(0), 3)
     env = same_side(config.data.task)
     episodes = convention_episodes(config.data, key_data)
     dataset = make_dataset(episodes, config.training.horizon)
     model = make_model(env.spec, config.training.horizon, config.denoiser, config.diffusion)
-    return World(env, episodes, dataset, model, jax.block_until_ready(fit_prior(model, dataset, key_fit)))
+    prior = fit_prior(model, dataset, key_fit)
+    one_step = make_dynamics(env.spec, config.dynamics)
+    dynamics = jax.block_until_ready(jax.jit(one_step.fit)(dataset, key_dynamics))
+    return World(env, episodes, dataset, model, prior, one_step, dynamics)
 
 
 def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) -> Trained:
@@ -73,13 +80,12 @@ def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) 
     learner_config = dataclasses.replace(config.learner, actor_teammates=method.actor_teammates)
     learner = maddpg_bc(world.env.spec, learner_config, standardised_inputs(world.dataset.steps))
     training = rows_of(config.training, method)
-    single = make_trainer(
-        world.env, learner, augmentation_of(config, method, world, learner), training, config.num_seeds // mesh.size
-    )
+    augmentation, prior = augmentation_of(config, method, world, learner)
+    single = make_trainer(world.env, learner, augmentation, training, config.num_seeds // mesh.size)
     trainer = across_seeds(single, mesh)
     seeds = np.arange(config.seed, config.seed + config.num_seeds)
     keys = jax.device_put(jax.vmap(jax.random.key)(seeds), NamedSharding(mesh, PartitionSpec("seed")))
-    inputs = jax.device_put((world.dataset, world.prior), NamedSharding(mesh, PartitionSpec()))
+    inputs = jax.device_put((world.dataset, prior), NamedSharding(mesh, PartitionSpec()))
     state, reports = jax.jit(trainer.run)(jax.jit(trainer.init)(keys), *inputs)
     finite = np.all([np.asarray(flags) for flags in jax.tree.leaves(reports.finite)], axis=(0, 1))
     if not finite.all():
@@ -97,18 +103,27 @@ def rows_of(training: CodaConfig, method: Method) -> CodaConfig:
     return dataclasses.replace(training, actor_rows="synthetic", cloning_rows="recorded")
 
 
-def augmentation_of(config: CoordinationConfig, method: Method, world: World, learner: Learner) -> Augmentation | None:
-    """The method's source of synthetic trajectories."""
-    sampler = dataclasses.replace(config.diffusion, through_denoiser=method.through_denoiser)
+def augmentation_of(
+    config: CoordinationConfig, method: Method, world: World, learner: Learner
+) -> tuple[Augmentation | None, Any]:
+    """The method's source of synthetic trajectories, and the fitted models that it samples from."""
+    horizon, noise = config.training.horizon, config.rollout_noise
     match method.augmentation:
         case "guided":
+            sampler = dataclasses.replace(config.diffusion, through_denoiser=method.through_denoiser)
             model = world.model._replace(sampler=sampler)
-            return guided(model, learner, config.guidance, method.recorded_steps)
+            coda = guided(model, learner, config.guidance, method.recorded_steps)
+            if not method.by_model:
+                return coda, world.prior
+            fitted = PriorWithDynamics(prior=world.prior, dynamics=world.dynamics)
+            return model_consequences(coda, world.env, world.one_step, learner), fitted
         case "unconditional":
-            return unconditional(world.model)
+            return unconditional(world.model), world.prior
+        case "model":
+            return model_rollouts(world.env, world.one_step, learner, horizon, noise), world.dynamics
         case "oracle":
-            return oracle(world.env, learner, config.training.horizon)
-    return None
+            return oracle(world.env, learner, horizon, noise), ()
+    return None, ()
 
 
 def last_positions(env: Environment, learner: Learner, state: LearnerState) -> Float[Array, "E A"]:

@@ -14,8 +14,8 @@ from coda_jax.marl.learner import Carry, Learner, LearnerState
 from coda_jax.types import PRNGKey, Trajectory
 
 
-def oracle(env: Environment, learner: Learner, horizon: int) -> Augmentation:
-    """Roll-outs of `horizon` steps without action noise, the policy's memory empty at first; renewed every round.
+def oracle(env: Environment, learner: Learner, horizon: int, noise: float = 0.0) -> Augmentation:
+    """Roll-outs of `horizon` steps from recorded states, the policy's memory empty at first; renewed every round.
 
     The end of an episode does not stop a roll-out; as everywhere, nothing bootstraps from behind it. The prior is not
     used.
@@ -24,6 +24,7 @@ def oracle(env: Environment, learner: Learner, horizon: int) -> Augmentation:
         env: the environment of the data.
         learner: whose policy acts.
         horizon: H.
+        noise: standard deviation of Gaussian noise on the actions; without any, a critic learns no gradient from them.
 
     Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
@@ -40,22 +41,49 @@ def oracle(env: Environment, learner: Learner, horizon: int) -> Augmentation:
         state: LearnerState, dataset: Dataset, prior: object, guidance: Float[Array, ""], key: PRNGKey, num: int
     ) -> Trajectory:
         del prior, guidance
-
-        def step(carry: tuple[EnvState, Carry], _: None) -> tuple[tuple[EnvState, Carry], Trajectory]:
-            current, memory = carry
-            action, memory = learner.act(state, current.obs, memory)
-            following = jax.vmap(env.step)(current, action)
-            token = Trajectory(
-                state=current.state,
-                obs=current.obs,
-                action=action,
-                reward=following.reward,
-                terminal=following.terminal.astype(jnp.float32),
-            )
-            return (following, memory), token
-
-        start = jax.vmap(env.set_state)(sample_windows(dataset, key, num, 1).state[:, 0])
-        _, tokens = jax.lax.scan(step, (start, learner.initial_carry((num,))), length=horizon)
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), tokens)
+        if noise == 0.0:
+            deviation = jnp.zeros((num, horizon, env.spec.num_agents, env.spec.action_dim))
+        else:
+            key, key_noise = jax.random.split(key)
+            shape = (num, horizon, env.spec.num_agents, env.spec.action_dim)
+            deviation = noise * jax.random.normal(key_noise, shape)
+        start = sample_windows(dataset, key, num, 1).state[:, 0]
+        return policy_rollouts(env, learner, state, start, deviation)
 
     return Augmentation(sample, is_renewed=True)
+
+
+def policy_rollouts(
+    env: Environment,
+    learner: Learner,
+    learner_state: LearnerState,
+    start: Float[Array, "B S"],
+    deviation: Float[Array, "B H A U"],
+) -> Trajectory:
+    """Trajectories `[B, H, ...]` of the joint policy in an environment.
+
+    Args:
+        env: where the policy acts, the true environment or a learned one.
+        learner: whose policy acts, its memory empty at first.
+        learner_state: its state.
+        start: the first states.
+        deviation: added to the policy's actions, which are then clipped to [-1, 1].
+    """
+
+    def step(carry: tuple[EnvState, Carry], deviation: Array) -> tuple[tuple[EnvState, Carry], Trajectory]:
+        current, memory = carry
+        action, memory = learner.act(learner_state, current.obs, memory)
+        action = jnp.clip(action + deviation, -1.0, 1.0)
+        following = jax.vmap(env.step)(current, action)
+        token = Trajectory(
+            state=current.state,
+            obs=current.obs,
+            action=action,
+            reward=following.reward,
+            terminal=following.terminal.astype(jnp.float32),
+        )
+        return (following, memory), token
+
+    first = (jax.vmap(env.set_state)(start), learner.initial_carry((len(start),)))
+    _, tokens = jax.lax.scan(step, first, jnp.moveaxis(deviation, 1, 0))
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), tokens)

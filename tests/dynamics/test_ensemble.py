@@ -1,0 +1,97 @@
+"""The ensemble recovers dynamics whose mean, noise and ends are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from coda_jax.data.dataset import episodes_from_arrays, make_dataset
+from coda_jax.dynamics.ensemble import DynamicsConfig, make_dynamics, sample_steps
+from coda_jax.types import TaskSpec
+
+SPEC = TaskSpec(name="line", num_agents=2, state_dim=2, obs_dim=1, action_dim=1, episode_length=5)
+NOISE = 0.1
+CLOCK = 0.2
+
+
+def line_episodes(num_episodes: int, length: int = 5):
+    """A coordinate moves by half the actions' sum and noise, the other is a clock; beyond 1 an episode truly ends."""
+    rng = np.random.default_rng(0)
+    rows: dict[str, list] = {name: [] for name in ("state", "action", "reward", "terminal", "truncation")}
+    for _ in range(num_episodes):
+        x = rng.normal()
+        for t in range(length):
+            action = rng.uniform(-1, 1, size=(2, 1))
+            has_ended = x > 1.0
+            rows["state"].append([x, CLOCK * t])
+            rows["action"].append(action)
+            rows["reward"].append(2.0 * x - action[0, 0])
+            rows["terminal"].append(float(has_ended))
+            rows["truncation"].append(float(t == length - 1 and not has_ended))
+            x = x + 0.5 * action.sum() + NOISE * rng.normal()
+            if has_ended:
+                break
+    arrays = {name: np.array(values, np.float32) for name, values in rows.items()}
+    return episodes_from_arrays(obs=np.zeros((len(arrays["state"]), 2, 1), np.float32), **arrays)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    model = make_dynamics(SPEC, DynamicsConfig(num_members=2, widths=(64, 64), num_updates=1500, batch_size=256))
+    return model, jax.jit(model.fit)(make_dataset(line_episodes(3000), 2), jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def questions():
+    """States and joint actions inside the data."""
+    key_state, key_action = jax.random.split(jax.random.key(1))
+    x = jax.random.uniform(key_state, (500,), minval=-2.0, maxval=0.8)
+    return jnp.stack([x, jnp.full(500, CLOCK)], axis=1), jax.random.uniform(key_action, (500, 2, 1), minval=-1.0)
+
+
+def test_means_are_those_of_the_dynamics(fitted, questions):
+    model, dynamics = fitted
+    state, action = questions
+    predicted = model.predict(dynamics, state, action)
+    expected = state[:, 0] + 0.5 * jnp.sum(action, axis=(1, 2))
+    assert jnp.sqrt(jnp.mean((predicted.state[:, 0] - expected) ** 2)) < 0.3 * NOISE
+    assert jnp.sqrt(jnp.mean((predicted.reward - 2.0 * state[:, 0] + action[:, 0, 0]) ** 2)) < 0.05
+    np.testing.assert_allclose(predicted.state[:, 1], state[:, 1] + CLOCK, atol=1e-5)  # a constant change is exact
+
+
+def test_the_spread_is_calibrated(fitted, questions):
+    model, dynamics = fitted
+    std = model.predict(dynamics, *questions).std
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(std[:, 0] ** 2)), NOISE, rtol=0.15)
+    np.testing.assert_allclose(std[:, 1], 0.0, atol=1e-6)
+
+
+def test_members_disagree_where_there_are_no_data(fitted, questions):
+    model, dynamics = fitted
+    state, action = questions
+    near = model.predict(dynamics, state, action).disagreement[:, 0]
+    far = model.predict(dynamics, state - jnp.array([[20.0, 0.0]]), action).disagreement[:, 0]
+    assert jnp.median(far) > 5.0 * jnp.median(near)
+
+
+def test_true_ends_are_told_from_their_state(fitted, questions):
+    model, dynamics = fitted
+    _, action = questions
+    state = jnp.stack([jnp.linspace(-2.0, 2.5, 500), jnp.full(500, CLOCK)], axis=1)
+    terminal = model.predict(dynamics, state, action).terminal > 0.5
+    assert jnp.mean(terminal == (state[:, 0] > 1.0)) > 0.96
+
+
+def test_steps_are_followed_within_their_episode_and_ends_are_reached():
+    episodes = line_episodes(20)
+    now, last = sample_steps(make_dataset(episodes, 2), jax.random.key(0), 5000)
+    assert not np.isin(now, episodes.bounds[1:] - 1).any()
+    lengths = np.diff(episodes.bounds)
+    ends = (episodes.bounds[1:] - 1)[lengths >= 2]
+    assert set(ends) <= set(np.asarray(last).tolist())
+
+
+def test_single_steps_have_no_dynamics():
+    model = make_dynamics(SPEC, DynamicsConfig(num_updates=2))
+    with pytest.raises(ValueError, match="at least two steps"):
+        model.fit(make_dataset(line_episodes(5), 1), jax.random.key(0))
