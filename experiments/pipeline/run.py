@@ -10,6 +10,7 @@ from coda_jax.data.dataset import Episodes, split_episodes, statistics
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
 from experiments.datasets.named import load_dataset
+from experiments.evidence.naming import METHODS
 from experiments.host.cache import enable_compilation_cache, flat, plain
 from experiments.host.clock import Clock
 from experiments.host.console import print_config, print_table, say
@@ -129,7 +130,7 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
     }
     learning_curve(
         folder.figures / "learning_curve.png",
-        f"{config.task} {config.vault or config.dataset}, {config.augmentation}",
+        f"{config.task} {config.vault or config.dataset}, {METHODS[config.augmentation]}",
         folder.metrics.read(),
         card["return_mean"],
         card["return_max"],
@@ -147,7 +148,7 @@ def show(summary: dict[str, Any]) -> None:
     spread = "" if error is None else f" +- {error:.0f} s.e."
     rows.append({"seed": "mean", "return": f"{summary['mean']:.0f}{spread}"})
     rows.append({"seed": "dataset, mean episode", "return": f"{summary['dataset_mean_return']:.0f}"})
-    title = f"{summary['task']} {summary['vault'] or summary['dataset']}, {summary['augmentation']}"
+    title = f"{summary['task']} {summary['vault'] or summary['dataset']}, {METHODS[summary['augmentation']]}"
     print_table(f"{title}: return after {summary['updates']} updates", rows)
     if summary["sample_quality"] is not None:
         show_quality(summary["sample_quality"])
