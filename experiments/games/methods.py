@@ -61,16 +61,16 @@ class GameCodaConfig:
     updates_per_renewal: int = 1
     """Updates between two renewals; beyond about 8 the policy oscillates."""
     w: float = 1.0
-    """Scale of classifier-free guidance (Eq. 3)."""
+    """Scale w of classifier-free guidance (Eq. 3)."""
     guidance: float = 0.3
-    """lambda of Algorithm 1, in the policy-guided route."""
+    """Guidance scale lambda of Algorithm 1, for the policy-guided route."""
     num_static: int = 4000
     """Samples in the static sets of the baselines."""
     top_returns: float = 0.02
     """Fraction of the highest returns that the Q-conditioned baseline conditions on."""
     condition_noise: float = 0.0
-    """s_y: standard deviation of the noise on y in training, in transformed units. Eq. 15 with a policy of standard
-    deviation s has lambda / s^2 = (1 + w) / s_y^2."""
+    """s_y: standard deviation of the noise on y in training, in transformed units.
+    Eq. 15 with a policy of standard deviation s has lambda / s^2 = (1 + w) / s_y^2."""
 
 
 @chex.dataclass(frozen=True)

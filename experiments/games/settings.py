@@ -25,8 +25,8 @@ class PolynomialConfig:
     game: str = "multiplication"
     """Game: `multiplication` (R = xy) or `twin-peaks` (R = -x^2 - y^2 - 4 x^2 y^2 + 5 x y)."""
     dataset: str | None = None
-    """Offline data: `uniform` over the square, `skewed` (the whole square, with means 0.15 and -0.05), `gaussian` or
-    `point`; by default `skewed` for multiplication and `uniform` for twin-peaks, as in Figures 1 and 2."""
+    """Offline data: `uniform` over the square, `skewed` (its means are 0.15 and -0.05), `gaussian` or `point`.
+    By default `skewed` for multiplication and `uniform` for twin-peaks, as in Figures 1 and 2."""
     centre: tuple[float, float] = (0.0, 0.0)
     """Mean of `gaussian`; the joint action of `point`."""
     spread: float = 0.2

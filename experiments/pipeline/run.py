@@ -1,4 +1,4 @@
-"""A run of the main job: data, prior, training, each picked up where an interrupted run left it."""
+"""A run of `experiments.mamujoco`: data, prior, training; each step resumes where it was interrupted."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def run(config: ExperimentConfig) -> None:
     """Trains, or continues to train, and leaves a finished run folder.
 
     Raises:
-        UserError: a folder or a vault that does not fit, or NaNs on the way.
+        UserError: a run folder of other settings, an unsuitable vault, or NaNs in the training.
         VaultError: a vault that cannot be used.
     """
     identity, path = identity_of(config), config.run_dir or run_dir_of(config)

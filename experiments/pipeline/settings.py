@@ -48,8 +48,8 @@ class ExperimentConfig:
     vault: Path | None = None
     """An OG-MARL vault to use instead of a named dataset: its folder, such as `.../Replay.vlt`, or its subfolder."""
     augmentation: str = "coda"
-    """Synthetic data. `coda`: guided toward the joint policy. `unconditional`: sampled once, unguided. `none`: no
-    augmentation, no denoiser is fitted. `simulated`: the oracle, roll-outs of the policy in the simulator."""
+    """Synthetic data. `coda`: guided toward the joint policy. `unconditional`: sampled once, unguided.
+    `none`: no augmentation, no denoiser is fitted. `simulated`: the oracle, the policy's roll-outs in the simulator."""
     guidance: float = 0.6
     """Guidance scale lambda; only `coda` is guided."""
     num_seeds: int = _LAPTOP.num_seeds
