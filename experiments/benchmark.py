@@ -111,7 +111,7 @@ def main(args: Sequence[str] | None = None) -> None:
             f"2halfcheetah on {jax.device_count()} devices of {visible_cores()} cores, {jax.default_backend()}",
             [
                 {
-                    "what": figure.what,
+                    "quantity": figure.what,
                     "a second": f"{figure.value:,.1f}" if figure.value < 100 else f"{figure.value:,.0f}",
                     "floor": f"{FLOORS[figure.what]:,}" if figure.what in FLOORS else "",
                     "ratio": "" if figure.ratio is None else f"{figure.ratio:.2f}",

@@ -1,4 +1,4 @@
-"""Coordination over time, all methods beside one another: `python -m experiments.coordination --task same-side`.
+"""Coordination over time, a comparison of all methods: `python -m experiments.coordination --task same-side`.
 
 Seeds of every method learn from the same recorded episodes with the same fitted prior. The run folder holds
 `returns.csv`, `summary.json` and `figures/`; on a finished one the command prints the table again.
@@ -35,7 +35,7 @@ def run(config: CoordinationConfig) -> None:
     """Trains every method, and leaves a finished run folder.
 
     Raises:
-        UserError: a folder that does not fit, or NaNs on the way.
+        UserError: a run folder of other settings, or NaNs in the training.
     """
     identity = {name: value for name, value in plain(config).items() if name != "run_dir"}
     path = config.run_dir or Path("runs", f"coordination-{config.task}-{key_of(identity)}")

@@ -39,7 +39,7 @@ def run(config: PolynomialConfig) -> None:
     """Trains everything, and leaves a finished run folder.
 
     Raises:
-        UserError: a folder that does not fit, or NaNs on the way.
+        UserError: a run folder of other settings, or NaNs in the training.
     """
     game, dataset = GAMES[config.game], dataset_of(config)
     identity = {name: value for name, value in plain(config).items() if name not in ("run_dir", "allow_other_devices")}

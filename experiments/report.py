@@ -1,8 +1,8 @@
-"""The evidence: `python -m experiments.report` makes RESULTS.md and its pictures from recorded runs.
+"""The evidence: `python -m experiments.report` makes RESULTS.md and its figures from recorded runs.
 
-Put run folders of `experiments.mamujoco`, `experiments.steering` and `experiments.polynomial` anywhere below `results/`
-(without their checkpoints) and give the command again. The same numbers give the same page and pictures, bit for bit.
-With run folders as arguments it compares these instead: `python -m experiments.report RUN OTHER_RUN --output FOLDER`.
+Copy run folders of `experiments.mamujoco`, `experiments.steering` and `experiments.polynomial`, without checkpoints,
+below `results/` and repeat the command. The same numbers give the same page and figures, bit for bit. With run
+folders as arguments it compares these instead: `python -m experiments.report RUN OTHER_RUN --output FOLDER`.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ class ReportConfig:
     """Makes RESULTS.md from the recorded runs below `results/`, or compares the named runs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Run folders to compare in a table and in pictures; none makes the page of results."""
+    """Run folders to compare in a table and figures; without any, the command makes RESULTS.md."""
     output: Path | None = None
-    """Folder of a comparison; without runs, the page: `RESULTS.md` by default."""
+    """Folder for a comparison (required with runs); otherwise the page to write, by default `RESULTS.md`."""
     results: Path = Path("results")
-    """Folder of recorded runs; the page's pictures go to `figures` in it."""
+    """Folder of recorded runs; its subfolder `figures` receives the page's figures."""
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -74,7 +74,7 @@ def run(config: SteeringConfig, base: ExperimentConfig) -> None:
     """Samples and measures the missing points, and leaves a finished run folder.
 
     Raises:
-        UserError: a folder that does not fit, or NaNs on the way.
+        UserError: a run folder of other settings, or NaNs in the training.
         VaultError: a vault that cannot be used.
     """
     asked = {name: value for name, value in plain(config).items() if name != "run_dir"}

@@ -1,8 +1,8 @@
 """Runs of the main job for all settings in a file: `python -m experiments.sweep experiments/sweeps/laptop.yaml`.
 
-Runs go one after the other, each in a process of its own with a log beside its run folder. What is finished is left,
-an interrupted run continues; a failed run is named at the end and stops no other. `--shard i/n` takes every
-n-th run, for several machines; sweeps that share a disk may also share the work, because each run has a lock.
+Runs are sequential, each in its own process with a log file next to its run folder. Finished runs are skipped and
+interrupted ones resumed; failed runs are listed at the end. `--shard i/n` takes every n-th run, for several machines;
+sweeps on a shared disk can also share the work, because each run has a lock.
 
     for run in shard:
         if finished: skip; if locked: postpone

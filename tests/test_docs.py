@@ -1,4 +1,4 @@
-"""The site: every public module has an API page, every preset's sizes and every command that it names are true."""
+"""The site: API pages are complete, presets and commands are named correctly, and the code of "Extending" runs."""
 
 import re
 from pathlib import Path
@@ -64,3 +64,13 @@ def test_links_out_of_the_docs_lead_somewhere():
     for page in (ROOT / "README.md", *DOCS.glob("*.md")):
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_code_of_extending_runs(capsys):
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "extending.md").read_text(), re.M | re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "extending.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    rounds = ["0 evaluate", "0 generate", "1 train", "2 train", "3 train"]
+    assert [line.rsplit(maxsplit=1)[0] for line in lines] == rounds

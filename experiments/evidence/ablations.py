@@ -1,4 +1,4 @@
-"""The effect of one setting: gains over no augmentation where it alone was changed, and the spread of fits."""
+"""The effect of one setting alone on the gain over no augmentation, and the variance between fits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,14 +13,14 @@ from experiments.evidence.naming import value_name
 from experiments.evidence.recorded_runs import Cell
 
 Gains = Float[np.ndarray, "S"]
-"""Returns less those of no augmentation under the same settings, a seed that both have."""
+"""Returns minus those of no augmentation under the same settings, for each seed that both have."""
 
 
 class Ablation(NamedTuple):
     """The effect of one setting at a benchmark.
 
     lines:  method -> name of the value -> gains; values ascend.
-    across: method -> gains, for methods of Table 1 that do not know the setting.
+    across: method -> gains, for methods of Table 1 that do not use the setting.
     """
 
     setting: str
@@ -30,9 +30,9 @@ class Ablation(NamedTuple):
 
 
 def variants_by_settings(evidence: Evidence, benchmark: Benchmark) -> dict[tuple[str, ...], list[Cell]]:
-    """The variants at a benchmark by the settings that are changed in them, of which `guidance` is lambda.
+    """The variants at a benchmark, by the names of their changed settings (`guidance` for lambda).
 
-    Other fits of the denoiser are none: `several_fits` has them.
+    Without other fits of the denoiser, which `several_fits` returns.
     """
     changed: dict[tuple[str, ...], list[Cell]] = {}
     for cell, names in evidence.variants:
@@ -43,7 +43,7 @@ def variants_by_settings(evidence: Evidence, benchmark: Benchmark) -> dict[tuple
 
 
 def ablations(evidence: Evidence, benchmark: Benchmark) -> list[Ablation]:
-    """One for each setting of which there is a run at this benchmark in which nothing else is changed."""
+    """One for each setting that at least one run at this benchmark changes alone."""
     members = [cell for cell in evidence.table if cell.benchmark == benchmark and cell.method != "none"]
     found = []
     for (setting, *others), variants in variants_by_settings(evidence, benchmark).items():
@@ -71,17 +71,17 @@ def ablations(evidence: Evidence, benchmark: Benchmark) -> list[Ablation]:
 
 
 def line_of(cell: Cell, settings: Sequence[str]) -> str:
-    """What a cell is a point of: its method, whatever its lambda where that is what varies."""
+    """The line that a cell is a point of: its method, without lambda if lambda is varied."""
     return "coda" if "guidance" in settings and cell.method.startswith("coda ") else cell.method
 
 
 def value_of(cell: Cell, setting: str) -> Any:
-    """The value of a setting that varies."""
+    """A cell's value of the varied setting."""
     return float(cell.method.removeprefix("coda ")) if setting == "guidance" else cell.setup[setting]
 
 
 def gains_of(evidence: Evidence, cell: Cell) -> Gains | None:
-    """A cell's gains; None where nothing can be compared."""
+    """A cell's gains; None if no run without augmentation has its settings and seeds."""
     base = evidence.alike(cell, "none")
     gains = {} if base is None else differences(cell.returns, base.returns)
     return np.array(list(gains.values())) if gains else None
@@ -108,7 +108,7 @@ class Fits(NamedTuple):
 
     @property
     def null_std(self) -> float:
-        """Null standard deviation of the fit means, from the variance that fits and seeds leave unexplained."""
+        """Null standard deviation of the fit means, from the residual variance of the two-way model."""
         r = self.returns
         rest = r - r.mean(axis=0, keepdims=True) - r.mean(axis=1, keepdims=True) + r.mean()
         fits, seeds = r.shape
@@ -116,15 +116,15 @@ class Fits(NamedTuple):
 
     @property
     def p(self) -> float:
-        """How likely fits that are the same would lie as far apart: the F test of two-way analysis of variance."""
+        """The p value of the F test for equal fits, in a two-way analysis of variance."""
         fits, seeds = self.returns.shape
-        if self.null_std == 0.0:  # the fits differ by the same at every seed
+        if self.null_std == 0.0:  # every seed has the same differences between fits
             return float(self.spread == 0.0)
         return float(stats.f.sf((self.spread / self.null_std) ** 2, fits - 1, (fits - 1) * (seeds - 1)))
 
 
 def several_fits(evidence: Evidence) -> list[Fits]:
-    """For each method of Table 1 and draw of the data: two fits or more that share two seeds or more."""
+    """For each method of Table 1 and realisation of the data: at least two fits with at least two common seeds."""
     found = []
     for cell in evidence.table:
         if "fit_seed" not in cell.setup:
@@ -143,7 +143,7 @@ def several_fits(evidence: Evidence) -> list[Fits]:
 
 
 def gain_over_fits(evidence: Evidence, benchmark: Benchmark, method: str) -> Difference | None:
-    """A method less no augmentation, each seed by its mean over the fits it was trained with; None for too few."""
+    """A method's mean over fits minus no augmentation, by seed; None with fewer than two seeds."""
     ours: dict[int, float] = {}
     for fits in several_fits(evidence):
         if (fits.benchmark, fits.method) == (benchmark, method):

@@ -1,4 +1,4 @@
-"""Whether anything became slower: speeds by a yardstick, beside the committed ones."""
+"""Regression test of speed: speeds relative to a yardstick, compared with the committed ones."""
 
 import json
 import time
@@ -13,7 +13,7 @@ BASELINE = Path("results", "benchmark.json")
 
 
 def yardstick() -> float:
-    """Products of two 1,024 x 1,024 single-precision matrices that numpy makes a second."""
+    """The yardstick: numpy's products of two 1,024 x 1,024 single-precision matrices per second."""
     a = np.ones((1024, 1024), np.float32)
 
     def seconds() -> float:
@@ -29,24 +29,24 @@ def read_baseline(num_devices: int) -> dict[str, float]:
     """Returns the committed relative speeds.
 
     Raises:
-        UserError: there are none, or they are of another number of devices.
+        UserError: they are missing, or were measured with another number of devices.
     """
     try:
         record = json.loads(BASELINE.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--gate needs the committed numbers of {BASELINE}; run it where the repository is") from error
+        raise UserError(f"--gate needs the committed numbers of {BASELINE}; run it in the repository") from error
     if record["devices"] != num_devices:
         raise UserError(f"--gate compares with {record['devices']} devices, here are {num_devices}")
     return record["relative_speeds"]
 
 
 def check_gate(speeds: dict[str, float], baseline: dict[str, float], tolerance: float) -> None:
-    """Exits with status 1, naming them, if speeds fell by more than the tolerance against the yardstick or are gone."""
-    fallen = [f"{what}: not measured" for what in baseline if what not in speeds]
+    """Exits with status 1 and names the quantities that are slower than the tolerance allows, or missing."""
+    fallen = [f"{name}: not measured" for name in baseline if name not in speeds]
     fallen += [
-        f"{what}: {speed / baseline[what]:.2f} of the committed speed"
-        for what, speed in speeds.items()
-        if what in baseline and speed < (1.0 - tolerance) * baseline[what]
+        f"{name}: {speed / baseline[name]:.2f} of the committed speed"
+        for name, speed in speeds.items()
+        if name in baseline and speed < (1.0 - tolerance) * baseline[name]
     ]
     if fallen:
         raise SystemExit("slower than committed: " + "; ".join(fallen))

@@ -1,12 +1,12 @@
 """The paper's claims, and a verdict on each by a stated rule.
 
-The rules for MaMuJoCo were written when the first returns on Replay were known, and before steering and all other
-returns; the unit of normalised returns was chosen before those on Medium and Poor, and that 4ant has none after its
-own, which no verdict depends on. Those for the games were written when their numbers were known.
+The rules for MaMuJoCo were fixed after the first returns on Replay and before steering and all other returns. The
+scale of normalised returns was chosen before the returns on Medium and Poor. That 4ant has no normalised return was
+decided after its returns; no verdict depends on it. The rules for the games were fixed after their results.
 
 *A is above B* holds where both 95 % intervals of the mean difference over paired seeds, bootstrap and Student's t, lie
 above zero; it does not hold where both lie below; else it is not decidable at this scale. CODA is judged at lambda 0.6,
-the paper's figures' value, not at whichever came out best. There is no correction for the number of claims.
+the value in the paper's figures, not at the best lambda. There is no correction for the number of claims.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Finished runs beside one another: a table, and pictures of the returns and of the synthetic data's likelihood."""
+"""Comparison of finished runs: a table, and figures of the returns and of the synthetic data's likelihood."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ def compare_runs(paths: Sequence[Path], output: Path) -> None:
     """Writes `comparison.md`, `returns.png` and `likelihood.png`, the same bytes for the same runs.
 
     Raises:
-        UserError: runs that cannot be read or do not belong beside one another, or an output that is a file.
+        UserError: a run cannot be read, the runs differ in task or dataset, or the output is a file.
     """
     runs = [read_run(path) for path in paths]
     first = runs[0].summary
@@ -34,7 +34,7 @@ def compare_runs(paths: Sequence[Path], output: Path) -> None:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """The table: returns and, of the last round, what the synthetic data were like."""
+    """The table: returns, and the quality of the synthetic data in the last round."""
     first = runs[0].summary
     lines = [
         f"# {first['task']} {dataset_name(first)}: episodes of the dataset return {first['dataset_mean_return']:.0f} "

@@ -33,10 +33,10 @@ Benchmark = tuple[str, str, str]
 """Preset, task and dataset."""
 
 PRESET_ORDER = ("paper", "laptop")
-"""The largest scale first: claims are judged at the first that has the runs."""
+"""The largest scale first; a claim is judged at the first with the necessary runs."""
 
 CODA = "coda 0.6"
-"""CODA at the lambda of the paper's figures, by which it is judged."""
+"""CODA at the lambda of the paper's figures, which the verdicts use."""
 
 COLUMNS = ("none", "unconditional", CODA, "coda 1", "simulated")
 """The methods of Table 1: the paper's, with its two lambdas, and the oracle. Other lambdas are ablations."""
@@ -50,17 +50,17 @@ class Steering:
 
     path: Path
     name: str
-    """Its benchmark below the folder of results, in one word; its pictures are called by it."""
+    """Its path below the folder of results, in one word; prefix of its figures' names."""
     summary: Mapping[str, Any]
     config: Mapping[str, Any]
     points: Points
     provenance: Mapping[str, Any] | None
     training: Run | None
-    """The run that trained its policies, where it is kept too."""
+    """The run that trained its policies, if recorded."""
 
     @property
     def through_denoiser(self) -> bool:
-        """Whether its guidance passed through the denoiser, which older runs did not know."""
+        """Whether its guidance passed through the denoiser; older runs lack the setting, which means no."""
         return self.config.get("steered", {}).get("diffusion", {}).get("through_denoiser", False)
 
     def curve(self, policy: str, measure: str) -> Curve | None:
@@ -82,12 +82,12 @@ class Game:
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """All that is kept."""
+    """All recorded runs, sorted."""
 
     table: tuple[Cell, ...]
     """Table 1: for each preset and task, the cells of its main setup."""
     variants: tuple[tuple[Cell, tuple[str, ...]], ...]
-    """All others, with the names of the settings that differ from the main setup's; none where only lambda does."""
+    """All other cells, with the names of their changed settings; no names if only lambda differs."""
     steering: tuple[Steering, ...]
     games: tuple[Game, ...]
 
@@ -96,9 +96,9 @@ class Evidence:
         return next((cell for cell in self.table if (cell.benchmark, cell.method) == (benchmark, method)), None)
 
     def alike(self, cell: Cell, method: str) -> Cell | None:
-        """The cell of a method at the same benchmark with the same values of all settings that both use.
+        """The cell of a method at the same benchmark with equal values of all settings that both use.
 
-        Where a method has several, for settings that the other does not use: the one nearest Table 1.
+        If several match, because of settings that only this method uses: the one with the fewest changes to Table 1.
         """
         cells = [(other, ()) for other in self.table] + list(self.variants)
         found = [
@@ -109,7 +109,7 @@ class Evidence:
         return min(found, key=lambda pair: pair[0], default=(0, None))[1]
 
     def reference(self, cell: Cell) -> Cell | None:
-        """What a variant is a variant of: its method in Table 1; of other lambdas, CODA at the paper's, else alike."""
+        """The base of a variant: its method in Table 1; for other lambdas, CODA at the paper's with equal settings."""
         return self.cell(cell.benchmark, cell.method) if cell.method in COLUMNS else self.alike(cell, CODA)
 
     def benchmarks(self) -> list[Benchmark]:
@@ -117,7 +117,7 @@ class Evidence:
         return sorted({cell.benchmark for cell in self.table}, key=_benchmark_order)
 
     def draws(self, benchmark: Benchmark) -> dict[Draw, list[int]]:
-        """The draws of the dataset that the seeds of Table 1 learnt from there, and which seeds."""
+        """The realisations of a benchmark's dataset in Table 1, each with its seeds."""
         draw_of_seed: dict[int, Draw] = {}
         for cell in self.table:
             if cell.benchmark == benchmark:
@@ -128,7 +128,7 @@ class Evidence:
         return found
 
     def complete(self, preset: str) -> tuple[list[Benchmark], list[str]]:
-        """Normalisable benchmarks of a preset with the paper's three methods, and the methods that all of them have."""
+        """Normalisable benchmarks of a preset with the paper's three methods, and the methods run on all of them."""
         ours = [
             benchmark for benchmark in self.benchmarks() if benchmark[0] == preset and self.is_normalisable(benchmark)
         ]
@@ -139,29 +139,29 @@ class Evidence:
         return benchmarks, methods
 
     def shared(self, benchmark: Benchmark, methods: Sequence[str]) -> list[int]:
-        """The seeds that all these methods have there."""
+        """The seeds that all these methods have at a benchmark."""
         cells = [self.cell(benchmark, method) for method in methods]
         return sorted(set.intersection(*(set(cell.returns) if cell else set() for cell in cells)))
 
     def comparable(self, benchmark: Benchmark, methods: Sequence[str]) -> bool:
-        """Whether all these methods have run there, two seeds or more the same."""
+        """Whether all these methods have at least two seeds in common at a benchmark."""
         return len(self.shared(benchmark, methods)) > 1
 
     def judged_at(self, task: str, dataset: str, methods: Sequence[str]) -> Benchmark | None:
-        """The benchmark of the largest scale at which these methods can be compared."""
+        """The benchmark of the largest scale at which these methods are comparable."""
         found = (benchmark for benchmark in self.benchmarks() if benchmark[1:] == (task, dataset))
         return next((benchmark for benchmark in found if self.comparable(benchmark, methods)), None)
 
     def normalised(self, cell: Cell) -> dict[int, float]:
-        """Each seed's return, so that 0 is the mean untrained policy there and 1 the best episode that it learnt from.
+        """Each seed's return, scaled so that 0 is the mean untrained policy and 1 the best episode of its dataset.
 
-        Not its mean episode, because those of Poor return hardly more than untrained policies.
+        The mean episode is no usable scale: on Poor it returns hardly more than untrained policies.
         """
         zero = float(np.mean(self._untrained(cell.benchmark)))
         return {seed: (value - zero) / (cell.draws[seed].best - zero) for seed, value in cell.returns.items()}
 
     def is_normalisable(self, benchmark: Benchmark) -> bool:
-        """Whether the best episodes stand out from untrained policies, by more than the spread of these."""
+        """Whether the best episode exceeds the mean untrained policy by more than the latter's standard deviation."""
         untrained = self._untrained(benchmark)
         best = min(draw.best for draw in self.draws(benchmark))
         return best - untrained.mean() > (untrained.std(ddof=1) if len(untrained) > 1 else 0.0)
@@ -176,10 +176,10 @@ class Evidence:
 
 
 def gather(results: Path) -> Evidence:
-    """Reads everything below a folder.
+    """Reads all recorded runs below a folder.
 
     Raises:
-        UserError: a folder that is not there, a run that cannot be read, or runs that contradict one another.
+        UserError: the folder is missing, a run cannot be read, or runs contradict each other.
     """
     if not results.is_dir():
         raise UserError(f"--results {results} is no folder; name the one that holds the run folders")
@@ -202,7 +202,7 @@ def gather(results: Path) -> Evidence:
 
 
 def _check_datasets(cells: Sequence[Cell]) -> None:
-    """Runs of one benchmark that share a seed and the settings of data must have had the same episodes."""
+    """Refuses runs of one benchmark with equal seed and data settings, but other episodes."""
     first: dict[str, Run] = {}
     for cell in cells:
         data = {name: value for name, value in cell.setup.items() if name.startswith("data.") and uses("none", name)}
@@ -214,8 +214,8 @@ def _check_datasets(cells: Sequence[Cell]) -> None:
                     raise UserError(
                         f"{run.path} learnt from episodes of mean return {ours.mean} and best {ours.best}, "
                         f"{known.path} from others, of {theirs.mean} and {theirs.best}: seed {seed} cannot be "
-                        "compared; remove one. Machines of different kinds roll out different episodes: run other "
-                        "seeds there"
+                        "compared; remove one. Machines of different types roll out different episodes: use other "
+                        "seeds on each"
                     )
 
 
@@ -268,7 +268,7 @@ def cell_order(cell: Cell) -> tuple[Any, ...]:
 
 
 def in_order(value: Any) -> tuple[float, str]:
-    """Sorts the values of a setting: numbers first, by size, then whatever else there is, by its letters."""
+    """Sort key for the values of a setting: numbers first, by size, then all others, alphabetically."""
     return (math.inf, str(value)) if isinstance(value, bool) or not isinstance(value, int | float) else (value, "")
 
 

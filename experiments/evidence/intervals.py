@@ -1,6 +1,6 @@
 """Intervals over seeds: stratified bootstrap by rliable, and Student's t where seeds are paired.
 
-A score is one seed's mean over its evaluation episodes; episodes are never counted as if they were seeds. Seeds are
+A score is one seed's mean over its evaluation episodes; episodes never count as seeds. Seeds are
 resampled within each dataset (a stratum). The random numbers are fixed, so that the same scores give the same interval.
 """
 
@@ -32,8 +32,8 @@ class Interval(NamedTuple):
 class Difference(NamedTuple):
     """The mean difference of two methods, by seeds that both have.
 
-    bootstrap: percentile interval, which is too narrow for a handful of seeds.
-    student:   interval of Student's t, which knows how few they are but takes differences for Gaussian.
+    bootstrap: percentile interval, too narrow for few seeds.
+    student:   interval of Student's t, which accounts for their number and assumes Gaussian differences.
     """
 
     num_seeds: int
@@ -88,7 +88,7 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Differe
 
 @contextlib.contextmanager
 def _fixed_randomness() -> Iterator[None]:
-    """Rliable draws from numpy's global generator, whatever `random_state` it is given."""
+    """Seeds numpy's global generator, from which rliable draws even if given a `random_state`; restores it."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     try:

@@ -1,9 +1,9 @@
-"""Names of methods and settings on the page and in its pictures."""
+"""Names of methods and settings on the page of results and in its pictures."""
 
 from typing import Any
 
-METHODS = {"none": "no augmentation", "unconditional": "unconditional", "simulated": "simulated", "coda": "CODA"}
-"""Augmentations."""
+METHODS = {"none": "no augmentation", "unconditional": "unconditional", "simulated": "oracle", "coda": "CODA"}
+"""Augmentations by the values of their flag; `simulated` is the oracle."""
 
 SETTINGS = {
     "guidance": "lambda",
@@ -19,7 +19,7 @@ SETTINGS = {
     "training.evaluation_episodes": "evaluation episodes",
     "fit_seed": "fit seed",
 }
-"""Settings; others go by their dotted names."""
+"""Settings; any other keeps its dotted name."""
 
 
 def method_name(method: str) -> str:
@@ -46,7 +46,7 @@ def value_name(value: Any) -> str:
 
 
 def seeds_name(seeds: list[int]) -> str:
-    """Seeds, ascending: `0-3` where they follow one another."""
+    """Seeds, ascending; consecutive ones as a range, `0-3`."""
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
         return f"{seeds[0]}-{seeds[-1]}"
     return ", ".join(map(str, seeds))

@@ -1,4 +1,4 @@
-"""RESULTS.md: claims and verdicts, tables with intervals, and costs; written from numbers alone."""
+"""RESULTS.md: claims and verdicts, tables with intervals, and costs, from the recorded numbers."""
 
 import os
 from collections import Counter
@@ -41,7 +41,7 @@ from experiments.host.console import duration
 from experiments.host.files import write_atomically
 
 DISCUSSION = "discussion.md"
-"""A file beside the recorded runs whose text is included as it is."""
+"""A file beside the recorded runs; its text is included unchanged."""
 
 RULES = """\
 Every number here is computed from the recorded runs in `results/`, by `python -m experiments.report`; the same
@@ -52,15 +52,15 @@ numbers give the same page and pictures, bit for bit. How to read it:
 - Methods are compared by the same seeds: same first weights, same starts of the evaluation. *A is above B* **holds**
   where both 95 % intervals of the mean difference lie above zero: the percentile bootstrap (rliable, 2,000 samples),
   which is too narrow for a handful of seeds, and Student's t, which is not. It **does not hold** where both lie below
-  zero, and is **not decidable at this scale** otherwise. CODA is judged at lambda 0.6, whichever lambda came out best.
-  Nothing is corrected for the number of claims: of twenty true nulls, one may seem decided.
+  zero, and is **not decidable at this scale** otherwise. CODA is judged at lambda 0.6, not at the best lambda.
+  There is no correction for the number of claims: of twenty true nulls, one may seem decided.
 - All seeds of a run share one denoiser, so they do not sample the variance of its fit; other fits for the same seeds
-  are shown apart.
-- Machines of different kinds differ in last bits, and so roll out other episodes from the same behaviour teams: another
-  draw of the dataset, to which denoisers are fitted anew. A seed's difference is always between runs that learnt from
-  the same draw. Where a benchmark has several draws, its seeds sample the draws too, but there are fewer draws than
-  seeds, so the intervals are too narrow; the differences in each draw are given too.
-- The paper's numbers stand for other datasets (OG-MARL's), 16 seeds and 300,000 updates."""
+  have a table of their own.
+- Different CPU types round differently, so the same behaviour teams give other episodes on them: another draw of the
+  dataset, with denoisers of its own. A seed's difference is always between runs on the same draw. Where a benchmark
+  has several draws, they are fewer than its seeds, so the intervals are too narrow; the differences in each draw are
+  given too.
+- The paper's numbers are for other datasets (OG-MARL's), 16 seeds and 300,000 updates."""
 
 
 def write_page(results: Path, output: Path) -> str:
@@ -170,8 +170,8 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
     if evidence.variants:
         sections += [
             "## Ablations and other fits",
-            "Conditions with other settings than Table 1's, less the same method there (CODA at other lambdas: less "
-            "CODA at 0.6), and less the baselines with the very same settings.",
+            "Conditions with other settings than Table 1's, minus the same method in Table 1 (CODA at other lambdas: "
+            "minus CODA at 0.6), and minus the baselines with equal settings.",
             variants_table(evidence),
         ]
     pictures = [
@@ -180,7 +180,7 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
     if pictures:
         sections += [
             "Gains over no augmentation under the same settings, by the seeds that both have, +- one standard error; "
-            "dashed, methods of Table 1 that do not know the setting:",
+            "dashed, methods of Table 1 that do not use the setting:",
             "\n".join(f"![ablations]({link}/{name})" for name in pictures),
         ]
     curves = [
@@ -197,8 +197,8 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
     if several_fits(evidence):
         sections += [
             "Other fits of the denoiser, for the same seeds on the same episodes. The *null standard deviation* is "
-            "expected if all fits were the same, from the variance that fits and seeds leave unexplained; p is "
-            "that of the F test of a two-way analysis of variance:",
+            "that of the fit means if all fits were the same, from the residual variance of a two-way analysis of "
+            "variance; p is that of its F test:",
             fits_table(evidence),
             "With each seed's mean over all its fits in place of one fit's return:",
             fits_gains(evidence),
@@ -207,7 +207,7 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
 
 
 def steering_sections(evidence: Evidence, link: str) -> list[str]:
-    """Figure 3, and measures that the paper leaves out."""
+    """Figure 3, and measures that the paper does not report."""
     rows = []
     for run in evidence.steering:
         numbers, schedules = sampled(run.points)
@@ -262,22 +262,22 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
     return [
         "## Figure 3: steering, and its cost",
         "Mean action log-likelihood of generated trajectories under the policy they are steered toward (Gaussian, "
-        "standard deviation 1, summed over horizon and agents), mean +- s.e. over seeds; one noise for all lambdas.",
-        "The response to actions is how far generated next states move with the actions that guidance moves: 1 where "
-        "they move as the simulator's do, 0 where they stay.",
+        "standard deviation 1, summed over horizon and agents), mean +- s.e. over seeds; all lambdas share the noise.",
+        "The response to actions is the regression coefficient of the change of the generated next states on that "
+        "in the simulator, for the same change of the actions: 1 if they change as in the simulator, 0 if not at all.",
         table(header, rows),
         "\n".join(pictures),
     ]
 
 
 def response(points: Points, at: tuple[str, str, int, float]) -> str:
-    """How far trajectories at a point follow their actions, over seeds; nothing where that was not measured."""
+    """The action response at a point, over seeds; empty if it was not measured."""
     values = [errors.action_response for errors in points[Part(*at)].values()]
     return spread(values, 2) if np.isfinite(values).all() else ""
 
 
 def explanation(evidence: Evidence, link: str) -> str:
-    """Sample quality and steering of each method beside its gain in return, and their correlation."""
+    """Sample quality, steering and gain in return of each method, and their rank correlations."""
     rows, found = [], []
     other_lambdas = [cell for cell, names in evidence.variants if not names]
     for cell in sorted([*evidence.table, *other_lambdas], key=cell_order):
@@ -333,7 +333,7 @@ def explanation(evidence: Evidence, link: str) -> str:
     return (
         f"{text}\n\nOver these {len(found)} cells, the rank correlation of the gain, normalised as in Figure 4, "
         f"with the dynamics error is {error} and with the log-likelihood of the synthetic actions "
-        f"{likelihood}, as if the cells were independent, which those of one dataset are not.\n\n{pictures}"
+        f"{likelihood}; the p values assume independent cells, which those of one dataset are not.\n\n{pictures}"
     )
 
 
@@ -346,7 +346,7 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> str:
 
 
 def cost_table(evidence: Evidence) -> str:
-    """Wall time and core-hours of every table, by the machine it ran on."""
+    """Wall time and core-hours of every table, by machine."""
     costs: dict[tuple[str, str], list[tuple[float, float | None]]] = {}
 
     def book(section: str, provenance: Any, seconds: float) -> None:

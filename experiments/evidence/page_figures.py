@@ -15,7 +15,7 @@ from experiments.host.plots import comparison_curves, likelihood_curves, mean_cu
 
 
 def draw_all(evidence: Evidence, folder: Path) -> list[str]:
-    """Draws every picture there is evidence for, and returns their names."""
+    """Draws every figure that the evidence allows, and returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for preset in dict.fromkeys(benchmark[0] for benchmark in evidence.benchmarks()):
@@ -47,7 +47,7 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
 
 
 def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:
-    """Figure 4: final returns, normalised within a dataset, with the standard error, over the seeds that all share."""
+    """Figure 4: final returns, normalised within a dataset, with the standard error over the common seeds."""
     benchmarks, methods = evidence.complete(preset)
     width = 0.8 / len(methods)
     with panels(path, 1, 1, (max(6.0, 1.8 * len(benchmarks)), 4.0)) as grid:
@@ -70,9 +70,9 @@ def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:
 
 
 def draw_ablations(path: Path, title: str, found: Sequence[Ablation], methods: Sequence[str]) -> None:
-    """What each setting that was changed alone does to the gain over no augmentation: mean and standard error.
+    """The gain over no augmentation against each setting that was changed alone: mean and standard error.
 
-    The methods of the benchmark have the colours of its learning curves.
+    Methods have the same colours as in the learning curves.
     """
     colours = {"coda": f"C{methods.index(CODA)}"} if CODA in methods else {}
     colours |= {method: f"C{number}" for number, method in enumerate(methods)}
@@ -109,7 +109,7 @@ def draw_ablations(path: Path, title: str, found: Sequence[Ablation], methods: S
 def draw_variants(
     path: Path, title: str, changed: Mapping[tuple[str, ...], Sequence[Cell]], table: Sequence[Cell]
 ) -> None:
-    """Learning curves where settings were changed, beside those of Table 1: a colour a value, a dash a method."""
+    """Learning curves of variants and of Table 1; colours show values, line styles methods."""
     dashes = {"none": ":", "unconditional": "--", "simulated": "-."}
     columns = min(3, len(changed))
     rows = -(-len(changed) // columns)
@@ -141,7 +141,7 @@ def draw_variants(
 
 
 def _of_seeds(cell: Cell, seeds: Sequence[int]) -> str:
-    """Words that name the seeds of a curve where it has not all that are there."""
+    """The seeds of a curve, if it lacks some of the benchmark's; else nothing."""
     return "" if list(cell.returns) == list(seeds) else f" (seeds {seeds_name(list(cell.returns))})"
 
 

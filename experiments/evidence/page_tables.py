@@ -14,10 +14,10 @@ from experiments.evidence.recorded_runs import Cell
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a line instead where there are no rows."""
+    """A Markdown table; a single line if there are no rows."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     if not lines:
-        return "No runs are kept that this can be told of."
+        return "No recorded runs."
     return "\n".join([f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}", *lines])
 
 
@@ -83,7 +83,7 @@ def differences_table(evidence: Evidence) -> str:
 
 
 def by_draw(evidence: Evidence, a: Cell, b: Cell) -> str:
-    """The mean difference of two cells in each draw of the dataset; nothing where there is one."""
+    """The mean difference of two cells in each draw of the dataset; empty if there is only one draw."""
     draws = evidence.draws(a.benchmark)
     parts = []
     found = differences(a.returns, b.returns)
@@ -95,7 +95,7 @@ def by_draw(evidence: Evidence, a: Cell, b: Cell) -> str:
 
 
 def aggregate_table(evidence: Evidence) -> str:
-    """Means over the datasets of a preset that have the three methods, by the seeds that all share."""
+    """Means over the datasets of a preset that have the three methods, over the common seeds."""
     rows = []
     for preset in dict.fromkeys(benchmark[0] for benchmark in evidence.benchmarks()):
         benchmarks, methods = evidence.complete(preset)
@@ -115,7 +115,7 @@ def aggregate_table(evidence: Evidence) -> str:
 
 
 def variants_table(evidence: Evidence) -> str:
-    """Cells that are not in Table 1, less the method that they vary, and less the baselines with their settings."""
+    """Cells outside Table 1, minus the method that they vary, and minus the baselines with the same settings."""
     rows = []
     for cell, names in evidence.variants:
         baselines = [
@@ -137,14 +137,14 @@ def variants_table(evidence: Evidence) -> str:
     return table(
         (
             *("preset", "task", "dataset", "method", "other settings", "updates", "return (seeds)"),
-            *("less Table 1's", "less no augmentation, same settings", "less unconditional, same settings"),
+            *("minus Table 1's", "minus no augmentation, same settings", "minus unconditional, same settings"),
         ),
         rows,
     )
 
 
 def fits_table(evidence: Evidence) -> str:
-    """How far returns with several fits of the denoiser lie apart, beside the null standard deviation."""
+    """Standard deviation of the mean return between fits of the denoiser, and its null value."""
     rows = [
         (
             *fits.benchmark,
@@ -162,7 +162,7 @@ def fits_table(evidence: Evidence) -> str:
 
 
 def fits_gains(evidence: Evidence) -> str:
-    """For each method with several fits, its gain over no augmentation by what seeds return in the mean over fits."""
+    """For each method with several fits, the gain over no augmentation of each seed's mean over fits."""
     members = dict.fromkeys((fits.benchmark, fits.method) for fits in several_fits(evidence))
     return "\n".join(
         f"- {' '.join(benchmark)}: {method_name(method)} - {method_name('none')}: "

@@ -23,30 +23,30 @@ NEEDED = (
     *("task", "dataset", "augmentation", "guidance", "updates", "seeds", "returns_per_seed", "mean", "standard_error"),
     *("num_seeds", "sample_quality", "dataset_mean_return", "dataset_best_return", "wall_seconds"),
 )
-"""What is read of a summary."""
+"""Fields of `summary.json` that the report needs."""
 
 SYNTHETIC = {"unconditional": "unguided", "simulated": "simulated", "coda": "guided"}
-"""What the synthetic trajectories of each augmentation are called in `sample_quality`."""
+"""The name of each augmentation's synthetic trajectories in `sample_quality`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is known of a finished run."""
+    """A finished run, as read from its folder."""
 
     path: Path
     label: str
-    """Its method, in words."""
+    """Name of its method in tables and pictures."""
     summary: Mapping[str, Any]
     metrics: Mapping[str, np.ndarray]
     config: Mapping[str, Any]
     provenance: Mapping[str, Any] | None
-    """What machine it ran on; None where that was not kept."""
+    """The machine it ran on; None if that was not recorded."""
 
 
 class Draw(NamedTuple):
-    """The episodes that a run learnt from, by their mean and best return.
+    """A realisation of a dataset, identified by the mean and best return of its episodes.
 
-    Machines of different kinds differ in last bits, and so in the episodes that they roll out from the same teams.
+    Different CPU or GPU types round differently, so the same behaviour teams give different episodes on them.
     """
 
     mean: float
@@ -62,12 +62,12 @@ class Cell:
     method: str
     """Augmentation, and the guidance scale of CODA."""
     setup: Mapping[str, Any]
-    """The other settings, by dotted name, of those that this method uses."""
+    """All other settings that the method uses, by dotted name."""
     runs: tuple[Run, ...]
 
     @property
     def returns(self) -> dict[int, float]:
-        """The final policy's return of each seed, a mean over its episodes."""
+        """The return of each seed's final policy, a mean over evaluation episodes."""
         pairs = [zip(run.summary["seeds"], run.summary["returns_per_seed"], strict=True) for run in self.runs]
         return dict(sorted(pair for of_run in pairs for pair in of_run))
 
@@ -82,24 +82,24 @@ class Cell:
 
     @property
     def draws(self) -> dict[int, Draw]:
-        """What each seed learnt from."""
+        """The realisation of the dataset that each seed was trained on."""
         return {seed: draw_of(run) for run in self.runs for seed in run.summary["seeds"]}
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """The rows of all its runs, in the columns that all of them have."""
+        """The rows of all runs, in the columns that all runs have."""
         shared = [name for name in self.runs[0].metrics if all(name in run.metrics for run in self.runs)]
         return {name: np.concatenate([run.metrics[name] for run in self.runs]) for name in shared}
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """The summary of its first run, for what all its runs share."""
+        """The summary of the first run, for fields that are equal in all runs."""
         return self.runs[0].summary
 
     def quality(self, kind: str, name: str) -> float | None:
-        """An error of one kind of trajectories, the mean over its runs, each counted by its seeds.
+        """An error of one kind of trajectories: the mean over runs, weighted by their numbers of seeds.
 
-        None where no run has it; runs that were too old to measure it do not count.
+        None if no run has it; older runs that lack it are left out.
         """
         known = [
             (error, len(run.summary["seeds"]))
@@ -113,7 +113,7 @@ class Cell:
 
 
 def draw_of(run: Run) -> Draw:
-    """What a run learnt from."""
+    """The realisation of the dataset that a run was trained on."""
     return Draw(run.summary["dataset_mean_return"], run.summary["dataset_best_return"])
 
 
@@ -121,21 +121,21 @@ def read_run(path: Path) -> Run:
     """Reads a run.
 
     Raises:
-        UserError: it is not there, not finished, or not of the main job.
+        UserError: the run is missing, unfinished, or not from `experiments.mamujoco`.
     """
     summary, config = read_json(path / "summary.json", NEEDED), read_settings(path)
     if not isinstance(config.get("training"), dict):
         raise UserError(f"{path / 'config.yaml'} is no configuration of the main job")
     metrics = _parsed(path / "metrics.csv", lambda _: Metrics(path / "metrics.csv").read())
     if summary["augmentation"] not in METHODS:
-        raise UserError(f"{path / 'summary.json'} has the augmentation {summary['augmentation']}, which none is")
+        raise UserError(f"{path / 'summary.json'} has an unknown augmentation, {summary['augmentation']}")
     if not {"round", "seed", "return"} <= set(metrics) or set(metrics["seed"]) != set(summary["seeds"]):
         raise UserError(f"{path / 'metrics.csv'} is not that of its summary: it needs rounds and returns of its seeds")
     returns = summary["returns_per_seed"]
     if len(returns) != len(summary["seeds"]) or not np.isfinite(returns).all():
         raise UserError(f"{path / 'summary.json'} needs a finite return for each of its seeds")
     if summary["augmentation"] == "simulated":
-        metrics.pop("unguided_log_likelihood", None)  # of the first policy's roll-outs: nothing was sampled
+        metrics.pop("unguided_log_likelihood", None)  # measured on the first policy's roll-outs, which are not samples
     provenance = read_provenance(path)
     label = METHODS[summary["augmentation"]]
     if summary["augmentation"] != "none":
@@ -146,10 +146,10 @@ def read_run(path: Path) -> Run:
 
 
 def read_json(file: Path, needed: Iterable[str]) -> dict[str, Any]:
-    """Reads a file of a run folder that holds a mapping with certain keys.
+    """Reads a JSON file of a run folder, a mapping with certain keys.
 
     Raises:
-        UserError: it is not there, or something else.
+        UserError: the file is missing, is no such mapping, or lacks a key.
     """
     found = _parsed(file, json.loads)
     if not isinstance(found, dict):
@@ -164,7 +164,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Reads the settings of a run.
 
     Raises:
-        UserError: they are not there, or something else.
+        UserError: the file is missing or is no mapping.
     """
     found = _parsed(path / "config.yaml", yaml.safe_load)
     if not isinstance(found, dict):
@@ -173,15 +173,15 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def is_smoke(path: Path) -> bool:
-    """Whether a run is of the `smoke` preset, which shows nothing."""
+    """Whether a run has the `smoke` preset, which is too small to be evidence."""
     return read_settings(path).get("preset") == "smoke"
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """Reads the machine of a run; None where it was not recorded.
+    """Reads the machine of a run; None if it was not recorded.
 
     Raises:
-        UserError: a file that does not say it.
+        UserError: the file lacks a field.
     """
     file = path / "provenance.json"
     return read_json(file, ("device", "backend", "visible_cores", "platform")) if file.exists() else None
@@ -199,7 +199,7 @@ def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
 def find_runs(results: Path) -> list[Run]:
     """All finished runs of the main job below a folder, by path.
 
-    The `smoke` preset shows nothing and is left out, and so are the policies that a steering run trained for itself.
+    Runs of the `smoke` preset are left out, and so are the training runs inside steering runs.
     """
     found = []
     for file in sorted(results.rglob("summary.json")):
@@ -211,10 +211,10 @@ def find_runs(results: Path) -> list[Run]:
 
 
 def cells_of(runs: Iterable[Run]) -> list[Cell]:
-    """Puts the seeds of each condition together.
+    """Groups runs by condition.
 
     Raises:
-        UserError: a seed that two runs of the same condition both have.
+        UserError: two runs of one condition share a seed.
     """
     conditions: dict[str, list[Run]] = {}
     described: dict[str, tuple[tuple[str, str, str], str, dict[str, Any]]] = {}
@@ -234,7 +234,7 @@ def cells_of(runs: Iterable[Run]) -> list[Cell]:
 
 
 def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
-    """Benchmark, method and setup of a run. Settings that it was too old to know have their preset's values."""
+    """Benchmark, method and setup of a run. Settings newer than the run have the values of its preset."""
     preset = run.config.get("preset", "laptop")
     setup = {**flat(plain(PRESETS[preset])), **flat(run.config)} if preset in PRESETS else flat(run.config)
     augmentation = run.summary["augmentation"]
@@ -247,13 +247,13 @@ def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
 
 
 def dataset_name(summary: Mapping[str, Any]) -> str:
-    """A dataset's name; of a vault the ends of its path, as a word that a table and a file name bear."""
+    """A dataset's name; for a vault the last two parts of its path, without characters that break tables or files."""
     vault = summary.get("vault")
     return summary["dataset"] if vault is None else re.sub(r"[^\w.+-]", "_", "_".join(Path(vault).parts[-2:]))
 
 
 def agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two setups have the same values where both have one."""
+    """Whether two setups have equal values for all settings that both have."""
     return all(a[name] == b[name] for name in set(a) & set(b))
 
 
@@ -263,9 +263,9 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def main_setup(cells: Sequence[Cell]) -> Mapping[str, Any]:
-    """The setup that a table is about: the one in which most methods, then benchmarks are there, nearest its preset.
+    """The setup of a table: the one with most methods, then most benchmarks, then fewest changes to its preset.
 
-    Augmentations have settings of their own: CODA's are chosen first, then what the others have besides.
+    Augmentations have settings of their own: CODA's are chosen first, then the remaining ones of the others.
     """
     found: dict[str, Any] = {}
     preset = cells[0].benchmark[0]

@@ -1,4 +1,4 @@
-"""The pictures of a run on a polynomial game."""
+"""Figures of a run on a polynomial game."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ COLOURS = {
     "coda-guided": "C2",
 }
 LINES = {"unconditional": "--", "coda-guided": "--"}
-"""Dashes for those that lie on another method's line."""
+"""Dashes for methods whose line coincides with another."""
 LABELS = {
     TRUE_GRADIENT: "true gradient",
     "none": "no augmentation",
@@ -39,7 +39,7 @@ CELLS = 50
 def draw_surface(axes: Axes, game: PolynomialGame) -> None:
     """The reward over the square, darker where it is higher, and its optima.
 
-    Every shade covers as much of the square, for Twin Peaks falls to -9 in two corners and its peaks rise to 0.56 only.
+    All shades cover equal areas, because Twin Peaks falls to -9 in two corners, and its peaks are only 0.56 high.
     """
     grid = np.linspace(-1.0, 1.0, 101)
     value = polynomial.polygrid2d(grid, grid, np.asarray(game.coefficients))
@@ -88,7 +88,7 @@ def draw_methods(path: Path, game: PolynomialGame, dataset: DatasetConfig, resul
 
 
 def draw_grid(path: Path, game: PolynomialGame, results: Results, basin: dict) -> None:
-    """The starts of the grid, coloured by the optimum they end at; a cross where the end is none."""
+    """The starts of the grid, coloured by the optimum they end at; a cross if they end elsewhere."""
     methods = (TRUE_GRADIENT, *STATIC_METHODS, *CODA_METHODS)
     peaks, _ = optima(game)
     with panels(path, 2, 3, (11.0, 7.6)) as axes:
@@ -119,7 +119,7 @@ def draw_gradients(path: Path, alignment: dict) -> None:
 
 
 def draw_routes(path: Path, game: PolynomialGame, dataset: DatasetConfig, guidance: float, results: Results) -> None:
-    """Eq. 15 by quadrature beside what the two routes sample, at three policies along CODA's path."""
+    """Eq. 15 by quadrature, and the samples of both routes, at three policies along CODA's path."""
     edges = np.linspace(-1.0, 1.0, CELLS + 1)
     with panels(path, 3, 3, (10.0, 10.2)) as axes:
         for row, (policy, panel_row) in enumerate(zip(results.policies, axes, strict=False)):

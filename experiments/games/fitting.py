@@ -1,4 +1,4 @@
-"""Draws of a game's offline dataset, and the denoisers fitted to each; a fit is kept in the cache."""
+"""Draws of a game's offline dataset, and the denoisers fitted to each; fits are cached."""
 
 import functools
 import hashlib
@@ -38,7 +38,7 @@ def fit_draws(
     critic: CriticConfig | None,
     mesh: Mesh,
 ) -> GamePrior:
-    """Draws the datasets `[num_draws, N, ...]` and fits to each its transform and its two denoisers (and its critic).
+    """Draws the datasets `[num_draws, N, ...]`; fits a transform, two denoisers and, if configured, a critic to each.
 
     The key is consumed.
 
@@ -87,7 +87,7 @@ def _fit(
     entry: Path,
     progress: Phase,
 ) -> Params:
-    """The averaged weights of one denoiser a draw, from the cache where they are there; `keys` is `[D, 2]`."""
+    """The averaged weights of one denoiser per draw, from the cache if present; `keys` is `[D, 2]`."""
     num_updates, batch_size = config.num_updates, config.batch_size
     draws = PartitionSpec("seed")
 
@@ -102,7 +102,7 @@ def _fit(
     @functools.partial(jax.jit, donate_argnums=0)
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=draws, out_specs=draws, check_vma=False)
     def chunk(state, z, y, keys):
-        # One draw after the other: weights with a leading axis would be slower to multiply with.
+        # Sequential: vmap would give the weights a leading axis, which makes their products slower.
         return jax.lax.map(lambda inputs: fit_one(*inputs), (state, z, y, keys))
 
     checkpoints = Checkpoints(entry)

@@ -1,11 +1,11 @@
-"""The methods on a polynomial game, each as Algorithm 2 with an augmentation of its own (Sec. 6.1).
+"""The methods on a polynomial game, each Algorithm 2 with its own augmentation (Sec. 6.1).
 
-A game is a task of horizon 1, and no mini-batch is used twice. Static methods train on a dataset that never changes:
-the recorded joint actions, or samples of an augmentation. CODA's renew their mini-batches along with the policy, by
+A game is a task of horizon 1, and no mini-batch is used twice. Static methods train on a fixed dataset: the recorded
+joint actions, or samples of an augmentation. The CODA methods sample new mini-batches as the policy changes, by
 classifier-free guidance (route B of Sec. 4.2) or by the policy's score (route A, Algorithm 1) on the same denoiser
 without condition.
 
-Everything here is of one seed and one draw of the dataset; callers vmap over seeds, which then share a `GamePrior`.
+All functions are for one seed and one draw of the dataset; callers vmap over seeds, which share a `GamePrior`.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ from coda_jax.schedule import CodaConfig
 from coda_jax.types import Params, PRNGKey, Trajectory
 
 STATIC_METHODS = ("none", "unconditional", "q-conditioned")
-"""Trained on a set that never changes: the recorded data; samples of the unconditional model; samples conditioned on
+"""Trained on a fixed dataset: the recorded data; samples of the unconditional model; samples conditioned on
 high returns."""
 
 CODA_METHODS = ("coda", "coda-guided")
-"""Renewed along with the policy: by classifier-free guidance (route B), and by the policy's score (route A, Alg. 1)."""
+"""Renewed as the policy changes: by classifier-free guidance (route B), and by the policy's score (route A, Alg. 1)."""
 
 TRUE_GRADIENT = "true gradient"
 """Trained on the policy's own joint action, which makes Eq. 16-17 the true gradient: the ideal of CODA."""
@@ -57,20 +57,20 @@ class GameCodaConfig:
     batch_size: int = 64
     """Joint actions of a mini-batch (Table 4)."""
     burn_in: int = 2
-    """Updates on the recorded data that come first, whatever the method (Table 4)."""
+    """Initial updates on the recorded data, for all methods (Table 4)."""
     updates_per_renewal: int = 1
     """Updates between two renewals; beyond about 8 the policy oscillates."""
     w: float = 1.0
-    """Scale of classifier-free guidance (Eq. 3)."""
+    """Scale w of classifier-free guidance (Eq. 3)."""
     guidance: float = 0.3
-    """lambda of Algorithm 1, in the policy-guided route."""
+    """Guidance scale lambda of Algorithm 1, for the policy-guided route."""
     num_static: int = 4000
     """Samples in the static sets of the baselines."""
     top_returns: float = 0.02
-    """Share of the returns, the highest, that the q-conditioned baseline asks for."""
+    """Fraction of the highest returns that the Q-conditioned baseline conditions on."""
     condition_noise: float = 0.0
-    """s_y: standard deviation of the noise on y in training, in transformed units. Eq. 15 with a policy of standard
-    deviation s has lambda / s^2 = (1 + w) / s_y^2."""
+    """s_y: standard deviation of the noise on y in training, in transformed units.
+    Eq. 15 with a policy of standard deviation s has lambda / s^2 = (1 + w) / s_y^2."""
 
 
 @chex.dataclass(frozen=True)
@@ -133,10 +133,17 @@ def game_methods(
     learner_config: StatelessMaddpgConfig,
     critic_config: CriticConfig | None = None,
 ) -> GameMethods:
-    """Builds the methods; the critic is the game's reward, or one fitted as `critic_config` says.
+    """Builds the methods.
 
-    The policy-guided route has a sampler of its own: its last guided step overshoots the policy by an amount that falls
-    with the square of the number of steps, and is the reason for the spread of its samples.
+    Args:
+        game: the game.
+        generators: the two conditional models.
+        config: settings of Algorithm 2.
+        sampler: for all methods but the policy-guided route.
+        guided_sampler: for the policy-guided route, whose last guided step overshoots the policy by an amount that
+            falls with the square of the number of steps and causes the spread of its samples.
+        learner_config: settings of the learner.
+        critic_config: settings of a fitted critic; None uses the game's reward.
     """
     env = environment(game)
     model = TrajectoryModel(game.spec, 1, generators.policy, sampler)
@@ -174,7 +181,7 @@ def game_methods(
         if method == "none":
             return prior.dataset
         key_init, key_sample = jax.random.split(key)
-        theta = jnp.zeros((game.spec.num_agents, game.spec.action_dim))  # a static set does not depend on the policy
+        theta = jnp.zeros((game.spec.num_agents, game.spec.action_dim))  # static sets do not depend on the policy
         learner = learner_of(prior, theta)
         sample_chunk = functools.partial(sample, method, prior, learner, learner.init(key_init))
         return sample_in_chunks(sample_chunk, key_sample, config.num_static, STATIC_CHUNK)

@@ -1,4 +1,4 @@
-"""The report of a run on a polynomial game: tables, the paper's claims beside the findings, raw numbers, pictures."""
+"""The report of a run on a polynomial game: tables, the paper's claims and our findings, raw numbers, figures."""
 
 import csv
 import gzip
@@ -62,7 +62,7 @@ def write_report(
             dataset, config.coda.guidance, results
         ),
     }
-    # The moments predict with the known reward: of a run with a learned critic they claim nothing.
+    # The moments predict for the known reward, so not for a run with a learned critic.
     claims = claims_table(dataset, returns, best, aligned, agreement, deviations if config.critic == "known" else {})
 
     write_rows(folder.path / "ends.csv", ("method", "draw", "seed", "x", "y", "return"), end_rows(results, returns))
@@ -162,9 +162,9 @@ def ends_table(results: Results, returns: dict[str, np.ndarray], best: float) ->
 def theory_table(
     game: PolynomialGame, config: PolynomialConfig, results: Results
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """Where the moments of the data say that each baseline ends, and where it ends.
+    """The end of each baseline as predicted from the moments of the data, and the measured one.
 
-    Returns the table, and each baseline's mean deviation in units of its standard error, but of 0.001 at least.
+    Returns the table, and each baseline's mean deviation in units of its standard error (at least 0.001).
     """
     rows, deviations = [], {}
     for method in STATIC_METHODS:
@@ -196,7 +196,7 @@ def theory_table(
 
 
 def clouds_table(game: PolynomialGame, config: PolynomialConfig, results: Results) -> list[Row]:
-    """Where training on a cloud around an optimum ends, by its spread, and where its moments say so."""
+    """The measured and predicted end of training on a cloud around an optimum, by the spread of the cloud."""
     rows = []
     for spread, (cloud, ends) in results.clouds.items():
         marginals = [marginal_rewards(game, cloud)] * config.num_updates
@@ -215,7 +215,7 @@ def clouds_table(game: PolynomialGame, config: PolynomialConfig, results: Result
 
 
 def alignment_table(aligned: dict[str, dict[str, np.ndarray]]) -> list[Row]:
-    """Cosine and size where the true gradient's norm exceeds 0.1."""
+    """Cosine and relative norm where the true gradient's norm exceeds 0.1."""
     rows = []
     for method, values in aligned.items():
         clear = values["norm"] > 0.1
@@ -238,7 +238,7 @@ def alignment_table(aligned: dict[str, dict[str, np.ndarray]]) -> list[Row]:
 def grid_table(
     game: PolynomialGame, results: Results, basin: dict[str, np.ndarray], agreement: dict[str, float]
 ) -> list[Row]:
-    """Where the starts of the grid end."""
+    """The optima that the starts of the grid end at."""
     best = optima(game)[1]
     return [
         {
@@ -252,7 +252,7 @@ def grid_table(
 
 
 def samples_table(results: Results) -> list[Row]:
-    """How near to the policy a CODA method samples, over the lattice of policies and all draws."""
+    """Distance of a CODA method's samples from the policy, over the lattice of policies and all draws."""
     rows = []
     for method in CODA_METHODS:
         samples, policies = results.samples[method][:, 3:], results.policies[3:]
@@ -272,7 +272,7 @@ def samples_table(results: Results) -> list[Row]:
 
 
 def routes_table(dataset: DatasetConfig, guidance: float, results: Results) -> list[Row]:
-    """Mean and spread of Eq. 15, and of what each route samples, at the three policies of the picture."""
+    """Mean and spread of Eq. 15, and of the samples of each route, at the three policies of the figure."""
     edges = np.linspace(-1.0, 1.0, CELLS + 1)
     rows = []
     for number, policy in enumerate(results.policies[:3]):
@@ -293,11 +293,11 @@ def claims_table(
     agreement: dict[str, float],
     deviations: dict[str, np.ndarray],
 ) -> list[Row]:
-    """What the paper lets one expect, and whether it is so."""
+    """The paper's predictions, and whether they hold."""
     rows = []
 
-    def claim(what: str, wanted: str, found: str, holds: bool) -> None:
-        rows.append({"claim": what, "wanted": wanted, "found": found, "holds": "yes" if holds else "NO"})
+    def claim(prediction: str, wanted: str, found: str, holds: bool) -> None:
+        rows.append({"claim": prediction, "wanted": wanted, "found": found, "holds": "yes" if holds else "NO"})
 
     for method in CODA_METHODS:
         final = returns[method][..., -1].ravel()
@@ -359,9 +359,9 @@ def grid_rows(results: Results, basin: dict[str, np.ndarray]) -> Iterable[Sequen
 def sample_rows(results: Results) -> Iterable[Sequence[Any]]:
     """One row a method, draw and policy."""
     for method, samples in results.samples.items():
-        for draw, place in np.ndindex(samples.shape[:2]):
-            cloud = samples[draw, place]
-            yield method, draw, *_digits(*results.policies[place], *cloud.mean(axis=0), *cloud.std(axis=0))
+        for draw, at in np.ndindex(samples.shape[:2]):
+            cloud = samples[draw, at]
+            yield method, draw, *_digits(*results.policies[at], *cloud.mean(axis=0), *cloud.std(axis=0))
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The settings of the polynomial games' command, and what makes them valid."""
+"""The settings of the polynomial games' command, and their validation."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from experiments.pipeline.settings import check_choice, check_positive
 
 GAMES = {"multiplication": MULTIPLICATION, "twin-peaks": twin_peaks()}
 DEFAULT_DATASETS = {"multiplication": "skewed", "twin-peaks": "uniform"}
-"""What Figure 1 and Figure 2 need: means of opposite sign, and data centred at the origin."""
+"""The datasets of Figures 1 and 2: means of opposite sign, and data centred at the origin."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class PolynomialConfig:
     game: str = "multiplication"
     """Game: `multiplication` (R = xy) or `twin-peaks` (R = -x^2 - y^2 - 4 x^2 y^2 + 5 x y)."""
     dataset: str | None = None
-    """Offline data: `uniform` over the square, `skewed` (the whole square, with means 0.15 and -0.05), `gaussian` or
-    `point`; by default `skewed` for multiplication and `uniform` for twin-peaks, as in Figures 1 and 2."""
+    """Offline data: `uniform` over the square, `skewed` (its means are 0.15 and -0.05), `gaussian` or `point`.
+    By default `skewed` for multiplication and `uniform` for twin-peaks, as in Figures 1 and 2."""
     centre: tuple[float, float] = (0.0, 0.0)
     """Mean of `gaussian`; the joint action of `point`."""
     spread: float = 0.2
@@ -34,15 +34,15 @@ class PolynomialConfig:
     num_transitions: int = 4000
     """Joint actions in a dataset."""
     num_seeds: int = 16
-    """Policy seeds a method, shared out among the draws."""
+    """Policy seeds per method, divided equally among the draws of the dataset."""
     num_draws: int = 4
-    """Draws of the dataset, each with denoisers of its own."""
+    """Independent draws of the dataset; denoisers are fitted to each."""
     seed: int = 0
     """First seed."""
     num_updates: int = 150
     """Updates of a policy, after burn-in."""
     grid_size: int = 12
-    """Starts of the grid a side; their squared number must be a multiple of the draws."""
+    """Starts per side of the grid; the square of this number must be a multiple of --num-draws."""
     grid_updates: int = 60
     """Updates from each start of the grid."""
     critic: str = "known"
@@ -50,15 +50,15 @@ class PolynomialConfig:
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`."""
     allow_other_devices: bool = False
-    """Take up a run folder that was begun on another number of devices."""
+    """Resume a run folder that was started on another number of devices."""
     coda: GameCodaConfig = dataclasses.field(default_factory=GameCodaConfig)
     """Algorithm 2 and the baselines."""
     learner: StatelessMaddpgConfig = dataclasses.field(default_factory=StatelessMaddpgConfig)
-    """MADDPG without state."""
+    """Stateless MADDPG."""
     learned_critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
     """The fit of a learned critic."""
     diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=24))
-    """Sampling, but for the policy-guided route."""
+    """Sampling, except in the policy-guided route."""
     guided_diffusion: SamplerConfig = dataclasses.field(default_factory=lambda: SamplerConfig(num_steps=64))
     """Sampling in the policy-guided route (Algorithm 1)."""
     denoiser: GeneratorConfig = dataclasses.field(
@@ -76,7 +76,7 @@ def check(config: PolynomialConfig) -> None:
     """Refuses settings that cannot run.
 
     Raises:
-        UserError: names the first such setting, its value, and what it may be.
+        UserError: names the first such setting, its value, and the valid values.
     """
     check_choice("--game", config.game, tuple(GAMES))
     if config.dataset is not None:

@@ -1,7 +1,7 @@
-"""Best responses under data (App. C): a function of the dataset's moments alone.
+"""Best responses under data (App. C), computed from the dataset's moments.
 
-For agent x only E[R(a^x, a^y)] over the recorded a^y matters, a polynomial in a^x whose coefficients are the dataset's
-moments (Eq. 16); likewise for y. In double precision on the host, apart from the learner's code, which it is to judge.
+Agent x maximises E[R(a^x, a^y)] over the recorded a^y, a polynomial in a^x whose coefficients are the dataset's
+moments (Eq. 16); likewise for y. In double precision on the host and independent of the learner's code, to test it.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def predicted_path(
     """The policies of the learner that follows the expected gradient instead of a mini-batch's.
 
     Args:
-        marginals: those of the data that each update learns from.
+        marginals: of each update's data.
         start: the first policy.
         config: the learner's step size and largest norm.
     """

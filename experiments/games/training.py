@@ -45,10 +45,10 @@ from experiments.host.errors import UserError
 METHODS = (TRUE_GRADIENT, *STATIC_METHODS, *CODA_METHODS)
 
 SPREADS = (0.1, 0.2, 0.4, 0.8)
-"""Standard deviations of the clouds around an optimum, which the baseline without augmentation is trained on."""
+"""Standard deviations of the clouds around an optimum on which the baseline without augmentation is trained."""
 
 LATTICE_SIZE, NUM_SAMPLES = 9, 256
-"""The routes are sampled on a lattice of so many policies a side, so many joint actions each."""
+"""Policies per side of the lattice on which the routes are sampled, and joint actions per policy."""
 
 SEEDS_AT_ONCE = 12
 """Seeds of a draw that are vmapped; with more of them the samples no longer fit the processor's cache."""
@@ -84,7 +84,7 @@ def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetCo
     """Fits the denoisers, and trains every method from the paper's start and from the grid's.
 
     Raises:
-        UserError: NaNs on the way.
+        UserError: NaNs in the training.
     """
     num_draws, critic = config.num_draws, config.learned_critic if config.critic == "learned" else None
     num_channels = transforms.num_channels(game.spec)
@@ -107,19 +107,19 @@ def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetCo
             static[method] = over_draws(functools.partial(methods.static_set, method), mesh)(prior, draw_keys)
             progress.advance(note=method)
 
-    def run_from(what: str, theta: np.ndarray, key: PRNGKey, num_updates: int) -> dict[str, HostPath]:
+    def run_from(title: str, theta: np.ndarray, key: PRNGKey, num_updates: int) -> dict[str, HostPath]:
         """Every method from the starts `[D, S, 2]`."""
         theta = jax.device_put(jnp.asarray(theta, jnp.float32)[..., None], by_draw)
         keys = jax.device_put(jax.random.split(key, theta.shape[:2]), by_draw)
-        train_static = trainer(methods, "none", num_updates, mesh)  # one program for all that never renew
+        train_static = trainer(methods, "none", num_updates, mesh)  # one program for all static methods
         paths = {}
-        with phase(what, total=len(METHODS)) as progress:
+        with phase(title, total=len(METHODS)) as progress:
             for method in METHODS:
                 train = train_static if method in STATIC_METHODS else trainer(methods, method, num_updates, mesh)
                 data = static.get(method, static["none"])
                 paths[method] = HostPath(*jax.device_get(train(prior, data, theta, keys)))
                 if not np.isfinite(paths[method].theta).all():
-                    raise UserError(f"NaN while {what}, method {method}")
+                    raise UserError(f"NaN while {title}, method {method}")
                 progress.advance(note=method)
         return paths
 
@@ -157,7 +157,7 @@ def train_all(config: PolynomialConfig, game: PolynomialGame, dataset: DatasetCo
 def train_on_clouds(
     config: PolynomialConfig, game: PolynomialGame, key: PRNGKey
 ) -> dict[float, tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "S 2"]]]:
-    """Without augmentation on Gaussian clouds around an optimum: by spread, the joint actions, and where seeds end.
+    """Trains without augmentation on Gaussian clouds around an optimum: spread -> (joint actions, ends of the seeds).
 
     The key is consumed.
     """
@@ -183,7 +183,7 @@ def train_on_clouds(
 
 
 def path_policies(theta: np.ndarray) -> np.ndarray:
-    """Three policies `[3, 2]` to look at closely: a path's first, its nearest to the origin, and its last."""
+    """The policies of a path shown in figures, `[3, 2]`: its first, the nearest to the origin, and its last."""
     path = theta[0, 0]
     return path[[0, np.argmin(np.linalg.norm(path, axis=-1)), -1]]
 
@@ -200,11 +200,11 @@ def shared_out(points: np.ndarray, num_draws: int, seed: int) -> np.ndarray:
 
 
 def over_draws(one_draw: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """A function of one draw for all of them: sharded over the devices, one draw after the other within each."""
+    """A function of one draw for all of them: sharded over the devices, sequential within each."""
     draws = PartitionSpec("seed")
 
     def on_device(*inputs: Any) -> Any:
-        # Denoisers with a leading axis, as vmap would make them, are slower to multiply with.
+        # vmap would give the denoisers' weights a leading axis, which makes their products slower.
         return jax.lax.map(lambda draw: one_draw(*draw), inputs)
 
     return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=draws, out_specs=draws, check_vma=False))

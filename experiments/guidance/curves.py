@@ -1,4 +1,4 @@
-"""The curves of `experiments.steering`: their file, and the pictures drawn from it."""
+"""The curves of `experiments.steering`: their file, and the figures drawn from it."""
 
 import csv
 import io
@@ -26,11 +26,11 @@ COLUMNS = (
     "action_response",
 )
 POLICIES = {"initial": "policy at initialisation", "trained": "policy trained on the data"}
-"""The policies that trajectories are steered toward, in words."""
+"""Labels of the policies that trajectories are steered toward."""
 
 
 class Part(NamedTuple):
-    """One point of a curve: a row a seed."""
+    """One point of a curve, with one row per seed."""
 
     policy: str
     schedule: str
@@ -39,9 +39,9 @@ class Part(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """What is measured of a seed's trajectories at a point; see `SampleQuality` for the second and third.
+    """The measures of a seed's trajectories at a point; see `SampleQuality` for the second and third.
 
-    action_response: see `evaluation.action_response`; not a number at lambda 0, and in files that are older than it.
+    action_response: see `evaluation.action_response`; NaN at lambda 0 and in older files.
     """
 
     log_likelihood: float
@@ -51,7 +51,7 @@ class Errors(NamedTuple):
 
 
 Points = dict[Part, dict[int, Errors]]
-"""For each point, what each seed gave."""
+"""The measures of each seed, by point."""
 
 
 class Curve(NamedTuple):
@@ -67,22 +67,22 @@ class Curve(NamedTuple):
 
 
 def write_points(path: Path, points: Points) -> None:
-    """Writes the long form, one row a point and seed; the old file or the new one is there whole."""
+    """Writes the long form, one row per point and seed, atomically."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for part, by_seed in points.items():
         for seed, errors in by_seed.items():
-            place = (part.policy, part.schedule, part.num_steps, f"{part.guidance:g}", seed)
-            writer.writerow([*place, *(f"{value:.6g}" for value in errors)])
+            labels = (part.policy, part.schedule, part.num_steps, f"{part.guidance:g}", seed)
+            writer.writerow([*labels, *(f"{value:.6g}" for value in errors)])
     write_atomically(path, text.getvalue())
 
 
 def read_points(path: Path) -> Points:
-    """Reads what `write_points` wrote; nothing where there is no file yet.
+    """Reads the file of `write_points`; empty if there is none yet.
 
     Raises:
-        UserError: the file is something else.
+        UserError: the file has another format.
     """
     points: Points = {}
     if not path.exists():
@@ -102,7 +102,7 @@ def read_points(path: Path) -> Points:
 
 
 def curve(points: Points, policy: str, schedule: str, num_steps: int, measure: str) -> Curve | None:
-    """The curve of one measure (a field of `Errors`); None where there is none."""
+    """The curve of one measure (a field of `Errors`); None if there are no such points."""
     of = sorted(part for part in points if part[:3] == (policy, schedule, num_steps))
     if not of:
         return None
@@ -112,7 +112,7 @@ def curve(points: Points, policy: str, schedule: str, num_steps: int, measure: s
 
 
 def sampled(points: Points) -> tuple[list[int], list[str]]:
-    """The numbers of diffusion steps and the schedules that were sampled with."""
+    """The numbers of diffusion steps and the schedules of the points."""
     return sorted({part.num_steps for part in points}), sorted({part.schedule for part in points})
 
 
@@ -121,7 +121,7 @@ def draw_likelihood(path: Path, title: str, points: Points, highest: float) -> N
 
     Args:
         path: the PNG to write.
-        title: what was sampled.
+        title: task, dataset and reach of the guidance.
         points: all points.
         highest: the log-likelihood of the policy's own actions.
     """
@@ -130,11 +130,11 @@ def draw_likelihood(path: Path, title: str, points: Points, highest: float) -> N
 
 
 def draw_quality(path: Path, title: str, points: Points, real: Mapping[str, float]) -> None:
-    """Draws what steering costs against lambda: dynamics error, distance to the data, and the response to actions.
+    """Draws the cost of steering against lambda: dynamics error, distance to the data, and the response to actions.
 
     Args:
         path: the PNG to write.
-        title: what was sampled.
+        title: task, dataset and reach of the guidance.
         points: all points.
         real: dynamics error of shuffled data, by name.
     """
@@ -172,7 +172,7 @@ def _draw(
 
 
 def _draw_curve(axes: Axes, line: Curve, label: str, colour: str) -> None:
-    """Mean and standard error over seeds; what is not finite leaves a gap."""
+    """Mean and standard error over seeds; non-finite values leave a gap."""
     values = np.where(np.isfinite(line.values), line.values, np.nan)
     mean = values.mean(axis=1)
     axes.plot(line.guidance, mean, color=colour, marker="o", markersize=2.5, linewidth=1.5, label=label)
@@ -182,5 +182,5 @@ def _draw_curve(axes: Axes, line: Curve, label: str, colour: str) -> None:
 
 
 def missing(parts: Iterable[Part], points: Points, seeds: Sequence[int]) -> list[Part]:
-    """The points that not all seeds have yet."""
+    """The points that lack a seed."""
     return [part for part in parts if not set(seeds) <= set(points.get(part, {}))]

@@ -1,4 +1,4 @@
-"""The settings of `experiments.steering`, and what makes them valid."""
+"""The settings of `experiments.steering`, and their validation."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ class SteeringConfig:
     """Measures trajectories steered toward a policy at initialisation and one trained on the data, against lambda."""
 
     run: Path | None = None
-    """A finished run folder whose data, denoiser and policies to take; without it, this command trains policies."""
+    """A finished run folder that provides data, denoiser and policies; by default this command trains policies."""
     task: str = "2halfcheetah"
     """Task; not used with `--run`."""
     dataset: str = "replay"
@@ -26,7 +26,7 @@ class SteeringConfig:
     preset: str = "laptop"
     """Preset that sets the denoiser and the learner; not used with `--run`."""
     num_updates: int = 10_000
-    """Learner updates of the trained policies, on the data alone, in whole rounds; not used with `--run`."""
+    """Learner updates of the trained policies, on recorded data only, in whole rounds; not used with `--run`."""
     num_seeds: int = 8
     """Policy seeds: `seed`, `seed + 1`, ...; not used with `--run`."""
     seed: int = 0
@@ -34,26 +34,26 @@ class SteeringConfig:
     fit_seed: int | None = None
     """Seed of the denoiser's fit; by default that of the run, or 0."""
     through_denoiser: bool | None = None
-    """Whether guidance passes through the denoiser; by default as in the run, or the preset."""
+    """Whether guidance is carried back through the denoiser; by default as in the run or the preset."""
     num_trajectories: int = 2048
-    """Trajectories a point and seed; 256 for a laptop."""
+    """Trajectories per point and seed; 256 is enough on a laptop."""
     num_steps: tuple[int, ...] = (32, 128)
     """Numbers of diffusion steps N."""
     schedules: tuple[str, ...] = SCHEDULES
     """Guidance schedules: `annealed`, `constant`."""
     guidance: tuple[float, ...] = GUIDANCE
-    """Guidance scales lambda; the first must be 0, which all others are compared with."""
+    """Guidance scales lambda; the first must be 0, the reference for all others."""
     scales_per_call: int = 1
-    """Guidance scales that are sampled at once, vmapped like the seeds: more pay where a device is not yet full."""
+    """Guidance scales sampled in one vmapped call; more are faster on a device that is not fully used."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`. The same command continues its run."""
 
 
 def base_of(config: SteeringConfig) -> ExperimentConfig:
-    """The main job's settings whose denoiser and policies are steered.
+    """The settings of the `experiments.mamujoco` run that provides the denoiser and the policies.
 
     Raises:
-        UserError: settings that cannot be sampled, or a run that is not finished.
+        UserError: a setting is invalid, or the run is not finished.
     """
     counts = ("num_seeds", "num_updates", "num_trajectories", "scales_per_call")
     check_positive({f"--{name.replace('_', '-')}": getattr(config, name) for name in counts})

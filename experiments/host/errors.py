@@ -1,4 +1,4 @@
-"""Error handling: invalid input ends with one line (what is wrong, where, what to do) and exit status 2."""
+"""Error handling: invalid input ends with one line (error, location, remedy) and exit status 2."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ _DISK_ERRORS = (
 
 
 class UserError(Exception):
-    """An error that the user must correct; the message is one line: what is wrong, where, and what to do."""
+    """An error that the user must correct; the message is one line with error, location and remedy."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How real a run's synthetic trajectories are, beside held-out data and beside shuffled data."""
+"""Quality of a run's synthetic trajectories, compared with held-out data and with shuffled data."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -10,10 +10,11 @@ from coda_jax.data.dataset import Dataset, sample_windows
 from coda_jax.envs.base import Environment
 from coda_jax.evaluation import sample_quality, shuffled_actions, shuffled_steps
 from coda_jax.types import Trajectory
+from experiments.evidence.naming import METHODS
 from experiments.host.console import phase, print_table
 
 WINDOWS = 256
-"""Most trajectories of a set that are measured."""
+"""Maximum number of trajectories measured in a set."""
 
 Quality = dict[str, dict[str, float]]
 """For each kind of trajectories, each error; all in standard deviations of the held-out data (`SampleQuality`)."""
@@ -43,7 +44,7 @@ def quality_meter(env: Environment, held_out: Dataset, num: int) -> Callable[[Ma
 
 
 def real_trajectories(held_out: Dataset, num: int) -> dict[str, Trajectory]:
-    """What synthetic trajectories are compared with: `num` held-out ones, by themselves and shuffled."""
+    """References for synthetic trajectories: `num` held-out ones, as they are and shuffled."""
     real, _ = _real_and_reference(held_out, num)
     return {
         "real": real,
@@ -72,7 +73,7 @@ def show_quality(quality: Quality) -> None:
     """Prints the table."""
     rows = [
         {
-            "trajectories": name,
+            "trajectories": name.replace("simulated", METHODS["simulated"]),
             **{error.rsplit("_", 1)[0].replace("_", " "): f"{value:.3f}" for error, value in errors.items()},
         }
         for name, errors in quality.items()

@@ -1,4 +1,4 @@
-"""A run of the main job: data, prior, training, each picked up where an interrupted run left it."""
+"""A run of `experiments.mamujoco`: data, prior, training; each step resumes where it was interrupted."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from coda_jax.data.dataset import Episodes, split_episodes, statistics
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
 from experiments.datasets.named import load_dataset
+from experiments.evidence.naming import METHODS
 from experiments.host.cache import enable_compilation_cache, flat, plain
 from experiments.host.clock import Clock
 from experiments.host.console import print_config, print_table, say
@@ -48,7 +49,7 @@ def run(config: ExperimentConfig) -> None:
     """Trains, or continues to train, and leaves a finished run folder.
 
     Raises:
-        UserError: a folder or a vault that does not fit, or NaNs on the way.
+        UserError: a run folder of other settings, an unsuitable vault, or NaNs in the training.
         VaultError: a vault that cannot be used.
     """
     identity, path = identity_of(config), config.run_dir or run_dir_of(config)
@@ -129,7 +130,7 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
     }
     learning_curve(
         folder.figures / "learning_curve.png",
-        f"{config.task} {config.vault or config.dataset}, {config.augmentation}",
+        f"{config.task} {config.vault or config.dataset}, {METHODS[config.augmentation]}",
         folder.metrics.read(),
         card["return_mean"],
         card["return_max"],
@@ -147,7 +148,7 @@ def show(summary: dict[str, Any]) -> None:
     spread = "" if error is None else f" +- {error:.0f} s.e."
     rows.append({"seed": "mean", "return": f"{summary['mean']:.0f}{spread}"})
     rows.append({"seed": "dataset, mean episode", "return": f"{summary['dataset_mean_return']:.0f}"})
-    title = f"{summary['task']} {summary['vault'] or summary['dataset']}, {summary['augmentation']}"
+    title = f"{summary['task']} {summary['vault'] or summary['dataset']}, {METHODS[summary['augmentation']]}"
     print_table(f"{title}: return after {summary['updates']} updates", rows)
     if summary["sample_quality"] is not None:
         show_quality(summary["sample_quality"])

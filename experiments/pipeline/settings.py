@@ -25,16 +25,16 @@ AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where trajectories come from."""
+    """The dataset."""
 
     num_episodes: int = _LAPTOP.num_episodes
     """Episodes of a named dataset, rolled out from the behaviour teams on first use."""
     max_transitions: int | None = None
-    """At most so many steps of a vault, in whole episodes spread evenly over it; by default it is used whole."""
+    """Maximum number of steps of a vault, in whole episodes spread evenly over it; by default all are used."""
     held_out_fraction: float = 0.1
-    """Share of the episodes that neither transform, denoiser nor learner sees; they measure the fit."""
+    """Fraction of the episodes held out from transform, denoiser and learner, to measure the fit."""
     uniform_unbounded: bool = False
-    """Whether the denoiser sees unbounded features uniform, as in App. E.2, rather than with a logit like the rest."""
+    """Whether unbounded features stay uniform after the CDF, as in App. E.2; otherwise all features take the logit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +42,14 @@ class ExperimentConfig:
     """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains MADDPG+BC with its samples."""
 
     task: str = "2halfcheetah"
-    """Task: `2halfcheetah`, `4ant` (of which there is `replay` only), or with `--vault` any other."""
+    """Task: `2halfcheetah`, `4ant` (dataset `replay` only), or any other with `--vault`."""
     dataset: str = "replay"
     """Dataset: `replay`, `good`, `medium` or `poor`."""
     vault: Path | None = None
-    """An OG-MARL vault to use instead of a named dataset: its folder, such as `.../Replay.vlt`, or the one inside."""
+    """An OG-MARL vault to use instead of a named dataset: its folder, such as `.../Replay.vlt`, or its subfolder."""
     augmentation: str = "coda"
-    """Synthetic data: `coda` (guided toward the joint policy), `unconditional` (sampled once, unguided), `none` (no
-    denoiser is fitted), or `simulated`: the policy's own roll-outs in the simulator, as a perfect prior would give."""
+    """Synthetic data. `coda`: guided toward the joint policy. `unconditional`: sampled once, unguided.
+    `none`: no augmentation, no denoiser is fitted. `simulated`: the oracle, the policy's roll-outs in the simulator."""
     guidance: float = 0.6
     """Guidance scale lambda; only `coda` is guided."""
     num_seeds: int = _LAPTOP.num_seeds
@@ -57,15 +57,15 @@ class ExperimentConfig:
     seed: int = 0
     """First seed."""
     fit_seed: int = 0
-    """Seed of the denoiser's fit, which all policy seeds share: they do not sample its variance, this does."""
+    """Seed of the denoiser's fit, which all policy seeds share; vary it to measure the variance between fits."""
     preset: str = "laptop"
-    """Sizes of everything: `smoke` (a look), `laptop` (20 minutes on two cores) or `paper` (for an accelerator)."""
+    """Set of defaults: `smoke` (a quick check), `laptop` (20 minutes on two cores) or `paper` (for an accelerator)."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`. The same command continues its run."""
     allow_other_devices: bool = False
-    """Continue a run that began on another number of devices, although that changes last bits."""
+    """Resume a run that was started on another number of devices, although the last bits will differ."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    """Where trajectories come from."""
+    """The dataset."""
     diffusion: SamplerConfig = _LAPTOP.sampler
     """Sampling (Algorithm 1)."""
     denoiser: GeneratorConfig = _LAPTOP.generator
@@ -73,7 +73,7 @@ class ExperimentConfig:
     learner: MaddpgBcConfig = _LAPTOP.learner
     """MADDPG+BC."""
     standardise: bool = _LAPTOP.standardise
-    """Whether the learner's networks see inputs in standard deviations from the dataset's mean; not in the paper."""
+    """Whether the learner's inputs are standardised by the dataset's mean and standard deviation; not in the paper."""
     training: CodaConfig = _LAPTOP.training
     """Algorithm 2."""
 
@@ -92,11 +92,11 @@ def _experiment(name: str, preset: Preset) -> ExperimentConfig:
 
 
 PRESETS: dict[str, ExperimentConfig] = {name: _experiment(name, preset) for name, preset in presets.PRESETS.items()}
-"""Complete settings to start from; flags override them one by one."""
+"""Complete settings; flags override single ones."""
 
 
 def uses(augmentation: str, setting: str) -> bool:
-    """Whether a setting, by its dotted name, has a part in the numbers of a run with that augmentation."""
+    """Whether a setting, by its dotted name, affects the numbers of a run with that augmentation."""
     if augmentation == "coda":
         return setting != "training.static_trajectories"
     if augmentation == "unconditional":
@@ -142,7 +142,7 @@ def check(config: ExperimentConfig) -> None:
     """Refuses settings that cannot run.
 
     Raises:
-        UserError: names the first such setting, its value, and what it may be.
+        UserError: names the first such setting, its value, and the valid values.
     """
     check_choice("--task", config.task, tuple(TASKS))
     if config.vault is None:

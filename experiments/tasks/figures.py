@@ -1,4 +1,4 @@
-"""The pictures of a coordination run: learning curves, and the conventions that the seeds end in."""
+"""Figures of a coordination run: learning curves, and the final conventions of the seeds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ def draw_curves(path: Path, title: str, returns: Mapping[str, Float[np.ndarray, 
 
 
 def draw_conventions(path: Path, ends: Mapping[str, Float[np.ndarray, "S E A"]]) -> None:
-    """The last positions of the first two agents in evaluation episodes, a colour a seed."""
+    """The last positions of the first two agents in evaluation episodes, one colour per seed."""
     columns = 4
     num_rows = -(-len(ends) // columns)
     with panels(path, num_rows, columns, (3.0 * columns, 3.0 * num_rows)) as axes:

@@ -51,27 +51,27 @@ class CoordinationConfig:
     task: str = "same-side"
     """Task: `same-side`."""
     num_agents: int = 2
-    """Agents."""
+    """Number of agents."""
     half_width: float = 1.0
     """Starts are uniform from minus this to this."""
     sharpness: float = 1.0
-    """Weight and exponent of the penalty for being on different sides; 1 is the smooth product."""
+    """Weight and exponent of the penalty for agents on different sides; at 1 the reward is the smooth product."""
     coverage: float = 0.2
-    """Share of recorded episodes with mixed conventions."""
+    """Fraction of recorded episodes in which the agents mix conventions."""
     noise: float = 0.3
     """Standard deviation of the noise on recorded actions."""
     num_episodes: int = 2000
-    """Recorded episodes."""
+    """Number of recorded episodes."""
     num_seeds: int = 16
-    """Policy seeds a method."""
+    """Policy seeds per method: `seed`, `seed + 1`, ..."""
     seed: int = 0
     """First seed."""
     guidance: float = 0.6
-    """lambda."""
+    """Guidance scale lambda of the CODA methods."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`."""
     diffusion: SamplerConfig = _SAMPLER
-    """Sampling."""
+    """Sampling (Algorithm 1)."""
     denoiser: GeneratorConfig = _GENERATOR
     """The diffusion model and its fit."""
     learner: MaddpgBcConfig = _LEARNER
@@ -133,7 +133,7 @@ def check(config: CoordinationConfig) -> None:
     """Refuses settings that cannot run.
 
     Raises:
-        UserError: names the first such setting, its value, and what it may be.
+        UserError: names the first such setting, its value, and the valid values.
     """
     check_choice("--task", config.task, TASKS)
     check_positive({"--num-seeds": config.num_seeds, "--denoiser.num-updates": config.denoiser.num_updates})

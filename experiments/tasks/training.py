@@ -75,7 +75,7 @@ def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) 
     """Trains all seeds of a method.
 
     Raises:
-        UserError: NaNs on the way.
+        UserError: NaNs in the training.
     """
     learner_config = dataclasses.replace(config.learner, actor_teammates=method.actor_teammates)
     learner = maddpg_bc(world.env.spec, learner_config, standardised_inputs(world.dataset.steps))
@@ -127,7 +127,7 @@ def augmentation_of(
 
 
 def last_positions(env: Environment, learner: Learner, state: LearnerState) -> Float[Array, "E A"]:
-    """Where the agents are before the last step of 32 noise-free episodes."""
+    """Positions of the agents before the last step of 32 noise-free episodes."""
     num_episodes = 32
 
     def act(obs: Array, carry: Array, key: PRNGKey) -> tuple[Array, Array]:

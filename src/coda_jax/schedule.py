@@ -30,20 +30,19 @@ class CodaConfig:
     epochs_per_round: int = 4
     """N_epochs between two generations of synthetic data."""
     updates_per_epoch: int = 1000
-    """N_policy: learner updates an epoch. Our choice."""
+    """N_policy: learner updates per epoch. Our choice."""
     num_rounds: int = 75
     """Rounds of generation, updates and evaluation. Our choice: 300,000 updates in all."""
     burn_in: int = 0
-    """Rounds on the recorded data alone that come first: the first guided set would imitate an untrained policy."""
+    """Initial rounds on recorded data only, because the first guided set imitates an untrained policy."""
     num_trajectories: int = 1000
-    """B: synthetic trajectories a round and seed, in place of the last round's."""
+    """B: synthetic trajectories per round and seed; they replace those of the previous round."""
     static_trajectories: int = 10_000
     """Synthetic trajectories a seed of the unconditional baseline, which samples once for the whole run. Our choice."""
     chunk_size: int = 16_000
-    """Trajectories that a device samples at once, all its seeds together; on a CPU they should fit the cache, about 64.
-    Our choice."""
+    """Trajectories per sampling call of a device, over all its seeds; about 64 fit a CPU's cache. Our choice."""
     evaluation_episodes: int = 10
-    """Noise-free episodes a seed and round; their starts are the same in every round. 0 evaluates nothing."""
+    """Noise-free episodes per seed and round, with the same starts in every round; 0 for no evaluation."""
     reference_trajectories: int = 256
     """Trajectories without guidance that a seed keeps for comparison; 0 samples none. Our choice."""
     critic_rows: Rows = "all"

@@ -308,7 +308,7 @@ def to_task(episodes: Episodes, convention: Convention, task: str, env: Environm
 
 
 def _observations(env: Environment, state: Float[np.ndarray, "T S"]) -> Float[np.ndarray, "T A O"]:
-    """What the environment shows of each state, some thousand at a time."""
+    """The environment's observations of each state, in chunks of some thousand."""
     observe = jax.jit(jax.vmap(lambda state: env.set_state(state).obs))
     size = 8192
     obs = np.empty((len(state), env.spec.num_agents, env.spec.obs_dim), np.float32)

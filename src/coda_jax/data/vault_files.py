@@ -37,7 +37,7 @@ _ELEMENTS = 2**20
 
 
 class VaultError(ValueError):
-    """A vault cannot be used; the message is one line: what is wrong, where, and what to do."""
+    """A vault cannot be used; the message is one line with error, location and remedy."""
 
 
 class StoredLeaf(NamedTuple):

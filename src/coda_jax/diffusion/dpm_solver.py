@@ -13,7 +13,7 @@ from coda_jax.types import PRNGKey
 
 
 class _Step(NamedTuple):
-    """What sets one step n apart from another; stacked, the sampler's schedule.
+    """The constants of one step n; stacked, the sampler's schedule.
 
     sigma:         sigma_n.
     decay:         sigma_{n+1} / sigma_n = exp(-h_n).

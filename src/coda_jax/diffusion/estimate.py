@@ -30,7 +30,7 @@ class Known(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a solver learns from one call of the denoiser.
+    """The results of one call of the denoiser.
 
     denoised:  D(tau; sigma), known entries at their values.
     direction: () -> g, the guide's direction at that estimate; nothing is computed before it is called.

@@ -14,7 +14,7 @@ from coda_jax.types import PRNGKey
 
 
 class _Step(NamedTuple):
-    """What sets one step n apart from another; stacked, the sampler's schedule."""
+    """The constants of one step n; stacked, the sampler's schedule."""
 
     n: Int[Array, "*steps"]
     sigma_hat: Float[Array, "*steps"]

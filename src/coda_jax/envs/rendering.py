@@ -17,7 +17,7 @@ from coda_jax.envs.robots import Robot
 
 
 class RenderingError(Exception):
-    """OpenGL is not available; the message is one line that says what to do."""
+    """OpenGL is not available; the message is one line with the remedy."""
 
 
 def render(

@@ -14,7 +14,7 @@ LearnerState = Any
 """Everything a learner learns: parameters, target parameters, optimiser states. One seed's; callers vmap over seeds."""
 
 Carry = Any
-"""What a policy remembers from one step to the next, with the batch axes in front; `()` for one without memory."""
+"""The recurrent state of a policy, with leading batch axes; `()` for a policy without memory."""
 
 
 @chex.dataclass(frozen=True)

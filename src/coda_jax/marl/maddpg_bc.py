@@ -56,7 +56,7 @@ class MaddpgBcConfig:
 
 @chex.dataclass(frozen=True)
 class MaddpgBcState:
-    """What MADDPG+BC learns; the twin critics are stacked on a leading axis of two, `inputs` stays as it is."""
+    """The parameters of MADDPG+BC; the twin critics are stacked on a leading axis of two, `inputs` is constant."""
 
     inputs: InputScale
     policy: Params
