@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Float
 
 from coda_jax import transforms
 from coda_jax.data.dataset import Dataset, Episodes, make_dataset
 from coda_jax.diffusion.generator import GeneratorConfig, GeneratorState
+from coda_jax.dynamics.ensemble import Dynamics, make_dynamics
 from coda_jax.prior import Prior, TrajectoryModel, encode, fit_transform, fit_updates, held_out_loss, make_model
 from coda_jax.types import Metrics, PRNGKey, TaskSpec
 from experiments.host.cache import cache_folder, key_of, lock
@@ -35,6 +36,7 @@ class Fit(NamedTuple):
     held_out:      windows of the held-out episodes.
     data:          digest of the training episodes.
     prior:         the fit, on all devices; `()` for a run that never samples from one.
+    dynamics:      the one-step model, on all devices; None for a run that does without.
     held_out_loss: loss of the averaged weights on held-out episodes; None without a fit.
     """
 
@@ -43,6 +45,7 @@ class Fit(NamedTuple):
     held_out: Dataset
     data: str
     prior: Prior | tuple[()]
+    dynamics: Dynamics | None
     held_out_loss: float | None
 
 
@@ -80,8 +83,11 @@ def fit_prior(
     content = hashlib.sha256(tokens.tobytes() + train.bounds.tobytes()).hexdigest()
     model = make_model(spec, horizon, config.denoiser, config.diffusion)
     dataset = jax.device_put(windows, NamedSharding(mesh, PartitionSpec()))
-    fit = Fit(model, dataset, held_out_windows, content, prior=(), held_out_loss=None)
-    return _with_prior(config, fit, mesh) if is_fitted else fit
+    fit = Fit(model, dataset, held_out_windows, content, prior=(), dynamics=None, held_out_loss=None)
+    if not is_fitted:
+        return fit
+    fit = _with_prior(config, fit, mesh)
+    return _with_dynamics(config, fit, mesh) if config.consequences == "model" else fit
 
 
 def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
@@ -105,6 +111,34 @@ def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     held_out_z = jitted_encode(transform, fit.held_out, jax.random.key(2))
     loss = measure(state.ema, fit.held_out, held_out_z, jax.random.key(3))
     return fit._replace(prior=Prior(transform=transform, denoiser=state.ema), held_out_loss=float(loss))
+
+
+def _with_dynamics(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
+    """Fits the one-step model on one device, or takes it from the cache."""
+    spec, fitted = fit.model.spec, make_dynamics(fit.model.spec, config.dynamics).fit
+    key = jax.random.fold_in(jax.random.key(5), config.fit_seed)
+    device = mesh.devices.flat[0]
+    dataset = jax.device_put(fit.dataset, device)
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=SingleDeviceSharding(device)),
+        jax.eval_shape(fitted, dataset, key),
+    )
+    identity = {"data": fit.data, "config": config.dynamics, "horizon": fit.model.horizon, "seed": config.fit_seed}
+    entry = cache_folder() / "dynamics" / key_of(identity)
+    with lock(entry, f"the one-step model of {spec.name}"):
+        checkpoints = Checkpoints(entry)
+        restored = checkpoints.restore(template)
+        if restored is None:
+            with phase("fitting the one-step model"):
+                dynamics = jax.block_until_ready(jax.jit(fitted)(dataset, key))
+            broken = [bool(np.any(~np.isfinite(leaf))) for leaf in jax.tree.leaves(dynamics)]
+            if any(broken):
+                raise UserError("NaN while fitting the one-step model; lower --dynamics.learning-rate")
+            checkpoints.save(config.dynamics.num_updates, dynamics)
+        else:
+            dynamics = restored.tree
+        checkpoints.close()
+    return fit._replace(dynamics=jax.device_put(dynamics, NamedSharding(mesh, PartitionSpec())))
 
 
 def _identity(config: ExperimentConfig, fit: Fit) -> dict[str, Any]:

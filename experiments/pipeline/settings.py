@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -12,6 +12,7 @@ from coda_jax import presets
 from coda_jax.data.teams import named_datasets
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
+from coda_jax.dynamics.ensemble import DynamicsConfig
 from coda_jax.envs.mamujoco import TASKS
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from coda_jax.presets import Preset
@@ -52,6 +53,11 @@ class ExperimentConfig:
     `none`: no augmentation, no denoiser is fitted. `simulated`: the oracle, the policy's roll-outs in the simulator."""
     guidance: float = 0.6
     """Guidance scale lambda; only `coda` is guided."""
+    recorded_steps: int = 0
+    """Tokens of a guided trajectory whose states and observations are held to a recorded window's; not in the paper."""
+    consequences: Literal["denoiser", "model"] = "denoiser"
+    """Source of a guided trajectory's states and rewards. `denoiser`: sampled with the actions, as in the paper.
+    `model`: a one-step model fitted to the data continues each trajectory from its first state."""
     num_seeds: int = _LAPTOP.num_seeds
     """Policy seeds, trained together: `seed`, `seed + 1`, ..."""
     seed: int = 0
@@ -70,6 +76,8 @@ class ExperimentConfig:
     """Sampling (Algorithm 1)."""
     denoiser: GeneratorConfig = _LAPTOP.generator
     """The diffusion model and its fit."""
+    dynamics: DynamicsConfig = dataclasses.field(default_factory=DynamicsConfig)
+    """The one-step model and its fit, for `--consequences model`."""
     learner: MaddpgBcConfig = _LAPTOP.learner
     """MADDPG+BC."""
     standardise: bool = _LAPTOP.standardise
@@ -99,6 +107,8 @@ def uses(augmentation: str, setting: str) -> bool:
     """Whether a setting, by its dotted name, affects the numbers of a run with that augmentation."""
     if augmentation == "coda":
         return setting != "training.static_trajectories"
+    if setting in ("recorded_steps", "consequences") or setting.startswith("dynamics."):
+        return False
     if augmentation == "unconditional":
         of_guidance = ("guidance", "diffusion.guidance_schedule", "diffusion.through_denoiser")
         return setting not in (*of_guidance, "training.num_trajectories")
@@ -172,6 +182,10 @@ def check(config: ExperimentConfig) -> None:
     if config.training.horizon < 2:
         raise UserError(
             f"--training.horizon is {config.training.horizon}; it must be at least 2, a step and where it leads"
+        )
+    if not 0 <= config.recorded_steps <= config.training.horizon:
+        raise UserError(
+            f"--recorded-steps is {config.recorded_steps}; it must be from 0 to the horizon, {config.training.horizon}"
         )
     for flag, seed in {"--seed": config.seed, "--fit-seed": config.fit_seed}.items():
         if seed < 0:

@@ -8,9 +8,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
+from coda_jax.augmentation.model_based import PriorWithDynamics, model_consequences
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import Report, Trainer, TrainingState, across_seeds, make_trainer
+from coda_jax.dynamics.ensemble import make_dynamics
 from coda_jax.envs.base import Environment
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner
@@ -45,6 +47,7 @@ class Job(NamedTuple):
     mesh: Mesh
     learner: Learner
     augmentation: Augmentation | None
+    prior: Any
     trainer: Trainer
 
     @property
@@ -57,20 +60,28 @@ def make_job(config: ExperimentConfig, env: Environment, fit: Fit, mesh: Mesh) -
     """Puts a run's learner and augmentation together."""
     inputs = standardised_inputs(fit.dataset.steps) if config.standardise else raw_inputs(env.spec)
     learner = maddpg_bc(env.spec, config.learner, inputs)
-    augmentation = _augmentation(config, env, fit, learner)
+    augmentation, prior = _augmentation(config, env, fit, learner)
     single = make_trainer(env, learner, augmentation, config.training, config.num_seeds // mesh.size)
-    return Job(config, env, fit, mesh, learner, augmentation, across_seeds(single, mesh))
+    return Job(config, env, fit, mesh, learner, augmentation, prior, across_seeds(single, mesh))
 
 
-def _augmentation(config: ExperimentConfig, env: Environment, fit: Fit, learner: Learner) -> Augmentation | None:
+def _augmentation(
+    config: ExperimentConfig, env: Environment, fit: Fit, learner: Learner
+) -> tuple[Augmentation | None, Any]:
+    """The source of synthetic trajectories, and the fitted models that it samples from."""
     match config.augmentation:
         case "coda":
-            return guided(fit.model, learner, config.guidance)
+            coda = guided(fit.model, learner, config.guidance, config.recorded_steps)
+            if fit.dynamics is None:
+                return coda, fit.prior
+            model = make_dynamics(env.spec, config.dynamics)
+            fitted = PriorWithDynamics(prior=fit.prior, dynamics=fit.dynamics)
+            return model_consequences(coda, env, model, learner), fitted
         case "unconditional":
-            return unconditional(fit.model)
+            return unconditional(fit.model), fit.prior
         case "simulated":
-            return oracle(env, learner, config.training.horizon)
-    return None
+            return oracle(env, learner, config.training.horizon), ()
+    return None, ()
 
 
 def initial_state(job: Job) -> TrainingState:
@@ -89,7 +100,7 @@ class Training:
         self.schedule = [r._replace(plan=jax.device_put(r.plan, shared)) for r in job.trainer.schedule]
         with phase("compiling"):
             self.state = initial_state(job)
-            inputs = (self.state, job.fit.dataset, job.fit.prior, self.schedule[0].plan)
+            inputs = (self.state, job.fit.dataset, job.prior, self.schedule[0].plan)
             self._round = jax.jit(job.trainer.round, donate_argnums=0).lower(*inputs).compile()
         clock.lap("compile")
         num_reference = self.state.reference.reward.shape[1]
@@ -104,7 +115,7 @@ class Training:
         Raises:
             UserError: NaNs, before anything of the round is recorded.
         """
-        state, report = self._round(self.state, self.job.fit.dataset, self.job.fit.prior, scheduled.plan)
+        state, report = self._round(self.state, self.job.fit.dataset, self.job.prior, scheduled.plan)
         report = jax.device_get(report)
         for name in ("generate", "update", "evaluate"):
             broken = self.job.seeds[~report.finite[name]]

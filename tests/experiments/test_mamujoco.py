@@ -148,6 +148,18 @@ def test_burn_in_is_on_recorded_data_alone(vault, tmp_path, finished):
     assert [float(row["synthetic_log_likelihood"]) < 0 for row in burnt_in] == [False] * 4 + [True] * 2
 
 
+def test_a_one_step_model_gives_the_consequences(vault, tmp_path, finished):
+    flags = ("--vault", str(vault), "--consequences", "model", "--recorded-steps", "1")
+    sizes = ("--dynamics.widths", "32", "--dynamics.num-updates", "400", "--training.num-rounds", "1")
+    command(*flags, *sizes, "--run-dir", str(tmp_path / "model"))
+    by_model, by_denoiser = (
+        json.loads((path / "summary.json").read_text())["sample_quality"]["guided"]
+        for path in (tmp_path / "model", finished)
+    )
+    assert by_model["dynamics_error"] < 0.1 < by_denoiser["dynamics_error"]
+    assert by_model["observation_error"] < 1e-6
+
+
 @pytest.mark.slow
 def test_another_fit_is_asked_for_by_its_seed(vault, tmp_path, finished):
     path = tmp_path / "fit"
