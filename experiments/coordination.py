@@ -1,15 +1,18 @@
 """Coordination over time, a comparison of all methods: `python -m experiments.coordination --task same-side`.
 
 Seeds of every method learn from the same recorded episodes with the same fitted prior. The run folder holds
-`returns.csv`, `summary.json` and `figures/`; on a finished one the command prints the table again.
+`returns.csv`, `summary.json` and `figures/`; on a finished one the command prints the table again. An interrupted run
+continues with the first method that it has not finished.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from coda_jax.envs.coordination import convention_return
 from experiments.host.cache import enable_compilation_cache, key_of, plain
@@ -19,7 +22,7 @@ from experiments.host.errors import one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.host.run_folder import RunFolder, open_run_folder
 from experiments.tasks.figures import draw_conventions, draw_curves
-from experiments.tasks.settings import METHODS, CoordinationConfig, check
+from experiments.tasks.settings import METHODS, CoordinationConfig, Method, check
 from experiments.tasks.training import Trained, World, make_world, train
 
 
@@ -45,21 +48,31 @@ def run(config: CoordinationConfig) -> None:
         say(f"run folder: {path}")
         if not folder.finished:
             print_config(identity)
-            start = time.monotonic()
-            with phase("rolling out the episodes and fitting the denoiser"):
+            with phase("rolling out the episodes and fitting the models"):
                 world = make_world(config)
             trained: dict[str, Trained] = {}
             with phase("training", total=len(METHODS)) as progress:
-                for name, method in METHODS.items():
-                    trained[name] = train(config, method, world, mesh)
+                for number, (name, method) in enumerate(METHODS.items()):
+                    trained[name] = finished_or_trained(config, method, world, mesh, path / f"methods/{number}.json")
                     progress.advance(note=f"{name}: {trained[name].returns[-1].mean():.2f}")
-            write(config, world, trained, folder, time.monotonic() - start)
+            write(config, world, trained, folder)
         show(folder.read_summary())
 
 
-def write(
-    config: CoordinationConfig, world: World, trained: dict[str, Trained], folder: RunFolder, seconds: float
-) -> None:
+def finished_or_trained(config: CoordinationConfig, method: Method, world: World, mesh: Mesh, file: Path) -> Trained:
+    """A method's training, read from its file if it finished before an interruption."""
+    if file.exists():
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return Trained(np.array(stored["returns"]), np.array(stored["ends"]), stored["seconds"])
+    start = time.monotonic()
+    trained = train(config, method, world, mesh)._replace(seconds=time.monotonic() - start)
+    file.parent.mkdir(exist_ok=True)
+    values = {"returns": trained.returns.tolist(), "ends": trained.ends.tolist(), "seconds": trained.seconds}
+    write_atomically(file, json.dumps(values))
+    return trained
+
+
+def write(config: CoordinationConfig, world: World, trained: dict[str, Trained], folder: RunFolder) -> None:
     """Writes the raw returns, the pictures and the summary."""
     updates = np.arange(config.training.num_rounds + 1) * config.training.updates_per_round
     rows = [
@@ -80,7 +93,7 @@ def write(
             "dataset_mean_return": world.dataset_return,
             "convention_return": convention_return(config.data.task),
             "returns_per_seed": {name: each.returns[-1].tolist() for name, each in trained.items()},
-            "wall_seconds": seconds,
+            "seconds": {name: each.seconds for name, each in trained.items()},
         }
     )
 
@@ -95,7 +108,7 @@ def show(summary: dict[str, Any]) -> None:
     rows.append({"method": "recorded episodes", "return": f"{summary['dataset_mean_return']:.2f}", "worst seed": ""})
     rows.append({"method": "one convention", "return": f"{summary['convention_return']:.2f}", "worst seed": ""})
     print_table(f"{summary['task']}: return after {summary['updates']} updates, {summary['num_seeds']} seeds", rows)
-    say(f"{summary['wall_seconds']:.0f} s in all")
+    say(f"{sum(summary['seconds'].values()):.0f} s of training")
 
 
 if __name__ == "__main__":

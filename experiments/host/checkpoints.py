@@ -117,6 +117,12 @@ class Checkpoints:
         self._manager.reload()
 
 
+def single_device_template(tree: Tree, device: Any) -> Tree:
+    """The template of a pytree, of arrays or their shapes, that is restored to one device."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
 def _without_empty(tree: Any) -> Any:
     """Replaces arrays of size zero, which Orbax cannot store, by None."""
     return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from coda_jax import transforms
@@ -16,7 +16,7 @@ from coda_jax.dynamics.ensemble import Dynamics, make_dynamics
 from coda_jax.prior import Prior, TrajectoryModel, encode, fit_transform, fit_updates, held_out_loss, make_model
 from coda_jax.types import Metrics, PRNGKey, TaskSpec
 from experiments.host.cache import cache_folder, key_of, lock
-from experiments.host.checkpoints import Checkpoints
+from experiments.host.checkpoints import Checkpoints, single_device_template
 from experiments.host.console import phase
 from experiments.host.errors import UserError
 from experiments.pipeline.settings import ExperimentConfig
@@ -119,15 +119,11 @@ def _with_dynamics(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     key = jax.random.fold_in(jax.random.key(5), config.fit_seed)
     device = mesh.devices.flat[0]
     dataset = jax.device_put(fit.dataset, device)
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=SingleDeviceSharding(device)),
-        jax.eval_shape(fitted, dataset, key),
-    )
     identity = {"data": fit.data, "config": config.dynamics, "horizon": fit.model.horizon, "seed": config.fit_seed}
     entry = cache_folder() / "dynamics" / key_of(identity)
     with lock(entry, f"the one-step model of {spec.name}"):
         checkpoints = Checkpoints(entry)
-        restored = checkpoints.restore(template)
+        restored = checkpoints.restore(single_device_template(jax.eval_shape(fitted, dataset, key), device))
         if restored is None:
             with phase("fitting the one-step model"):
                 dynamics = jax.block_until_ready(jax.jit(fitted)(dataset, key))

@@ -23,9 +23,11 @@ from coda_jax.envs.rollout import rollout
 from coda_jax.marl.input_scale import standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.marl.maddpg_bc import maddpg_bc
-from coda_jax.prior import Prior, TrajectoryModel, fit_prior, make_model
+from coda_jax.prior import Prior, TrajectoryModel, fit_prior, fit_transform, make_model
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey
+from experiments.host.cache import cache_folder, key_of, lock
+from experiments.host.checkpoints import Checkpoints, single_device_template
 from experiments.host.errors import UserError
 from experiments.tasks.settings import CoordinationConfig, Method
 
@@ -52,23 +54,38 @@ class Trained(NamedTuple):
 
     returns: `[rounds + 1, seeds]` mean return of the evaluation episodes before and after each round of updates.
     ends:    `[seeds, episodes, A]` last positions of the final policy.
+    seconds: compilation and training.
     """
 
     returns: Float[np.ndarray, "R S"]
     ends: Float[np.ndarray, "S E A"]
+    seconds: float = 0.0
 
 
 def make_world(config: CoordinationConfig) -> World:
-    """Rolls out the recorded episodes, and fits the prior and the one-step model to them."""
+    """Rolls out the recorded episodes, and fits prior and one-step model to them, or takes both from the cache."""
     key_data, key_fit, key_dynamics = jax.random.split(jax.random.key(0), 3)
     env = same_side(config.data.task)
     episodes = convention_episodes(config.data, key_data)
     dataset = make_dataset(episodes, config.training.horizon)
     model = make_model(env.spec, config.training.horizon, config.denoiser, config.diffusion)
-    prior = fit_prior(model, dataset, key_fit)
     one_step = make_dynamics(env.spec, config.dynamics)
-    dynamics = jax.block_until_ready(jax.jit(one_step.fit)(dataset, key_dynamics))
-    return World(env, episodes, dataset, model, prior, one_step, dynamics)
+
+    entry = cache_folder() / "coordination" / key_of([config.data, config.denoiser, config.dynamics])
+    with lock(entry, "the models of a coordination task"):
+        checkpoints = Checkpoints(entry)
+        denoiser = jax.eval_shape(lambda key: model.generator.init(key).ema, key_fit)
+        prior = Prior(transform=fit_transform(dataset, env.spec), denoiser=denoiser)
+        restored = checkpoints.restore(
+            single_device_template((prior, jax.eval_shape(one_step.fit, dataset, key_dynamics)), jax.devices()[0])
+        )
+        if restored is None:
+            fitted = fit_prior(model, dataset, key_fit), jax.jit(one_step.fit)(dataset, key_dynamics)
+            checkpoints.save(config.denoiser.num_updates, fitted)
+        else:
+            fitted = restored.tree
+        checkpoints.close()
+    return World(env, episodes, dataset, model, fitted[0], one_step, fitted[1])
 
 
 def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) -> Trained:

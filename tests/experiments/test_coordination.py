@@ -1,0 +1,93 @@
+"""The coordination command at its smallest, on two methods."""
+
+import csv
+import json
+import shlex
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import coordination
+from experiments.tasks.settings import METHODS
+
+TINY = shlex.split(
+    "--num-seeds 2 --num-episodes 20 --denoiser.unet.width 4 --denoiser.num-updates 2 --denoiser.batch-size 4 "
+    "--dynamics.widths 8 --dynamics.num-updates 2 --diffusion.num-steps 2 --training.num-rounds 2 "
+    "--training.updates-per-epoch 2 --training.num-trajectories 4 --training.static-trajectories 4 "
+    "--training.batch-size 4 --training.mix-ratio 0.5 --training.evaluation-episodes 2 "
+    "--learner.critic-widths 8 --learner.policy-linear-width 4 --learner.policy-hidden-width 4"
+)
+CHOSEN = ("no augmentation", "CODA+")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world(tmp_path_factory):
+    """A cache of the test's own, and two of the methods."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coordination, "enable_compilation_cache", lambda: None)
+        patch.setattr(coordination, "METHODS", {name: METHODS[name] for name in CHOSEN})
+        patch.setenv("CODA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def command(*flags: str) -> None:
+    # A process of its own would start with fresh keys; in this one, the checks of key reuse remember.
+    with jax.debug_key_reuse(False):
+        coordination.main([*TINY, *flags])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    command("--run-dir", str(path))
+    return path
+
+
+def test_the_run_folder_holds_every_seed_of_every_method(finished):
+    with (finished / "returns.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["method"], r["seed"], r["updates"]) for r in rows] == [
+        (name, str(seed), str(updates)) for name in CHOSEN for seed in range(2) for updates in (0, 2, 4)
+    ]
+    summary = json.loads((finished / "summary.json").read_text())
+    last = [float(row["return"]) for row in rows if row["updates"] == "4"]
+    np.testing.assert_allclose([r for name in CHOSEN for r in summary["returns_per_seed"][name]], last)
+    assert {path.name for path in (finished / "figures").iterdir()} == {"returns.png", "conventions.png"}
+
+
+def test_an_interrupted_run_continues_with_the_method_it_was_at(finished, tmp_path, monkeypatch):
+    path, train = tmp_path / "resumed", coordination.train
+
+    def until_the_second(config, method, world, mesh):
+        if method.augmentation == "guided":
+            raise RuntimeError("killed")
+        return train(config, method, world, mesh)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(coordination, "train", until_the_second)
+        command("--run-dir", str(path))
+
+    def only_the_second(config, method, world, mesh):
+        assert method.augmentation == "guided"
+        return train(config, method, world, mesh)
+
+    monkeypatch.setattr(coordination, "train", only_the_second)
+    command("--run-dir", str(path))
+    assert (path / "returns.csv").read_bytes() == (finished / "returns.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--task", "chess"), "--task is 'chess'"),
+        (("--training.horizon", "5"), "--training.horizon must be 10"),
+        (("--half-width", "0"), "half_width positive"),
+        (("--coverage", "2"), "coverage"),
+    ],
+)
+def test_bad_flags_are_one_clear_line(capsys, flags, words):
+    with pytest.raises(SystemExit) as status:
+        coordination.main(list(flags))
+    error = capsys.readouterr().err
+    assert status.value.code == 2 and words in " ".join(error.split()) and "Traceback" not in error
