@@ -67,3 +67,18 @@ def experience_of(steps, obs_index, is_reversed: bool, ends: str, state=None):
     }
     state = steps["state"] if state is None else state
     return {**{name: leaf[None] for name, leaf in leaves.items()}, "infos": {"state": state[None]}}
+
+
+def joint_experience(episodes, terminals=(), truncations=()):
+    """Episodes of any task in OG-MARL's layout, with all agents' flags at the given steps and nowhere else."""
+    flags = {name: np.zeros((1, *episodes.action.shape[:2]), bool) for name in ("terminals", "truncations")}
+    flags["terminals"][:, list(terminals)] = True
+    flags["truncations"][:, list(truncations)] = True
+    num_agents = episodes.action.shape[1]
+    return {
+        "observations": episodes.obs[None],
+        "actions": episodes.action[None],
+        "rewards": np.repeat(episodes.reward[None, :, None], num_agents, axis=2),
+        **flags,
+        "infos": {"state": episodes.state[None]},
+    }
