@@ -14,7 +14,7 @@ from coda_jax.data.dataset import Dataset, Episodes, make_dataset
 from coda_jax.diffusion.generator import GeneratorConfig, GeneratorState
 from coda_jax.prior import Prior, TrajectoryModel, encode, fit_transform, fit_updates, held_out_loss, make_model
 from coda_jax.types import Metrics, PRNGKey, TaskSpec
-from experiments.host.cache import cache_folder, key_of, lock
+from experiments.host.cache import cache_folder, cache_key, lock
 from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import phase
 from experiments.host.errors import UserError
@@ -34,6 +34,7 @@ class Fit(NamedTuple):
     dataset:       windows of the training episodes, on all devices of the mesh.
     held_out:      windows of the held-out episodes.
     data:          digest of the training episodes.
+    denoiser:      digest of the fitted transform and weights; None without a fit.
     prior:         the fit, on all devices; `()` for a run that never samples from one.
     held_out_loss: loss of the averaged weights on held-out episodes; None without a fit.
     """
@@ -42,6 +43,7 @@ class Fit(NamedTuple):
     dataset: Dataset
     held_out: Dataset
     data: str
+    denoiser: str | None
     prior: Prior | tuple[()]
     held_out_loss: float | None
 
@@ -80,7 +82,7 @@ def fit_prior(
     content = hashlib.sha256(tokens.tobytes() + train.bounds.tobytes()).hexdigest()
     model = make_model(spec, horizon, config.denoiser, config.diffusion)
     dataset = jax.device_put(windows, NamedSharding(mesh, PartitionSpec()))
-    fit = Fit(model, dataset, held_out_windows, content, prior=(), held_out_loss=None)
+    fit = Fit(model, dataset, held_out_windows, content, denoiser=None, prior=(), held_out_loss=None)
     return _with_prior(config, fit, mesh) if is_fitted else fit
 
 
@@ -91,7 +93,7 @@ def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     transform = jax.device_put(fit_transform(fit.dataset, spec, config.data.uniform_unbounded), shared)
     state = jax.device_put(jax.jit(generator.init)(key_init), shared)
     jitted_encode = jax.jit(encode)
-    entry = cache_folder() / "denoisers" / key_of(_identity(config, fit))
+    entry = cache_folder() / "denoisers" / cache_key(_identity(config, fit))
     with lock(entry, f"the denoiser of {spec.name}"):
         checkpoints = Checkpoints(entry)
         restored = checkpoints.restore(state)
@@ -104,7 +106,15 @@ def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     measure = jax.jit(functools.partial(held_out_loss, generator, num_windows=HELD_OUT_WINDOWS))
     held_out_z = jitted_encode(transform, fit.held_out, jax.random.key(2))
     loss = measure(state.ema, fit.held_out, held_out_z, jax.random.key(3))
-    return fit._replace(prior=Prior(transform=transform, denoiser=state.ema), held_out_loss=float(loss))
+    prior = Prior(transform=transform, denoiser=state.ema)
+    return fit._replace(denoiser=_digest(prior), prior=prior, held_out_loss=float(loss))
+
+
+def _digest(prior: Prior) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(prior):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _identity(config: ExperimentConfig, fit: Fit) -> dict[str, Any]:

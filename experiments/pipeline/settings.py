@@ -30,7 +30,7 @@ class DataConfig:
     num_episodes: int = _LAPTOP.num_episodes
     """Episodes of a named dataset, rolled out from the behaviour teams on first use."""
     max_transitions: int | None = None
-    """At most so many steps of a vault, in random whole episodes (the same in all runs); by default it is used whole."""
+    """At most so many steps of a vault, in random whole episodes, the same in all runs; by default the whole vault."""
     held_out_fraction: float = 0.1
     """Share of the episodes that neither transform, denoiser nor learner sees; they measure the fit."""
     uniform_unbounded: bool = False

@@ -313,6 +313,21 @@ def _fingerprint_of(leaf: np.ndarray) -> dict[str, Any]:
     return fingerprint.digest()
 
 
+def vault_digest(opened: OpenVault) -> str:
+    """SHA-256 of all values of a vault: the same for all copies of it, in files of any layout.
+
+    Raises:
+        VaultError: the files are damaged.
+    """
+    fingerprints = {}
+    for name, leaf in sorted(opened.leaves.items()):
+        fingerprint = _Fingerprint((1, opened.length, *leaf.shape[2:]))
+        for _, values in opened.slices(name):
+            fingerprint.add(values)
+        fingerprints[name] = fingerprint.digest()
+    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()
+
+
 def _card_fingerprints(opened: OpenVault) -> dict[str, Any] | None:
     """The fingerprint of each leaf in the card; None for vaults without a card."""
     if not (opened.path / _CARD).exists():
