@@ -6,10 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+from coda_jax.data import conventions
 from coda_jax.data.conventions import Convention, read_in_convention, recognise
+from coda_jax.data.episode_ends import check_ends, one_step
 from coda_jax.data.vault_files import VaultError, open_vault
+from coda_jax.envs import mamujoco
 from tests.drift import FALLING_DRIFT, SPEC, falling_episodes
-from tests.vaults import joint_experience, write_with_flashbax
+from tests.vaults import joint_experience, recorded_ant, write_with_flashbax
 
 LIMITS = falling_episodes("lllll")
 MIXED = falling_episodes("ffflfffflff")
@@ -140,3 +143,27 @@ def test_resets_that_do_not_look_like_starts_are_found_in_long_episodes(conventi
     displaced.obs[:] = displaced.state[..., None]
     convention = convention_of(displaced, truncations=[199])
     assert_right(convention, LIMITS)
+
+
+@pytest.mark.slow  # compiles Ant in MJX
+def test_falls_and_time_limits_of_ant_are_told_apart(tmp_path):
+    """Seven falls and two time limits, recorded in C; both flags at all ends, or no flags but the last."""
+    episodes = recorded_ant(num_falls=7, num_limits=2, episode_length=80)
+    env = mamujoco.make("4ant")
+    env = env._replace(spec=dataclasses.replace(env.spec, episode_length=80))
+    two_steps = conventions._make_simulate(env)
+
+    def simulate(state, action):
+        simulated = two_steps(state, action, action)
+        return simulated.next_state, simulated.terminal
+
+    ends = episodes.bounds[1:] - 1
+    for name, flags in {"both": (ends, ends), "few": ((), ends[-1:]), "late": (ends[:-1] + 1, ())}.items():
+        write_with_flashbax(tmp_path / name, joint_experience(episodes, *flags), len(episodes.reward))
+        opened = open_vault(tmp_path / name)
+        checked = check_ends(
+            opened, episodes.state, episodes.action, env, one_step(simulate, conventions.NUM_SIMULATED)
+        )
+        np.testing.assert_array_equal(checked.terminal, episodes.terminal != 0)
+        np.testing.assert_array_equal(checked.truncation, episodes.truncation != 0)
+    assert episodes.terminal.sum() == 7 and episodes.truncation.sum() == 2
