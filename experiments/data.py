@@ -16,12 +16,14 @@ import numpy as np
 import tyro
 
 from coda_jax.data.conventions import OLD_WRAPPER, load_vault, recognise, to_task
+from coda_jax.data.dataset import count_short_episodes
 from coda_jax.data.survey import Survey, survey
 from coda_jax.data.teams import named_datasets
 from coda_jax.data.vault import write_vault
 from coda_jax.data.vault_files import OpenVault, VaultError, open_vault
 from coda_jax.envs import mamujoco
 from coda_jax.envs.rendering import RenderingError
+from coda_jax.schedule import CodaConfig
 from experiments.datasets.cards import write_cards
 from experiments.datasets.download import download_vaults
 from experiments.datasets.film import film
@@ -118,7 +120,8 @@ def inspect(command: Inspect) -> None:
         say(f"  {name:<31} {value}")
     say("returns of the episodes:")
     print_histogram(vault.returns)
-    say(f"convention: {describe_convention(opened)}")
+    for line in describe_convention(opened):
+        say(line)
 
 
 def card(opened: OpenVault, vault: Survey) -> dict[str, str]:
@@ -148,8 +151,8 @@ def card(opened: OpenVault, vault: Survey) -> dict[str, str]:
     }
 
 
-def describe_convention(opened: OpenVault) -> str:
-    """The convention of a vault, or the reason why it is unknown, in words."""
+def describe_convention(opened: OpenVault) -> list[str]:
+    """The convention of a vault and the check of its episodes' ends, or the reason why it is unusable, in lines."""
     sizes = opened.sizes
     candidates = {}
     for name in mamujoco.TASKS:
@@ -158,14 +161,20 @@ def describe_convention(opened: OpenVault) -> str:
         if (spec.num_agents, spec.obs_dim, spec.action_dim) == (sizes["A"], sizes["O"], sizes["U"]):
             candidates[name] = env
     if not candidates:
-        return "unknown; no task has " + ", ".join(f"{name}={size}" for name, size in sizes.items() if name != "S")
+        return ["convention: no task has " + ", ".join(f"{name}={size}" for name, size in sizes.items() if name != "S")]
     try:
         convention = recognise(opened, candidates)
     except VaultError as error:
-        return f"unknown; {error}"
-    return (
-        f"{convention.description}; median error of steps simulated in MJX {convention.error:.1g} standard deviations"
-    )
+        return [f"unusable: {error}"]
+    ends, horizon = convention.ends, CodaConfig().horizon
+    num_short, num_true_ends = count_short_episodes(ends.terminal, ends.truncation, horizon)
+    return [
+        f"convention: {convention.description}; median error of steps simulated in MJX {convention.error:.1g} standard "
+        "deviations",
+        f"ends checked in MJX: {ends.terminal.sum():,} terminal, {ends.truncation.sum():,} truncated",
+        *(f"repaired: {repair}" for repair in ends.repairs),
+        f"episodes shorter than a window of {horizon} steps: {num_short:,}, with {num_true_ends:,} true ends",
+    ]
 
 
 def download(command: Download) -> None:

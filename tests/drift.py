@@ -3,6 +3,8 @@
 Also episodes of noise with the sizes of any task.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,4 +70,51 @@ def drift_episodes(num_episodes: int) -> Episodes:
         reward=flat.sum(axis=(1, 2)),
         terminal=np.zeros(len(flat)),
         truncation=np.arange(len(flat)) % length == length - 1,
+    )
+
+
+FALL = 1.0
+"""Where the first entry of the state ends an episode of `FALLING_DRIFT`."""
+
+
+def _falling_reset(key) -> EnvState:
+    return _set_state(0.01 * jax.random.normal(key, (2,)))
+
+
+def _falling_step(current: EnvState, action) -> EnvState:
+    stepped = _step(current, action)
+    return dataclasses.replace(stepped, terminal=stepped.state[0] > FALL)
+
+
+FALLING_DRIFT = Environment(
+    reset=_falling_reset,
+    step=_falling_step,
+    set_state=_set_state,
+    spec=dataclasses.replace(SPEC, episode_length=40),
+)
+"""The same with starts near the origin, 40 steps, and a fall where the first entry of the state is above `FALL`."""
+
+
+def falling_episodes(falls: str, seed: int = 0) -> Episodes:
+    """Episodes of `FALLING_DRIFT`: `f` for one that falls after some 14 steps, `l` for one that reaches the limit."""
+    rng = np.random.default_rng(seed)
+    states, actions, terminals, truncations = [], [], [], []
+    for kind in falls:
+        state, is_over, time = 0.01 * rng.normal(size=2), False, 0
+        while not is_over:
+            action = rng.uniform(0.5, 1.0, 2) * (1.0 if kind == "f" else 0.3)
+            states.append(state)
+            actions.append(action)
+            state, time = state + 0.1 * action, time + 1
+            terminals.append(state[0] > FALL)
+            truncations.append(time == FALLING_DRIFT.spec.episode_length and not terminals[-1])
+            is_over = terminals[-1] or truncations[-1]
+    action, state = np.array(actions, np.float32)[..., None], np.array(states, np.float32)
+    return episodes_from_arrays(
+        state=state,
+        obs=state[..., None],
+        action=action,
+        reward=action.sum(axis=(1, 2)),
+        terminal=np.array(terminals),
+        truncation=np.array(truncations),
     )

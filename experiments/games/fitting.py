@@ -18,7 +18,7 @@ from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame, sample_datas
 from coda_jax.marl.stateless_maddpg import CriticConfig, fit_critic
 from coda_jax.types import Metrics, Params, PRNGKey, Trajectory
 from experiments.games.methods import GameCodaConfig, GamePrior, Generators
-from experiments.host.cache import cache_folder, key_of, lock
+from experiments.host.cache import cache_folder, cache_key, lock
 from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import Phase, phase, say
 from experiments.host.errors import UserError
@@ -62,7 +62,7 @@ def fit_draws(
     params = []
     with phase("fitting the denoisers", total=2 * denoiser.num_updates) as progress:
         for name, generator, y, key in zip(Generators._fields, generators, ys, key_fits, strict=True):
-            entry = cache_folder() / "denoisers" / key_of({"data": content, "config": denoiser, "condition": name})
+            entry = cache_folder() / "denoisers" / cache_key({"data": content, "config": denoiser, "condition": name})
             with lock(entry, f"the denoisers of {game.name}"):
                 z_on, y_on = jax.device_put((z, y), by_draw)
                 keys_on = jax.device_put(jax.vmap(jax.random.split)(key), by_draw)

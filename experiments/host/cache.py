@@ -1,6 +1,7 @@
 """The cache folder: datasets, fitted denoisers and compiled programs, shared by all runs of a user.
 
-The name of an entry is the hash of its configuration (`key_of`). One process at a time builds an entry (`lock`).
+The name of an entry is the hash of its configuration, the backend and versions (`cache_key`). One process at a time
+builds an entry (`lock`).
 """
 
 import contextlib
@@ -72,6 +73,19 @@ def key_of(config: Any) -> str:
     """Returns a hash of a configuration: twelve hexadecimal digits."""
     canonical = json.dumps(plain(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+FORMAT = 1
+"""Version of the entries' format; raise it when a change of the code changes the content of entries."""
+
+
+def cache_key(config: Any) -> str:
+    """Returns the key of a cache entry: of its configuration, its format, the version of JAX and the backend.
+
+    The backend and the version decide the last bits of an entry.
+    """
+    surroundings = {"format": FORMAT, "jax": jax.__version__, "backend": jax.default_backend()}
+    return key_of({**surroundings, "config": config})
 
 
 def plain(config: Any) -> Any:

@@ -2,6 +2,7 @@
 
 config.yaml       the resolved configuration; a folder belongs to one configuration
 provenance.json   code, libraries and machine that began the run, and the changes at each resume
+data.json         digest of the dataset; absent from older folders
 metrics.csv       long form: one row a seed and evaluation
 checkpoints/      series of checkpoints, one for each phase that can be resumed
 figures/          figures
@@ -146,6 +147,23 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the result; thereby the run is finished."""
         write_atomically(self.path / "summary.json", json.dumps(dict(summary), indent=2) + "\n")
+
+    def check_dataset(self, digest: str) -> None:
+        """Compares the digest of the dataset with the one in the folder, or stores it if the run is unfinished.
+
+        Raises:
+            UserError: the run belongs to another dataset.
+        """
+        file = self.path / "data.json"
+        if file.exists():
+            stored = json.loads(file.read_text(encoding="utf-8"))["dataset"]
+            if stored != digest:
+                raise UserError(
+                    f"{self.path} belongs to another dataset, with digest {stored[:12]} there and {digest[:12]} here; "
+                    "restore it (machines of different kinds roll out different ones), or choose another --run-dir"
+                )
+        elif not self.finished:
+            write_atomically(file, json.dumps({"dataset": digest}) + "\n")
 
     @contextlib.contextmanager
     def checkpoints(self, series: str) -> Iterator[Checkpoints]:

@@ -15,7 +15,7 @@ from coda_jax.diffusion.generator import GeneratorConfig, GeneratorState
 from coda_jax.dynamics.ensemble import Dynamics, make_dynamics
 from coda_jax.prior import Prior, TrajectoryModel, encode, fit_transform, fit_updates, held_out_loss, make_model
 from coda_jax.types import Metrics, PRNGKey, TaskSpec
-from experiments.host.cache import cache_folder, key_of, lock
+from experiments.host.cache import cache_folder, cache_key, lock
 from experiments.host.checkpoints import Checkpoints, single_device_template
 from experiments.host.console import phase
 from experiments.host.errors import UserError
@@ -35,6 +35,7 @@ class Fit(NamedTuple):
     dataset:       windows of the training episodes, on all devices of the mesh.
     held_out:      windows of the held-out episodes.
     data:          digest of the training episodes.
+    denoiser:      digest of the fitted transform and weights; None without a fit.
     prior:         the fit, on all devices; `()` for a run that never samples from one.
     dynamics:      the one-step model, on all devices; None for a run that does without.
     held_out_loss: loss of the averaged weights on held-out episodes; None without a fit.
@@ -44,6 +45,7 @@ class Fit(NamedTuple):
     dataset: Dataset
     held_out: Dataset
     data: str
+    denoiser: str | None
     prior: Prior | tuple[()]
     dynamics: Dynamics | None
     held_out_loss: float | None
@@ -83,7 +85,7 @@ def fit_prior(
     content = hashlib.sha256(tokens.tobytes() + train.bounds.tobytes()).hexdigest()
     model = make_model(spec, horizon, config.denoiser, config.diffusion)
     dataset = jax.device_put(windows, NamedSharding(mesh, PartitionSpec()))
-    fit = Fit(model, dataset, held_out_windows, content, prior=(), dynamics=None, held_out_loss=None)
+    fit = Fit(model, dataset, held_out_windows, content, denoiser=None, prior=(), dynamics=None, held_out_loss=None)
     if not is_fitted:
         return fit
     fit = _with_prior(config, fit, mesh)
@@ -97,7 +99,7 @@ def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     transform = jax.device_put(fit_transform(fit.dataset, spec, config.data.uniform_unbounded), shared)
     state = jax.device_put(jax.jit(generator.init)(key_init), shared)
     jitted_encode = jax.jit(encode)
-    entry = cache_folder() / "denoisers" / key_of(_identity(config, fit))
+    entry = cache_folder() / "denoisers" / cache_key(_identity(config, fit))
     with lock(entry, f"the denoiser of {spec.name}"):
         checkpoints = Checkpoints(entry)
         restored = checkpoints.restore(state)
@@ -110,7 +112,15 @@ def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     measure = jax.jit(functools.partial(held_out_loss, generator, num_windows=HELD_OUT_WINDOWS))
     held_out_z = jitted_encode(transform, fit.held_out, jax.random.key(2))
     loss = measure(state.ema, fit.held_out, held_out_z, jax.random.key(3))
-    return fit._replace(prior=Prior(transform=transform, denoiser=state.ema), held_out_loss=float(loss))
+    prior = Prior(transform=transform, denoiser=state.ema)
+    return fit._replace(denoiser=_digest(prior), prior=prior, held_out_loss=float(loss))
+
+
+def _digest(prior: Prior) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(prior):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _with_dynamics(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
@@ -120,7 +130,7 @@ def _with_dynamics(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     device = mesh.devices.flat[0]
     dataset = jax.device_put(fit.dataset, device)
     identity = {"data": fit.data, "config": config.dynamics, "horizon": fit.model.horizon, "seed": config.fit_seed}
-    entry = cache_folder() / "dynamics" / key_of(identity)
+    entry = cache_folder() / "dynamics" / cache_key(identity)
     with lock(entry, f"the one-step model of {spec.name}"):
         checkpoints = Checkpoints(entry)
         restored = checkpoints.restore(single_device_template(jax.eval_shape(fitted, dataset, key), device))

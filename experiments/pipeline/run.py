@@ -6,14 +6,16 @@ from typing import Any
 from jax.sharding import Mesh
 
 from coda_jax.data.conventions import Convention, load_vault
-from coda_jax.data.dataset import Episodes, split_episodes, statistics
+from coda_jax.data.dataset import Episodes, count_short_episodes, split_episodes, statistics
+from coda_jax.data.vault import vault_digest
+from coda_jax.data.vault_files import open_vault
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
-from experiments.datasets.named import load_dataset
+from experiments.datasets.named import dataset_path, load_dataset
 from experiments.evidence.naming import METHODS
 from experiments.host.cache import enable_compilation_cache, flat, plain
 from experiments.host.clock import Clock
-from experiments.host.console import print_config, print_table, say
+from experiments.host.console import print_config, print_table, say, warn
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError
 from experiments.host.plots import learning_curve
@@ -66,10 +68,21 @@ def run(config: ExperimentConfig) -> None:
         defaults=identity_of(PRESETS[config.preset]),
     ) as folder:
         say(f"run folder: {path}")
-        if not folder.finished:
+        if folder.finished:
+            _check_dataset(config, folder)
+        else:
             print_config(identity)
             _train(config, vault, mesh, folder)
         show(folder.read_summary())
+
+
+def _check_dataset(config: ExperimentConfig, folder: RunFolder) -> None:
+    """Compares the digest of the dataset with that of the run folder, if the dataset is on this machine."""
+    path = config.vault or dataset_path(config.task, config.dataset, config.data.num_episodes)
+    if path.exists():
+        folder.check_dataset(vault_digest(open_vault(path)))
+    elif config.vault is not None:
+        warn(f"{path} no longer exists, so it is not compared with the data of the run")
 
 
 def load_data(config: ExperimentConfig, mesh: Mesh) -> tuple[Environment, Episodes]:
@@ -105,11 +118,17 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
         convention, episodes = vault
         env = convention.env
         say(f"vault: {convention.description}; replayed steps miss by {convention.error:.1g} deviations")
+        for repair in convention.ends.repairs:
+            say(f"vault: {repair}")
+    _check_dataset(config, folder)
     card = statistics(episodes)
+    horizon = config.training.horizon
+    num_short, num_ends = count_short_episodes(episodes.terminal, episodes.truncation, horizon)
+    short = f"; {num_short} of them, with {num_ends} true ends, are shorter than {horizon} steps and in no window"
     say(
         f"dataset: {card['num_episodes']} episodes, {card['num_transitions']} steps, return "
         f"{card['return_mean']:.0f} +- {card['return_std']:.0f} "
-        f"[{card['return_min']:.0f}, {card['return_max']:.0f}]"
+        f"[{card['return_min']:.0f}, {card['return_max']:.0f}]{short if num_short else ''}"
     )
     clock.lap("collect")
     fit = fit_episodes(config, env, episodes, mesh, uses(config.augmentation, "fit_seed"))

@@ -31,7 +31,7 @@ class DataConfig:
     num_episodes: int = _LAPTOP.num_episodes
     """Episodes of a named dataset, rolled out from the behaviour teams on first use."""
     max_transitions: int | None = None
-    """Maximum number of steps of a vault, in whole episodes spread evenly over it; by default all are used."""
+    """At most so many steps of a vault, in random whole episodes, the same in all runs; by default the whole vault."""
     held_out_fraction: float = 0.1
     """Fraction of the episodes held out from transform, denoiser and learner, to measure the fit."""
     uniform_unbounded: bool = False

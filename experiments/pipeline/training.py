@@ -148,13 +148,18 @@ class Training:
         """Goes on from a checkpoint; returns the rounds done.
 
         Raises:
-            UserError: the checkpoint learnt from other episodes.
+            UserError: the checkpoint learnt from other episodes, or with another denoiser.
         """
-        notes, data = restored.notes, self.job.fit.data
+        notes, data, denoiser = restored.notes, self.job.fit.data, self.job.fit.denoiser
         if notes.get("data", data) != data:  # older checkpoints know neither this nor the quality
             raise UserError(
                 f"{self.folder.path} has learnt from other episodes than the dataset holds now: machines of different "
                 "kinds roll out different ones; go on where it was begun, or choose another --run-dir"
+            )
+        if notes.get("denoiser", denoiser) != denoiser:  # unknown to older checkpoints
+            raise UserError(
+                f"{self.folder.path} has learnt with another denoiser than the cache holds now; restore the cache of "
+                "its start, or choose another --run-dir"
             )
         self.state, self.times, self.first_quality = restored.tree, notes["times"], notes.get("quality", {})
         self.clock.add(notes["seconds"])
@@ -210,8 +215,9 @@ class Training:
         self.folder.metrics.append(number, self.job.seeds, columns)
 
     def _save(self, number: int) -> None:
-        notes = {"times": self.times, "data": self.job.fit.data, "quality": self.first_quality}
-        self.checkpoints.save(number, self.state, {**notes, "seconds": self.clock.seconds})
+        digests = {"data": self.job.fit.data, "denoiser": self.job.fit.denoiser}
+        notes = {"times": self.times, "quality": self.first_quality, "seconds": self.clock.seconds}
+        self.checkpoints.save(number, self.state, {**notes, **digests})
 
 
 def train_policies(job: Job, folder: RunFolder, checkpoints: Checkpoints, clock: Clock) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.prior import Prior, TrajectoryModel, fit_prior, fit_transform, make_model
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey
-from experiments.host.cache import cache_folder, key_of, lock
+from experiments.host.cache import cache_folder, cache_key, lock
 from experiments.host.checkpoints import Checkpoints, single_device_template
 from experiments.host.errors import UserError
 from experiments.tasks.settings import CoordinationConfig, Method
@@ -71,7 +71,7 @@ def make_world(config: CoordinationConfig) -> World:
     model = make_model(env.spec, config.training.horizon, config.denoiser, config.diffusion)
     one_step = make_dynamics(env.spec, config.dynamics)
 
-    entry = cache_folder() / "coordination" / key_of([config.data, config.denoiser, config.dynamics])
+    entry = cache_folder() / "coordination" / cache_key([config.data, config.denoiser, config.dynamics])
     with lock(entry, "the models of a coordination task"):
         checkpoints = Checkpoints(entry)
         denoiser = jax.eval_shape(lambda key: model.generator.init(key).ema, key_fit)

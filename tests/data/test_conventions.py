@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from coda_jax.data.conventions import read_in_convention, recognise, to_task
 from coda_jax.data.vault_files import VaultError, open_vault
 from coda_jax.envs import mamujoco
 from tests.drift import DRIFT, SPEC, drift_episodes
-from tests.vaults import OLD_OBS, TODAYS_OBS, experience_of, recorded_cheetah, write_with_flashbax
+from tests.vaults import OLD_OBS, TODAYS_OBS, experience_of, joint_experience, recorded_cheetah, write_with_flashbax
 
 pytestmark = pytest.mark.slow  # compiles five programs of MJX
 LENGTHS = (60, 100, 100, 90)
@@ -145,41 +146,26 @@ def test_the_old_convention_is_converted(tmp_path, steps, candidates, is_reverse
     np.testing.assert_array_equal(episodes.state, steps["state"])
 
 
-def terminating_drift(threshold: float):
-    """The drift environment, with episodes that terminate when the first entry of the state is low."""
+@pytest.mark.parametrize("ends", [[1, 3], [0, 1, 2, 3]])
+def test_missing_time_limits_of_a_moving_robot_are_found(tmp_path, candidates, ends):
+    """HalfCheetah in C, by random torques and episodes of 100 steps, whose flags are kept on few ends or are late."""
+    steps = recorded_cheetah([100] * 4, seed=7)
+    flags = np.zeros(400, bool)
+    late = len(ends) == 4
+    flags[[100 * number + 99 + late for number in ends if number < 3 or not late]] = True
+    opened = stored(tmp_path, experience_of(steps | {"is_end": flags}, TODAYS_OBS, False, "truncations"))
+    convention = recognise(opened, candidates)
+    assert np.flatnonzero(convention.ends.truncation).tolist() == [99, 199, 299, 399]
+    assert convention.ends.repairs[0].split(",")[0] == f"{3 if late else 2} ends without a flag added"
 
-    def step(state, action):
-        stepped = DRIFT.step(state, action)
-        return dataclasses.replace(stepped, terminal=stepped.state[0] < threshold)
 
-    return DRIFT._replace(step=step)
-
-
-@pytest.mark.parametrize(
-    ("env", "recorded_truncations", "terminals", "truncations"),
-    [
-        # Episodes of 5, 3, 5, 2 steps end at 4, 7, 12, 14; the time limit is 5 steps.
-        (DRIFT, [], [], [4, 7, 12, 14]),  # it never terminates, so all terminals are time limits
-        (terminating_drift(np.inf), [], [7, 14], [4, 12]),  # it terminates; the terminals at the limit are time limits
-        (terminating_drift(np.inf), [12], [7, 12, 14], [4, 12]),  # unless the recording has truncations
-    ],
-)
-def test_time_limits_are_not_terminals(tmp_path, env, recorded_truncations, terminals, truncations):
+def test_time_limits_of_the_old_convention_are_no_terminals(tmp_path):
+    """Episodes of 5, 3, 5, 2 steps end at 4, 7, 12, 14; the environment never terminates, its time limit is 5 steps."""
     whole = drift_episodes(4)
     lengths = (5, 3, 5, 2)
     kept = np.concatenate([5 * number + np.arange(length) for number, length in enumerate(lengths)])
-    at = np.cumsum(lengths) - 1
-    flags = np.zeros((2, len(kept), 2), bool)
-    flags[0, at] = flags[1, recorded_truncations] = True
-    experience = {
-        "observations": whole.obs[kept][None],
-        "actions": whole.action[kept][None],
-        "rewards": np.repeat(whole.reward[kept][None, :, None], 2, axis=2),
-        "terminals": flags[0][None],
-        "truncations": flags[1][None],
-        "infos": {"state": whole.state[kept][None]},
-    }
-    convention = recognise(opened := stored(tmp_path, experience), {SPEC.name: env})
-    episodes = read_in_convention(opened, convention)
-    assert np.flatnonzero(episodes.terminal).tolist() == terminals
-    assert np.flatnonzero(episodes.truncation).tolist() == truncations
+    part = jax.tree.map(lambda leaf: leaf[kept], whole)
+    opened = stored(tmp_path, joint_experience(part, terminals=np.cumsum(lengths) - 1))
+    episodes = read_in_convention(opened, recognise(opened, {SPEC.name: DRIFT}))
+    assert not episodes.terminal.any()
+    assert np.flatnonzero(episodes.truncation).tolist() == [4, 7, 12, 14]

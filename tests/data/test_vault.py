@@ -279,7 +279,7 @@ def test_several_vaults_are_listed_without_unfinished_ones(tmp_path, foreign_vau
             {"observations": np.where(np.arange(10) == 6, np.nan, 0.0)[None, :, None, None] * np.ones((2, 3))},
             "[0, 6, 0",
         ),
-        ({"infos": {"state": np.full((1, 10, 5), -np.inf)}}, "infos.state[0, 0, 0] is NaN or infinite"),
+        ({"infos": {"state": np.full((1, 10, 5), -np.inf)}}, "infos.state[0, 0, 0] is -inf"),
         ({"actions": np.full((1, 10, 2, 1), -1.01)}, "actions[0, 0, 0, 0] is outside [-1, 1]"),
         ({"rewards": np.arange(20.0).reshape(1, 10, 2)}, "rewards[0, 0, 1] is not agent 0's"),
     ],

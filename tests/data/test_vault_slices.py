@@ -1,4 +1,4 @@
-"""Large vaults: memory usage of reading, and parts of whole episodes spread over the vault."""
+"""Large vaults: memory usage of reading, and parts of random whole episodes."""
 
 import contextlib
 import io
@@ -74,7 +74,7 @@ def test_peak_memory_of_reading_is_below_twice_the_data(tmp_path, num_steps):
     assert half < 2
 
 
-def test_a_part_is_whole_episodes_spread_over_the_vault(tmp_path):
+def test_a_part_is_random_whole_episodes(tmp_path):
     lengths = np.random.default_rng(0).integers(5, 30, 200)
     episodes = random_episodes(num_steps=int(lengths.sum()))
     number = np.repeat(np.arange(200), lengths)
@@ -89,9 +89,22 @@ def test_a_part_is_whole_episodes_spread_over_the_vault(tmp_path):
     steps = np.flatnonzero(np.isin(number, chosen))
     for name in ("state", "obs", "action", "reward", "truncation"):
         np.testing.assert_array_equal(getattr(part, name), getattr(episodes, name)[steps])
-    gaps = np.diff(chosen)
-    assert chosen[0] < gaps.max() and 200 - chosen[-1] <= gaps.max() and gaps.max() <= gaps.min() + 1
+    assert_equal(read_vault(tmp_path / "v", max_transitions=1_000), part)
     assert_equal(read_vault(tmp_path / "v", max_transitions=10_000), episodes)
+
+
+def test_a_part_holds_all_teams_that_alternate(tmp_path):
+    """Of 400 episodes of four teams in turn, a quarter: every fourth would be of one team only."""
+    episodes = random_episodes(num_steps=4_000)
+    episodes.terminal[:] = 0
+    episodes.truncation[:] = np.arange(4_000) % 10 == 9
+    episodes.state[:, 0] = np.arange(4_000) // 10 % 4
+    write_vault(tmp_path / "v", episodes)
+    part = read_vault(tmp_path / "v", max_transitions=1_000)
+    team, num_steps = np.unique(part.state[:, 0], return_counts=True)
+    assert team.tolist() == [0, 1, 2, 3] and num_steps.sum() == 1_000
+    # Hypergeometric, of standard deviation 3.8 episodes; four of them.
+    assert np.abs(num_steps / 10 - 25).max() < 4 * 3.8
 
 
 def test_a_part_smaller_than_an_episode_is_refused(tmp_path):

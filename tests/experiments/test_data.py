@@ -14,8 +14,8 @@ from coda_jax.envs import mamujoco
 from experiments import data
 from experiments.datasets import cards as dataset_cards
 from experiments.datasets import film
-from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
-from tests.vaults import write_with_flashbax
+from tests.drift import DRIFT, FALLING_DRIFT, SPEC, drift_episodes, falling_episodes, noise_episodes
+from tests.vaults import joint_experience, write_with_flashbax
 
 
 def recording(episodes, by_agent: bool = False, ends: str = "truncations"):
@@ -71,7 +71,7 @@ def test_the_statistics_of_a_vault(tmp_path, drift_tasks, capsys):
     assert row(text, "actions outside [-1, 1]") == "1"
     assert row(text, "observations") == "[1, 20, 2, 1] float32"
     assert re.search(r"5 to +7 +#+ 1\n", text) and re.search(r"28 to 30 +#+ 1\n", text)
-    assert "convention: unknown; vault" in text and "r_{t+1} by" in text
+    assert "unusable: vault" in text and "r_{t+1} by" in text
 
 
 def test_the_convention_is_printed(tmp_path, drift_tasks, capsys):
@@ -79,11 +79,30 @@ def test_the_convention_is_printed(tmp_path, drift_tasks, capsys):
     text = output_of(capsys, "inspect", str(tmp_path / "v"))
     assert "convention: gymnasium_mamujoco (2halfcheetah); median error of steps simulated in MJX" in text
     assert row(text, "rewards") == "[1, 40, 2] float32, one array per agent"
+    assert "ends checked in MJX: 0 terminal, 8 truncated\n" in text and "repaired" not in text
+    assert "episodes shorter than a window of 20 steps: 8, with 0 true ends" in text
+
+
+def test_repaired_ends_are_printed(tmp_path, drift_tasks, capsys, monkeypatch):
+    """Falls after some 14 steps, one time limit at 40; a flag is one step late, and the limit is stored as a fall."""
+    monkeypatch.setattr(mamujoco, "make", lambda task: FALLING_DRIFT)
+    episodes = falling_episodes("flff")
+    ends = episodes.bounds[1:] - 1
+    experience = joint_experience(episodes, terminals=[ends[0] + 1, *ends[1:]])
+    write_with_flashbax(tmp_path / "v", experience, len(episodes.reward))
+    text = output_of(capsys, "inspect", str(tmp_path / "v"))
+    assert "ends checked in MJX: 3 terminal, 1 truncated\n" in text
+    assert f"repaired: 1 ends without a flag added, the first in episode 0 at step {ends[0]}\n" in text
+    assert f"repaired: 1 flags that are not ends removed, the first in episode 1 at step {ends[0] + 1}\n" in text
+    assert f"repaired: 1 terminals turned into truncations, the first in episode 1 at step {ends[1]}\n" in text
+    assert "episodes shorter than a window of 20 steps: 3, with 3 true ends" in text
+    _, loaded = load_vault("2halfcheetah", tmp_path / "v")
+    jax.tree.map(np.testing.assert_array_equal, loaded, episodes)
 
 
 def test_a_vault_of_an_unknown_task(tmp_path, drift_tasks, capsys):
     write_vault(tmp_path / "v", noise_episodes(type(SPEC)("other", 3, 4, 5, 2, 10), 2, 10))
-    assert "convention: unknown; no task has A=3, O=5, U=2" in output_of(capsys, "inspect", str(tmp_path / "v"))
+    assert "convention: no task has A=3, O=5, U=2" in output_of(capsys, "inspect", str(tmp_path / "v"))
 
 
 def test_an_old_recording_is_converted(tmp_path, drift_tasks, capsys):

@@ -92,6 +92,27 @@ def test_a_finished_run_is_shown_and_not_touched(finished, vault, capsys):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
 
+def test_a_finished_run_of_a_replaced_vault_is_refused(finished, vault, tmp_path, capsys):
+    """The vault under its path becomes another; folders without a digest, or without their vault, still open."""
+    path, moved = tmp_path / "run", tmp_path / "vault"
+    shutil.copytree(finished, path)
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    (path / "config.yaml").write_text(yaml.safe_dump(config | {"vault": str(moved)}, sort_keys=False))
+    shutil.copytree(vault, moved)
+    command("--vault", str(moved), "--run-dir", str(path))
+    shutil.rmtree(moved)
+    command("--vault", str(moved), "--run-dir", str(path))
+    assert "no longer exists" in capsys.readouterr().err
+    write_vault(moved, drift_episodes(21))
+    with pytest.raises(SystemExit) as ended:
+        command("--vault", str(moved), "--run-dir", str(path))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2 and len(lines) == 1 and "belongs to another dataset" in lines[0]
+    (path / "data.json").unlink()
+    command("--vault", str(moved), "--run-dir", str(path))
+    assert "return after 24 updates" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("last_saved", [*(pytest.param(r, marks=pytest.mark.slow) for r in (None, 0)), 2])
 def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path, monkeypatch, capsys, last_saved):
     """The process dies between the rows of a round and its checkpoint, where most is at stake."""
@@ -109,10 +130,12 @@ def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path
     assert not (path / "summary.json").exists()
     if last_saved == 2:
         fit_prior = run.fit_prior
-        with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(run, "fit_prior", lambda *args, **more: fit_prior(*args, **more)._replace(data="other"))
-            command("--vault", str(vault), "--run-dir", str(path))
-        assert "has learnt from other episodes" in " ".join(capsys.readouterr().err.split())
+        for changed, words in (("data", "from other episodes"), ("denoiser", "with another denoiser")):
+            other = {changed: "other"}
+            with monkeypatch.context() as patch, pytest.raises(SystemExit):
+                patch.setattr(run, "fit_prior", lambda *args, o=other, **more: fit_prior(*args, **more)._replace(**o))
+                command("--vault", str(vault), "--run-dir", str(path))
+            assert f"has learnt {words}" in " ".join(capsys.readouterr().err.split())
     command("--vault", str(vault), "--run-dir", str(path))
     assert (path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
     whole, resumed = (json.loads((p / "summary.json").read_text()) for p in (finished, path))

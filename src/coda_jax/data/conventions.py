@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from coda_jax.data.dataset import Episodes
-from coda_jax.data.vault import StateSource, read_episodes
+from coda_jax.data.episode_ends import Ends, check_ends, one_step
+from coda_jax.data.vault import StateSource, read_episodes, read_states_and_actions
 from coda_jax.data.vault_files import OpenVault, VaultError, open_vault
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment, EnvState
@@ -77,6 +78,8 @@ class Convention(NamedTuple):
     """The convention, in words."""
     simulate: Simulate
     """Simulates steps in the vault's order of actions."""
+    ends: Ends
+    """The ends of episodes, checked in the simulator and repaired."""
 
 
 class _Steps(NamedTuple):
@@ -92,14 +95,15 @@ def convention_name(task: str) -> str:
 
 
 def recognise(opened: OpenVault, candidates: Mapping[str, Environment]) -> Convention:
-    """Finds the candidate environment in which the vault was recorded.
+    """Finds the candidate environment in which the vault was recorded, and checks the ends of episodes in it.
 
     Args:
         opened: the vault.
         candidates: environments by the names of their tasks; the first that fits is returned.
 
     Raises:
-        VaultError: no candidate fits; the message gives the reason for each.
+        VaultError: no candidate fits, with the reason for each; the values of states or actions are invalid; or an
+            episode is longer than the time limit of the task.
     """
     steps = _recorded_steps(opened)
     reasons = []
@@ -133,6 +137,7 @@ def _recognise_one(opened: OpenVault, task: str, env: Environment, steps: _Steps
             if worst <= TOLERANCE:
                 order = ", each agent's actions in reverse" if is_reversed else ""
                 layout = "" if state.leaf == "infos.state" else ", state taken from the observations"
+                in_order = (lambda s, a, b: simulate(s, a[..., ::-1], b[..., ::-1])) if is_reversed else simulate
                 return Convention(
                     task=task,
                     env=env._replace(step=lambda s, a: env.step(s, a[..., ::-1])) if is_reversed else env,
@@ -140,7 +145,8 @@ def _recognise_one(opened: OpenVault, task: str, env: Environment, steps: _Steps
                     state=state,
                     error=worst,
                     description=convention_name(task) + order + layout,
-                    simulate=(lambda s, a, b: simulate(s, a[..., ::-1], b[..., ::-1])) if is_reversed else simulate,
+                    simulate=in_order,
+                    ends=_checked_ends(opened, state, env, in_order),
                 )
     closest = errors_by_worst[min(errors_by_worst, key=lambda error: (np.isnan(error), error))]
     differences = ", ".join(f"{name} by {error:.2g}" for name, error in closest.items())
@@ -233,35 +239,23 @@ def _median_error(simulated: np.ndarray, recorded: np.ndarray, spread: np.ndarra
     return float(np.median(scaled.reshape(len(scaled), -1).max(axis=1)))
 
 
+def _checked_ends(opened: OpenVault, source: StateSource, env: Environment, simulate: Simulate) -> Ends:
+    def simulate_step(state: Array, action: Array) -> tuple[Array, Array]:
+        simulated = simulate(state, action, action)  # the compiled program of the recognition
+        return simulated.next_state, simulated.terminal
+
+    state, action = read_states_and_actions(opened, source)
+    return check_ends(opened, state, action, env, one_step(simulate_step, NUM_SIMULATED))
+
+
 def read_in_convention(opened: OpenVault, convention: Convention, max_transitions: int | None = None) -> Episodes:
-    """Reads a recognised vault, or a part (see `read_episodes`), with terminals and truncations as in the task.
+    """Reads a recognised vault, or a part (see `read_episodes`), with the checked ends of episodes.
 
     Raises:
         VaultError: its values are invalid.
     """
-    return _separate_time_limits(read_episodes(opened, max_transitions, convention.state), convention)
-
-
-def _separate_time_limits(episodes: Episodes, convention: Convention) -> Episodes:
-    """Turns terminals that are time limits into truncations.
-
-    These are the terminals at the time limit without a truncation. If the simulator does not terminate at most of the
-    other terminals, all terminals are time limits.
-    """
-    spec = convention.env.spec
-    at = np.flatnonzero(episodes.terminal)
-    time = at + 1 - episodes.bounds[np.searchsorted(episodes.bounds, at, side="right") - 1]
-    is_limit = (time == spec.episode_length) & (episodes.truncation[at] == 0)
-    early = at[~is_limit]
-    if len(early):
-        chosen = early[np.linspace(0, len(early) - 1, NUM_SIMULATED).astype(int)]
-        action = jnp.asarray(episodes.action[chosen])
-        simulated = convention.simulate(jnp.asarray(episodes.state[chosen]), action, action)
-        is_limit |= np.mean(simulated.terminal) < 0.5
-    terminal, truncation = episodes.terminal.copy(), episodes.truncation.copy()
-    terminal[at[is_limit]] = 0.0
-    truncation[at[is_limit]] = 1.0
-    return dataclasses.replace(episodes, terminal=terminal, truncation=truncation)
+    ends = (convention.ends.terminal, convention.ends.truncation)
+    return read_episodes(opened, max_transitions, convention.state, ends)
 
 
 def to_task(episodes: Episodes, convention: Convention, task: str, env: Environment) -> Episodes:

@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from coda_jax.types import PRNGKey, Trajectory
 
@@ -161,10 +161,32 @@ def window_starts(episodes: Episodes, horizon: int) -> Int[np.ndarray, "W"]:
     return step[step + horizon <= end_of_episode]
 
 
+def count_short_episodes(
+    terminal: Shaped[np.ndarray, "T"], truncation: Shaped[np.ndarray, "T"], horizon: int
+) -> tuple[int, int]:
+    """Number of episodes shorter than a window of `horizon` steps, and of those that truly end.
+
+    No window contains their steps; in statistics, transforms and input scales they count.
+
+    Args:
+        terminal: 1 where an episode truly ended; the last step has this flag or the next.
+        truncation: 1 where an episode was truncated.
+        horizon: steps of a window.
+
+    Examples:
+        >>> from numpy import array
+        >>> cj.data.dataset.count_short_episodes(array([0, 1, 0, 0, 0]), array([0, 0, 0, 0, 1]), horizon=3)
+        (1, 1)
+    """
+    ends = np.flatnonzero((terminal != 0) | (truncation != 0))
+    is_short = np.diff(ends, prepend=-1) < horizon
+    return int(is_short.sum()), int((terminal[ends[is_short]] != 0).sum())
+
+
 def make_dataset(episodes: Episodes, horizon: int) -> Dataset:
     """Moves episodes to the device for the sampling of windows of `horizon` (H) steps.
 
-    Episodes shorter than H remain among the steps, but contain no window.
+    Episodes shorter than H remain among the steps, but contain no window; `count_short_episodes` counts them.
 
     Raises:
         ValueError: the horizon is below 1, or no episode has H steps.

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flashbax.buffers.trajectory_buffer import TrajectoryBufferState
 from flashbax.vault import Vault
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from coda_jax.data.dataset import Episodes, episodes_from_arrays, statistics
 from coda_jax.data.vault_files import (
@@ -124,22 +124,50 @@ def read_vault(
     return read_episodes(opened, max_transitions)
 
 
-def read_episodes(opened: OpenVault, max_transitions: int | None = None, state: StateSource | None = None) -> Episodes:
+def read_states_and_actions(
+    opened: OpenVault, source: StateSource
+) -> tuple[Float[np.ndarray, "T S"], Float[np.ndarray, "T A U"]]:
+    """The states and actions of all steps, checked as by `read_episodes`, in float32.
+
+    Raises:
+        VaultError: the files are damaged, or a value is NaN, infinite or an action outside [-1, 1].
+    """
+    sizes = opened.sizes
+    state = np.empty((opened.length, len(source.columns)), np.float32)
+    action = np.empty((opened.length, sizes["A"], sizes["U"]), np.float32)
+    for name in {source.leaf, "actions"}:
+        for start, values in opened.slices(name):
+            _check_values(opened.path, name, start, values)
+            if name == "actions":
+                action[start : start + len(values)] = np.clip(values, -1, 1)
+            else:
+                flat = values.reshape(len(values), math.prod(values.shape[1:]))
+                state[start : start + len(values)] = flat[:, source.columns]
+    return state, action
+
+
+def read_episodes(
+    opened: OpenVault,
+    max_transitions: int | None = None,
+    state: StateSource | None = None,
+    ends: tuple[Bool[np.ndarray, "T"], Bool[np.ndarray, "T"]] | None = None,
+) -> Episodes:
     """Reads an open vault, or a part of it, as `read_vault`; the whole vault is checked in either case.
 
     Args:
         opened: the vault.
-        max_transitions: upper limit on the number of steps, in whole episodes spread evenly over the vault; no limit
-            by default.
+        max_transitions: upper limit on the number of steps, in whole episodes drawn at random with a fixed seed, in
+            their order in the vault; no limit by default.
         state: location of the global state; `infos.state` by default.
+        ends: terminals and truncations of the steps; those of the vault by default.
 
     Raises:
-        VaultError: see `read_vault`; or `max_transitions` is less than the length of an episode.
+        VaultError: see `read_vault`; or `max_transitions` is less than the length of the first episode drawn.
     """
-    terminal, truncation = opened.ends()
+    terminal, truncation = opened.ends() if ends is None else ends
     kept = np.ones(opened.length, bool)
     if max_transitions is not None and max_transitions < opened.length:
-        kept = _spread_evenly(opened.path, terminal | truncation, max_transitions)
+        kept = _random_episodes(opened.path, terminal | truncation, max_transitions)
     sizes, num_kept = opened.sizes, int(kept.sum())
     source = state or StateSource("infos.state", np.arange(sizes["S"]))
     fields = {
@@ -179,26 +207,23 @@ def read_episodes(opened: OpenVault, max_transitions: int | None = None, state: 
     )
 
 
-def _spread_evenly(path: Path, is_end: Bool[np.ndarray, "T"], max_transitions: int) -> Bool[np.ndarray, "T"]:
-    """Selects evenly spread whole episodes with at most `max_transitions` steps in total, as a mask of steps."""
+def _random_episodes(path: Path, is_end: Bool[np.ndarray, "T"], max_transitions: int) -> Bool[np.ndarray, "T"]:
+    """Selects random whole episodes with at most `max_transitions` steps in total, as a mask of steps.
+
+    Episodes are drawn until the next one does not fit, so that their lengths do not matter for the choice.
+    """
     ends = np.flatnonzero(is_end) + 1
     ends = ends if len(ends) and ends[-1] == len(is_end) else np.append(ends, len(is_end))
     lengths = np.diff(ends, prepend=0)
-
-    def spread(number: int) -> np.ndarray:
-        return ((np.arange(number) + 0.5) * len(lengths) / number).astype(int)
-
-    fits, too_many = 0, len(lengths)  # bisection: this number of episodes fits, that number does not
-    while too_many - fits > 1:
-        number = (fits + too_many) // 2
-        fits, too_many = (number, too_many) if lengths[spread(number)].sum() <= max_transitions else (fits, number)
-    if fits == 0:
+    order = np.random.default_rng(0).permutation(len(lengths))
+    num_chosen = int(np.searchsorted(np.cumsum(lengths[order]), max_transitions, side="right"))
+    if num_chosen == 0:
         raise VaultError(
-            f"vault {path}: no {max_transitions} steps hold an episode, which has {int(np.median(lengths))} here; "
+            f"vault {path}: no {max_transitions} steps hold an episode, which has {lengths[order[0]]} here; "
             "raise the number of transitions"
         )
     is_chosen = np.zeros(len(lengths), bool)
-    is_chosen[spread(fits)] = True
+    is_chosen[order[:num_chosen]] = True
     return np.repeat(is_chosen, lengths)
 
 
@@ -259,7 +284,9 @@ def _check_values(path: Path, name: str, start: int, values: np.ndarray) -> None
         return str([0, start + step, *rest])
 
     if not (finite := np.isfinite(values)).all():
-        raise VaultError(f"vault {path}: {name}{first(~finite)} is NaN or infinite; remove that episode")
+        value = values[~finite][0]
+        kind = "NaN" if np.isnan(value) else f"{value:+}"
+        raise VaultError(f"vault {path}: {name}{first(~finite)} is {kind}; remove that episode")
     if name == "actions" and (beyond := np.abs(values) > 1 + ACTION_TOLERANCE).any():
         raise VaultError(f"vault {path}: actions{first(beyond)} is outside [-1, 1]; rescale the actions")
     if name == "rewards" and (differs := values != values[:, :1]).any():
@@ -284,6 +311,21 @@ def _fingerprint_of(leaf: np.ndarray) -> dict[str, Any]:
     fingerprint = _Fingerprint(leaf.shape)
     fingerprint.add(leaf)
     return fingerprint.digest()
+
+
+def vault_digest(opened: OpenVault) -> str:
+    """SHA-256 of all values of a vault: the same for all copies of it, in files of any layout.
+
+    Raises:
+        VaultError: the files are damaged.
+    """
+    fingerprints = {}
+    for name, leaf in sorted(opened.leaves.items()):
+        fingerprint = _Fingerprint((1, opened.length, *leaf.shape[2:]))
+        for _, values in opened.slices(name):
+            fingerprint.add(values)
+        fingerprints[name] = fingerprint.digest()
+    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()
 
 
 def _card_fingerprints(opened: OpenVault) -> dict[str, Any] | None:

@@ -91,6 +91,20 @@ def test_a_key_is_the_same_in_every_process():
     assert cache.key_of({"guidance": 0.6}) == "4d926840af83"
 
 
+def test_entries_of_other_formats_versions_and_backends_have_other_keys(monkeypatch):
+    keys = {cache.cache_key({"a": 1}), cache.cache_key({"a": 2})}
+    for change in [
+        (cache, "FORMAT", 0),
+        (cache.jax, "__version__", "0.0.1"),
+        (cache.jax, "default_backend", lambda: "other"),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(*change)
+            keys.add(cache.cache_key({"a": 1}))
+    assert len(keys) == 5
+    assert cache.cache_key({"a": 1}) in keys
+
+
 def test_plain_values():
     assert cache.plain(Outer()) == {"name": "x", "inner": {"rates": [0.1, 1e-6], "where": "a/b"}, "limit": None}
     assert cache.plain(Kind.HEUN) == "HEUN"

@@ -224,3 +224,21 @@ def test_changes_that_are_not_committed_are_kept_within_limits(tmp_path, monkeyp
 
 def test_every_recorded_change_is_part_of_the_provenance():
     assert set(run_folder._AFFECTS_NUMBERS) <= set(provenance.provenance(1))
+
+
+def test_the_dataset_of_a_folder_is_compared(tmp_path):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2) as folder:
+        folder.check_dataset("0123456789abcdef")
+        folder.check_dataset("0123456789abcdef")
+        with pytest.raises(UserError, match="belongs to another dataset, with digest 0123456789ab there and ffff here"):
+            folder.check_dataset("ffff")
+        folder.write_summary({})
+        with pytest.raises(UserError, match="another dataset"):
+            folder.check_dataset("ffff")
+
+
+def test_a_finished_folder_without_a_digest_opens_and_is_not_touched(tmp_path):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2) as folder:
+        folder.write_summary({})
+        folder.check_dataset("0123456789abcdef")
+    assert not (tmp_path / "data.json").exists()
