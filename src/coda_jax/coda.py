@@ -29,7 +29,7 @@ from coda_jax.diffusion.guidance import Guide, gaussian_log_prob, score_guide
 from coda_jax.diffusion.samplers import SamplerConfig, heun_sample, sample_in_chunks
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.evaluation import action_log_likelihood, policy_returns
-from coda_jax.marl.learner import Carry, Learner, LearnerState, unroll
+from coda_jax.marl.learner import Carry, Learner, LearnerState, uniform_weights, unroll
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
 NUM_UNGUIDED = 256
@@ -303,7 +303,7 @@ def coda(
         real = sample_windows(prior.dataset, key_real, config.batch_size, config.horizon)
         rows = jax.random.randint(key_synthetic, (config.batch_size,), 0, config.num_trajectories)
         batch = mix(real, jax.tree.map(lambda leaf: leaf[rows], synthetic), plan.mix_ratio)
-        return learner.update(state, batch, key_update)
+        return learner.update(state, batch, uniform_weights(config.batch_size), key_update)
 
     def train(
         state: LearnerState, synthetic: Trajectory, prior: Prior, plan: Plan, key: PRNGKey

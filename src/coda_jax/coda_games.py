@@ -29,7 +29,7 @@ from coda_jax.diffusion.generator import Generator
 from coda_jax.diffusion.guidance import Guide, classifier_free
 from coda_jax.diffusion.samplers import SamplerConfig, heun_sample, sample_in_chunks
 from coda_jax.envs.polynomial import PolynomialGame, as_trajectory, reward
-from coda_jax.marl.learner import Learner, LearnerState
+from coda_jax.marl.learner import Learner, LearnerState, uniform_weights
 from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, critic_value, stateless_maddpg
 from coda_jax.types import Params, PRNGKey, Trajectory
 
@@ -264,7 +264,7 @@ def train_rounds(
 
     def update(state: LearnerState, inputs: tuple[Trajectory, PRNGKey]) -> tuple[LearnerState, Path]:
         batch, key = inputs
-        next_state, metrics = learner.update(state, batch, key)
+        next_state, metrics = learner.update(state, batch, uniform_weights(batch_size), key)
         gradient = jnp.stack([metrics[name] for name in sorted(metrics)])
         return next_state, Path(state.theta.reshape(-1), gradient)
 

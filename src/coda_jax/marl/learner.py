@@ -1,8 +1,9 @@
-"""The protocol of an offline multi-agent learner, and the joint policy's unroll over a window."""
+"""The protocol of an offline multi-agent learner, the weights of trajectories in its losses, and a policy's unroll."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -16,18 +17,47 @@ Carry = Any
 """What a policy remembers from one step to the next, with the batch axes in front; `()` for one without memory."""
 
 
+@chex.dataclass(frozen=True)
+class RowWeights:
+    """Weights, zero or larger, of the trajectories of a mini-batch in each term of a learner's losses.
+
+    Each term is a weighted mean, so only ratios of weights matter; a term whose weights are all 0 is 0.
+
+    critic:  `[*batch, B]` in the critics' loss.
+    actor:   `[*batch, B]` in the policy's Q term and its normaliser.
+    cloning: `[*batch, B]` in behaviour cloning.
+    """
+
+    critic: Float[Array, "*batch B"]
+    actor: Float[Array, "*batch B"]
+    cloning: Float[Array, "*batch B"]
+
+
+def uniform_weights(batch_size: int) -> RowWeights:
+    """Weights under which all trajectories of a mini-batch count alike in every term: plain means."""
+    ones = jnp.ones(batch_size)
+    return RowWeights(critic=ones, actor=ones, cloning=ones)
+
+
+def weighted_mean(values: Float[Array, "*shape"], weights: Float[Array, "*shape"]) -> Float[Array, ""]:
+    """The mean sum(w x) / sum(w); 0, with gradient 0, where all weights are 0."""
+    total = jnp.sum(weights)
+    return jnp.sum(weights * values) / jnp.where(total > 0.0, total, 1.0)
+
+
 class Learner(NamedTuple):
     """An offline multi-agent learner: pure functions over pytrees.
 
     init:          `key -> state`. The key is consumed.
-    update:        `(state, trajectory [B, H, ...], key) -> (state, metrics)`, one gradient step. The key is consumed.
+    update:        `(state, trajectory [B, H, ...], weights [B], key) -> (state, metrics)`, one gradient step. The key
+                   is consumed.
     act:           `(state, obs [*batch, A, O], carry) -> (action [*batch, A, U], carry)`, the joint policy's actions
                    mu^i(o^i) without noise, in [-1, 1].
     initial_carry: `batch_shape -> carry`, the policy's memory at the start of an episode or of a window.
     """
 
     init: Callable[[PRNGKey], LearnerState]
-    update: Callable[[LearnerState, Trajectory, PRNGKey], tuple[LearnerState, Metrics]]
+    update: Callable[[LearnerState, Trajectory, RowWeights, PRNGKey], tuple[LearnerState, Metrics]]
     act: Callable[[LearnerState, Float[Array, "*batch A O"], Carry], tuple[Float[Array, "*batch A U"], Carry]]
     initial_carry: Callable[[tuple[int, ...]], Carry]
 

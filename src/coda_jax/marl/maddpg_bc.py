@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float
 
 from coda_jax.marl.input_scale import InputScale
-from coda_jax.marl.learner import Learner
+from coda_jax.marl.learner import Learner, RowWeights, weighted_mean
 from coda_jax.marl.networks import RecurrentPolicy, TwinCritic
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
@@ -91,6 +91,7 @@ def policy_loss(
     state: Float[Array, "*tokens S"],
     mu: Float[Array, "*tokens A U"],
     action: Float[Array, "*tokens A U"],
+    weights: RowWeights,
     alpha_bc: float,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Best response under data, beside behaviour cloning: -(alpha_BC / mean|Q|) mean(Q) + mean((mu - a)^2).
@@ -102,13 +103,15 @@ def policy_loss(
     state:  the states s_t.
     mu:     the policies' actions mu^i(o_t^i).
     action: the actions in the data.
+    weights: `[*tokens]` of every token in the two terms.
     """
     joint_actions = brud_joint_actions(mu, action)
     states = jnp.broadcast_to(state[..., None, :], (*joint_actions.shape[:-2], state.shape[-1]))
     value = q(states, joint_actions)
-    mean_q = jnp.mean(value)
-    mean_abs_q = jnp.maximum(jnp.mean(jnp.abs(value)), 1e-8)  # values that are all 0 ask for nothing
-    bc_loss = jnp.mean((mu - action) ** 2)
+    mean_q = weighted_mean(jnp.mean(value, axis=-1), weights.actor)
+    mean_abs_q = weighted_mean(jnp.mean(jnp.abs(value), axis=-1), weights.actor)
+    mean_abs_q = jnp.maximum(mean_abs_q, 1e-8)  # values that are all 0 ask for nothing
+    bc_loss = weighted_mean(jnp.mean((mu - action) ** 2, axis=(-2, -1)), weights.cloning)
     loss = -alpha_bc / jax.lax.stop_gradient(mean_abs_q) * mean_q + bc_loss
     return loss, {"policy_loss": loss, "bc_loss": bc_loss, "policy_q": mean_q}
 
@@ -158,12 +161,15 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig, inputs: InputScale) -> Lea
     ) -> Float[Array, "*batch"]:
         return jnp.min(apply_critics(params, state, joint_action), axis=0)
 
-    def update(state: MaddpgBcState, trajectory: Trajectory, key: PRNGKey) -> tuple[MaddpgBcState, Metrics]:
+    def update(
+        state: MaddpgBcState, trajectory: Trajectory, weights: RowWeights, key: PRNGKey
+    ) -> tuple[MaddpgBcState, Metrics]:
         del key
         scaled = dataclasses.replace(
             trajectory, state=state.inputs.state(trajectory.state), obs=state.inputs.obs(trajectory.obs)
         )
         window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), scaled)  # [H, B, ...]
+        token_weights = jax.tree.map(lambda w: jnp.broadcast_to(w[None], window.reward.shape), weights)
 
         target_action = along_window(state.target_policy, window.obs)
         next_q = smaller_q(state.target_critics, window.state[1:], target_action[1:])
@@ -171,14 +177,15 @@ def maddpg_bc(task: TaskSpec, config: MaddpgBcConfig, inputs: InputScale) -> Lea
 
         def critic_loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
             q = apply_critics(params, window.state, window.action)
-            loss = 0.5 * jnp.sum(counts * jnp.mean((q - target[None]) ** 2, axis=0)) / jnp.sum(counts)
-            return loss, {"critic_loss": loss, "data_q": jnp.mean(q)}
+            squared_error = jnp.mean((q - target[None]) ** 2, axis=0)
+            loss = 0.5 * weighted_mean(squared_error, counts * token_weights.critic)
+            return loss, {"critic_loss": loss, "data_q": weighted_mean(jnp.mean(q, axis=0), token_weights.critic)}
 
         def loss_of_policy(params: Params) -> tuple[Float[Array, ""], Metrics]:
             # All H tokens: neither term needs a successor.
             mu = along_window(params, window.obs)
             q = functools.partial(smaller_q, state.critics)
-            return policy_loss(q, window.state, mu, window.action, config.alpha_bc)
+            return policy_loss(q, window.state, mu, window.action, token_weights, config.alpha_bc)
 
         critic_grad, critic_metrics = jax.grad(critic_loss, has_aux=True)(state.critics)
         policy_grad, policy_metrics = jax.grad(loss_of_policy, has_aux=True)(state.policy)
