@@ -4,6 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from coda_jax.marl.gru import gru
+from coda_jax.marl.layer_norm import LayerNorm
+
 
 class RecurrentPolicy(nn.Module):
     """The deterministic policies mu^i(o^i) of all agents, as one network told apart by a one-hot agent id (Table 5).
@@ -28,11 +31,38 @@ class RecurrentPolicy(nn.Module):
         agent_id = jnp.broadcast_to(jnp.eye(num_agents, dtype=obs.dtype), (*obs.shape[:-1], num_agents))
         x = jnp.concatenate([agent_id, obs], axis=-1)
         x = nn.relu(nn.Dense(self.linear_width)(x))
-        gru = nn.scan(nn.GRUCell, variable_broadcast="params", split_rngs={"params": False})
         # flax's default, orthogonal, calls LAPACK's QR; batched over seeds on as many host devices as there are cores
         # it waits for ever for a thread of XLA's pool.
-        carry, x = gru(self.hidden_width, recurrent_kernel_init=nn.initializers.lecun_normal())(carry, x)
-        return nn.tanh(nn.Dense(self.action_dim)(nn.relu(x))), carry
+        initializer = nn.initializers.lecun_normal()
+        cell = nn.GRUCell(self.hidden_width, recurrent_kernel_init=initializer, name="ScanGRUCell_0")
+        if self.is_initializing():
+            cell(carry, x[0])
+        sequences = x.reshape(x.shape[0], -1, self.linear_width)
+        hidden = gru(cell.variables["params"], sequences, carry.reshape(-1, self.hidden_width))
+        action = nn.tanh(nn.Dense(self.action_dim)(nn.relu(hidden)))
+        return action.reshape(*obs.shape[:-1], self.action_dim), hidden[-1].reshape(carry.shape)
+
+
+class StateActionLayer(nn.Module):
+    """The first layer of a critic, a `flax.linen.Dense` of states and actions side by side.
+
+    The states' part is computed once for all actions that are valued in the same state.
+
+    width: features out.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, state: Float[Array, "*states S"], action: Float[Array, "*batch U"]) -> Float[Array, "*batch W"]:
+        """The layer's features; `state` may have axes of size one that `action` has not."""
+        num_features = state.shape[-1] + action.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (num_features, self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        of_state, of_action = kernel[: state.shape[-1]], kernel[state.shape[-1] :]
+        x = state.reshape(-1, state.shape[-1]) @ of_state + bias[None]
+        y = action.reshape(-1, action.shape[-1]) @ of_action
+        return x.reshape(*state.shape[:-1], self.width) + y.reshape(*action.shape[:-1], self.width)
 
 
 class Critic(nn.Module):
@@ -48,15 +78,18 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(
-        self, state: Float[Array, "*batch S"], joint_action: Float[Array, "*batch A U"]
+        self, state: Float[Array, "*states S"], joint_action: Float[Array, "*batch A U"]
     ) -> Float[Array, "*batch"]:
-        """The value of every state and joint action."""
+        """The value of every state and joint action; `state` may have axes of size one that `joint_action` has not."""
         *batch_shape, num_agents, action_dim = joint_action.shape
-        x = jnp.concatenate([state, joint_action.reshape(*batch_shape, num_agents * action_dim)], axis=-1)
-        for width in self.widths:
-            x = nn.Dense(width)(x)
-            x = nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
-        return jnp.squeeze(nn.Dense(1)(x), axis=-1)
+        joint_action = joint_action.reshape(*batch_shape, num_agents * action_dim)
+        for layer, width in enumerate(self.widths):
+            if layer == 0:
+                x = StateActionLayer(width, name="Dense_0")(state, joint_action).reshape(-1, width)
+            else:
+                x = nn.Dense(width, name=f"Dense_{layer}")(x)
+            x = nn.relu(LayerNorm(name=f"LayerNorm_{layer}")(x) if self.layer_norm else x)
+        return nn.Dense(1, name=f"Dense_{len(self.widths)}")(x).reshape(batch_shape)
 
 
 class TwinCritic(nn.Module):
@@ -71,9 +104,9 @@ class TwinCritic(nn.Module):
 
     @nn.compact
     def __call__(
-        self, state: Float[Array, "*batch S"], joint_action: Float[Array, "*batch A U"]
+        self, state: Float[Array, "*states S"], joint_action: Float[Array, "*batch A U"]
     ) -> Float[Array, "2 *batch"]:
-        """Both values of every state and joint action."""
+        """Both values of every state and joint action, whose axes are as in `Critic`."""
         critics = nn.vmap(
             Critic,
             in_axes=None,  # pyright: ignore[reportArgumentType]  # typed as int, documented as int or None
