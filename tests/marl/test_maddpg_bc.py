@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coda_jax.marl.actor_critic import td_targets
+from coda_jax.marl.cloning import cloning_policy_loss
+from coda_jax.marl.critics import actor_joint_actions, brud_joint_actions
 from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.learner import RowWeights, uniform_weights, unroll
-from coda_jax.marl.maddpg_bc import MaddpgBcConfig, brud_joint_actions, maddpg_bc, policy_loss, td_targets
+from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.marl.networks import Critic
 from coda_jax.types import TaskSpec, Trajectory
 
@@ -35,6 +40,12 @@ def random_windows(seed: int, batch: int = 5, horizon: int = 4) -> Trajectory:
 
 def token_weights(*shape) -> RowWeights:
     return RowWeights(critic=jnp.ones(shape), actor=jnp.ones(shape), cloning=jnp.ones(shape))
+
+
+def policy_loss(q, state, mu, action, weights, alpha_bc, teammates="data"):
+    """The policy's loss for a known critic."""
+    value = q(state[..., None, :], actor_joint_actions(mu, action, teammates))
+    return cloning_policy_loss(value, mu, action, weights, alpha_bc)
 
 
 def train(learner, seed, trajectory, num_updates):
@@ -193,6 +204,33 @@ def test_policy_gradient_is_the_closed_form_of_appendix_c(game, brud_gradient, t
     # Both terms are means over the two agents: a half each.
     expected = -alpha_bc / max(mean_abs_q, 1e-8) * brud_gradient(theta, action) / 2 + (theta - action.mean(axis=0))
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(theta)), expected, rtol=2e-4, atol=2e-5)
+
+
+@settings(max_examples=10)
+@given(theta=st.tuples(st.floats(-1, 1, width=32), st.floats(-1, 1, width=32)))
+@pytest.mark.parametrize("game", [multiplication, twin_peaks])
+def test_beside_current_teammates_the_gradient_is_the_true_one_whatever_the_data(game, theta):
+    """Constant policies theta, a critic that is the game's reward: d Q(theta) / d theta, not the mean over the data."""
+    action = np.random.default_rng(0).uniform(-0.5, 1.0, (64, 2, 1)).astype(np.float32)
+    theta, alpha_bc = jnp.asarray(theta, jnp.float32), 1.5
+
+    def loss(theta):
+        mu = jnp.broadcast_to(theta[None, :, None], (64, 2, 1))
+        weights = dataclasses.replace(uniform_weights(64), cloning=jnp.zeros(64))
+        return policy_loss(game, jnp.zeros((64, 1)), mu, jnp.asarray(action), weights, alpha_bc, "current")[0]
+
+    value, true_gradient = jax.value_and_grad(lambda theta: game(None, theta[:, None]))(theta)
+    expected = -alpha_bc / max(abs(value), 1e-8) * true_gradient / 2  # a mean over the two agents
+    np.testing.assert_allclose(jax.grad(loss)(theta), expected, rtol=2e-4, atol=2e-5)
+
+
+def test_beside_current_teammates_too_no_agent_is_updated_through_anothers_value():
+    mu, action = jax.random.normal(jax.random.key(0), (3, 2)), jnp.zeros((3, 2))
+    values = lambda mu: jnp.prod(jnp.sum(actor_joint_actions(mu, action, "current"), axis=-1), axis=-1)  # noqa: E731
+    np.testing.assert_allclose(values(mu), jnp.full(3, jnp.prod(jnp.sum(mu, axis=-1))), rtol=1e-6)
+    jacobian = np.abs(jax.jacobian(values)(mu)).sum(axis=-1)
+    assert np.all(np.diag(jacobian) > 1e-3)
+    np.testing.assert_array_equal(jacobian - np.diag(np.diag(jacobian)), 0)
 
 
 @pytest.mark.parametrize("offset", [5.0, -5.0])
@@ -402,6 +440,35 @@ GAME_CONFIG = MaddpgBcConfig(
     policy_hidden_width=8,
     critic_widths=(32, 32),
 )
+
+
+@pytest.mark.parametrize(("teammates", "ends"), [("data", (-1.0, 1.0)), ("current", (-1.0, -1.0))])
+def test_current_teammates_coordinate_where_a_best_response_under_data_does_not(teammates, ends):
+    """The multiplication game with data around (0.4, -0.4) and policies that start at (-0.7, -0.2).
+
+    The best response under data goes to (-1, 1); the true gradient leads both agents on to (-1, -1).
+    """
+    rng = np.random.default_rng(0)
+    window = game_windows(np.clip(rng.normal((0.4, -0.4), 0.6, (128, 1, 2)), -1, 1))
+    config = MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 20.0, "actor_teammates": teammates})
+    learner = maddpg_bc(GAME, config, raw_inputs(GAME))
+    ones, zeros = jnp.ones(128), jnp.zeros(128)
+
+    def train_on(state, window, weights, num_updates):
+        def step(state, _):
+            return learner.update(state, window, weights, jax.random.key(1))[0], None
+
+        return jax.lax.scan(step, state, None, num_updates)[0]
+
+    @jax.jit
+    def run(state):
+        start = game_windows(np.broadcast_to([-0.7, -0.2], (128, 1, 2)))
+        state = train_on(state, start, RowWeights(critic=zeros, actor=zeros, cloning=ones), 200)
+        state = train_on(state, window, RowWeights(critic=ones, actor=zeros, cloning=zeros), 300)
+        return train_on(state, window, RowWeights(critic=ones, actor=ones, cloning=zeros), 300)
+
+    mu = unroll(learner, run(learner.init(jax.random.key(0))), jnp.zeros((1, 2, 1)))[0, :, 0]
+    assert np.all(mu * np.array(ends) > 0.5)
 
 
 def test_on_the_multiplication_game_critics_learn_the_reward_and_policies_drift_as_equation_20_says():

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from coda_jax.marl.critics import brud_joint_actions
 from coda_jax.marl.learner import Learner, RowWeights, weighted_mean
-from coda_jax.marl.maddpg_bc import brud_joint_actions
 from coda_jax.marl.networks import Critic
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
