@@ -15,9 +15,9 @@ from coda_jax.marl.learner import RowWeights, uniform_weights, unroll
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.marl.networks import Critic
 from coda_jax.types import TaskSpec, Trajectory
+from tests.marl.one_step_games import GAME, game_windows, train
 
 TASK = TaskSpec(name="toy", num_agents=2, state_dim=3, obs_dim=4, action_dim=2, episode_length=10)
-GAME = TaskSpec(name="game", num_agents=2, state_dim=1, obs_dim=1, action_dim=1, episode_length=1)
 SMALL = MaddpgBcConfig(policy_linear_width=8, policy_hidden_width=8, critic_widths=(16, 16))
 LEARNER = maddpg_bc(TASK, SMALL, raw_inputs(TASK))
 INIT, WEIGHTED_UPDATE = jax.jit(LEARNER.init), jax.jit(LEARNER.update)
@@ -46,18 +46,6 @@ def policy_loss(q, state, mu, action, weights, alpha_bc, teammates="data"):
     """The policy's loss for a known critic."""
     value = q(state[..., None, :], actor_joint_actions(mu, action, teammates))
     return cloning_policy_loss(value, mu, action, weights, alpha_bc)
-
-
-def train(learner, seed, trajectory, num_updates):
-    """Full-batch updates on fixed data; the trained state and the metrics of every update."""
-    weights = uniform_weights(trajectory.reward.shape[0])
-
-    def step(state, key):
-        return learner.update(state, trajectory, weights, key)
-
-    key_init, key_updates = jax.random.split(jax.random.key(seed))
-    keys = jax.random.split(key_updates, num_updates)
-    return jax.jit(lambda key, keys: jax.lax.scan(step, learner.init(key), keys))(key_init, keys)
 
 
 def each_critic(params, widths, state, action):
@@ -416,19 +404,6 @@ def test_the_normaliser_is_that_of_the_actors_rows():
 
 
 # -- Games with known answers ------------------------------------------------------------------------------------------
-
-
-def game_windows(action, state=None, reward=None, terminal=None) -> Trajectory:
-    """Windows `[B, H, ...]` of a game with one action an agent, from actions `[B, H, 2]`; agents see the state."""
-    state = np.zeros(action.shape[:2]) if state is None else state
-    as_f32 = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
-    return Trajectory(
-        state=as_f32(state[..., None]),
-        obs=as_f32(np.repeat(state[..., None, None], 2, axis=-2)),
-        action=as_f32(action[..., None]),
-        reward=as_f32(action[..., 0] * action[..., 1] if reward is None else reward),
-        terminal=as_f32(np.zeros(action.shape[:2]) if terminal is None else terminal),
-    )
 
 
 GAME_CONFIG = MaddpgBcConfig(

@@ -189,4 +189,5 @@ def test_many_actions_in_one_state_have_the_values_they_have_alone():
     together = twins.apply(params, state[:, None], actions)
     assert together.shape == (2, 5, 3)
     for k in range(3):
-        np.testing.assert_allclose(together[:, :, k], twins.apply(params, state, actions[:, k]), atol=1e-5)
+        alone = np.asarray(twins.apply(params, state, actions[:, k]))
+        np.testing.assert_allclose(np.asarray(together)[:, :, k], alone, atol=1e-5)

@@ -109,9 +109,12 @@ class TwinCritic(nn.Module):
         """Both values of every state and joint action, whose axes are as in `Critic`."""
         critics = nn.vmap(
             Critic,
-            in_axes=None,  # pyright: ignore[reportArgumentType]  # typed as int, documented as int or None
+            in_axes=0,
             axis_size=2,
             variable_axes={"params": 0},
             split_rngs={"params": True},
         )
+        # Each critic has a copy of the inputs: the gradient by a shared input would be one product over the features of
+        # both, for which XLA transposes them.
+        state, joint_action = (jnp.broadcast_to(x[None], (2, *x.shape)) for x in (state, joint_action))
         return critics(self.widths, self.layer_norm)(state, joint_action)
