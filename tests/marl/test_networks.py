@@ -191,3 +191,11 @@ def test_many_actions_in_one_state_have_the_values_they_have_alone():
     for k in range(3):
         alone = np.asarray(twins.apply(params, state, actions[:, k]))
         np.testing.assert_allclose(np.asarray(together)[:, :, k], alone, atol=1e-5)
+
+
+def test_a_critic_without_state_values_actions_alone():
+    joint_action = CRITIC_INPUT[1]
+    critic = Critic((8, 6))
+    params = critic.init(jax.random.key(0), jnp.zeros((5, 0)), joint_action)
+    value = np.asarray(critic.apply(params, jnp.zeros((5, 0)), joint_action))
+    assert value.shape == (5,) and np.ptp(value) > 1e-3

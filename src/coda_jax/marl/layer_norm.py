@@ -1,7 +1,8 @@
-"""Layer normalisation with its gradient written out: two reductions instead of automatic differentiation's five.
+"""Layer normalisation of features that are centred already, with its gradient written out.
 
-Reductions over features are matrix products with a vector, which XLA's CPU backend vectorises and its own reductions it
-does not. The gradient is reverse-mode only.
+A layer before a normalisation centres its features for nothing by weights of zero mean over them; then each direction
+needs one reduction over the features. It is a matrix product with a vector, which XLA's CPU backend vectorises and its
+own reductions it does not. The gradient is reverse-mode only.
 """
 
 import flax.linen as nn
@@ -17,33 +18,32 @@ def _mean(x: Float[Array, "N F"]) -> Float[Array, "N 1"]:
 
 
 def _forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    centred = x - _mean(x)
-    inverse_std = jax.lax.rsqrt(_mean(centred * centred) + EPSILON)
-    y = centred * inverse_std
+    inverse_std = jax.lax.rsqrt(_mean(x * x) + EPSILON)
+    y = x * inverse_std
     return y, (y, inverse_std)
 
 
 @jax.custom_vjp
-def standardise(x: Float[Array, "N F"]) -> Float[Array, "N F"]:
-    """Every row minus its mean, divided by its standard deviation (of mean square `EPSILON` more)."""
+def normalise(x: Float[Array, "N F"]) -> Float[Array, "N F"]:
+    """Every row divided by its root mean square (of `EPSILON` more)."""
     return _forward(x)[0]
 
 
 def _backward(residuals: tuple[Array, Array], d_y: Array) -> tuple[Array]:
     y, inverse_std = residuals
-    d_y = jax.lax.optimization_barrier(d_y)  # computed once, not in each of the three kernels that use it
-    return ((d_y - _mean(d_y) - y * _mean(d_y * y)) * inverse_std,)
+    d_y = jax.lax.optimization_barrier(d_y)  # computed once, not in each of the kernels that use it
+    return ((d_y - y * _mean(d_y * y)) * inverse_std,)
 
 
-standardise.defvjp(_forward, _backward)
+normalise.defvjp(_forward, _backward)
 
 
-class LayerNorm(nn.Module):
-    """`flax.linen.LayerNorm` of rows: same equations and parameters."""
+class CentredLayerNorm(nn.Module):
+    """`flax.linen.LayerNorm` of rows whose means are 0: same equations and parameters."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "N F"]) -> Float[Array, "N F"]:
-        """Standardises each row, then scales and shifts its features."""
+        """Normalises each row, then scales and shifts its features."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        return standardise(x) * scale[None] + bias[None]
+        return normalise(x) * scale[None] + bias[None]

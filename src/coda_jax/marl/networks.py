@@ -1,11 +1,14 @@
 """Networks of the continuous-control learners: a recurrent policy shared by the agents, and centralised critics."""
 
+import itertools
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from coda_jax.marl.gru import gru
-from coda_jax.marl.layer_norm import LayerNorm
+from coda_jax.marl.layer_norm import CentredLayerNorm
 
 
 class RecurrentPolicy(nn.Module):
@@ -43,26 +46,30 @@ class RecurrentPolicy(nn.Module):
         return action.reshape(*obs.shape[:-1], self.action_dim), hidden[-1].reshape(carry.shape)
 
 
-class StateActionLayer(nn.Module):
-    """The first layer of a critic, a `flax.linen.Dense` of states and actions side by side.
+class CriticLayer(nn.Module):
+    """A `flax.linen.Dense` of inputs side by side, with its parameters.
 
-    The states' part is computed once for all actions that are valued in the same state.
+    Each input's part is computed alone: a state's once for all actions that are valued in it.
 
-    width: features out.
+    width: W, features out.
+    centred: subtract from the features their mean, by way of the weights.
     """
 
     width: int
+    centred: bool
 
     @nn.compact
-    def __call__(self, state: Float[Array, "*states S"], action: Float[Array, "*batch U"]) -> Float[Array, "*batch W"]:
-        """The layer's features; `state` may have axes of size one that `action` has not."""
-        num_features = state.shape[-1] + action.shape[-1]
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (num_features, self.width))
+    def __call__(self, *inputs: Float[Array, "..."]) -> Float[Array, "*batch W"]:
+        """The layer's features; inputs may have axes of size one that others have not."""
+        sizes = [x.shape[-1] for x in inputs]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (sum(sizes), self.width))
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        of_state, of_action = kernel[: state.shape[-1]], kernel[state.shape[-1] :]
-        x = state.reshape(-1, state.shape[-1]) @ of_state + bias[None]
-        y = action.reshape(-1, action.shape[-1]) @ of_action
-        return x.reshape(*state.shape[:-1], self.width) + y.reshape(*action.shape[:-1], self.width)
+        if self.centred:
+            kernel, bias = (x - jnp.mean(x, axis=-1, keepdims=True) for x in (kernel, bias))
+        rows = jnp.split(kernel, list(itertools.accumulate(sizes))[:-1])
+        parts = [x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ w for x, w in zip(inputs, rows, strict=True)]
+        parts[0] = parts[0] + bias[None]
+        return sum(part.reshape(*x.shape[:-1], self.width) for part, x in zip(parts, inputs, strict=True))
 
 
 class Critic(nn.Module):
@@ -83,13 +90,11 @@ class Critic(nn.Module):
         """The value of every state and joint action; `state` may have axes of size one that `joint_action` has not."""
         *batch_shape, num_agents, action_dim = joint_action.shape
         joint_action = joint_action.reshape(*batch_shape, num_agents * action_dim)
+        x = (state, joint_action)
         for layer, width in enumerate(self.widths):
-            if layer == 0:
-                x = StateActionLayer(width, name="Dense_0")(state, joint_action).reshape(-1, width)
-            else:
-                x = nn.Dense(width, name=f"Dense_{layer}")(x)
-            x = nn.relu(LayerNorm(name=f"LayerNorm_{layer}")(x) if self.layer_norm else x)
-        return nn.Dense(1, name=f"Dense_{len(self.widths)}")(x).reshape(batch_shape)
+            x = CriticLayer(width, self.layer_norm, name=f"Dense_{layer}")(*x).reshape(-1, width)
+            x = (nn.relu(CentredLayerNorm(name=f"LayerNorm_{layer}")(x) if self.layer_norm else x),)
+        return nn.Dense(1, name=f"Dense_{len(self.widths)}")(*x).reshape(batch_shape)
 
 
 class TwinCritic(nn.Module):
