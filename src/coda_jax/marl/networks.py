@@ -1,5 +1,6 @@
 """Networks of the continuous-control learners: a recurrent policy shared by the agents, and centralised critics."""
 
+import functools
 import itertools
 import math
 
@@ -69,7 +70,8 @@ class CriticLayer(nn.Module):
         rows = jnp.split(kernel, list(itertools.accumulate(sizes))[:-1])
         parts = [x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ w for x, w in zip(inputs, rows, strict=True)]
         parts[0] = parts[0] + bias[None]
-        return sum(part.reshape(*x.shape[:-1], self.width) for part, x in zip(parts, inputs, strict=True))
+        parts = [part.reshape(*x.shape[:-1], self.width) for part, x in zip(parts, inputs, strict=True)]
+        return functools.reduce(jnp.add, parts)
 
 
 class Critic(nn.Module):
