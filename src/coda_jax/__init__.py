@@ -22,9 +22,11 @@ from coda_jax.diffusion.samplers import SamplerConfig, heun_sample
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.mamujoco import make as make_env
 from coda_jax.envs.rollout import episode_returns, rollout
+from coda_jax.marl.iddpg_bc import IddpgBcConfig, iddpg_bc
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
-from coda_jax.marl.learner import Learner
+from coda_jax.marl.learner import Learner, RowWeights, uniform_weights
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
+from coda_jax.marl.maddpg_cql import MaddpgCqlConfig, maddpg_cql
 from coda_jax.presets import PRESETS
 from coda_jax.prior import fit_prior, make_model, sample_trajectories
 from coda_jax.schedule import CodaConfig
@@ -37,8 +39,11 @@ __all__ = [
     "EnvState",
     "Environment",
     "GeneratorConfig",
+    "IddpgBcConfig",
     "Learner",
     "MaddpgBcConfig",
+    "MaddpgCqlConfig",
+    "RowWeights",
     "SamplerConfig",
     "TaskSpec",
     "Trajectory",
@@ -48,8 +53,10 @@ __all__ = [
     "fit_prior",
     "guided",
     "heun_sample",
+    "iddpg_bc",
     "load_vault",
     "maddpg_bc",
+    "maddpg_cql",
     "make_dataset",
     "make_env",
     "make_model",
@@ -64,4 +71,5 @@ __all__ = [
     "split_episodes",
     "standardised_inputs",
     "unconditional",
+    "uniform_weights",
 ]
