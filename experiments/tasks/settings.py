@@ -9,9 +9,9 @@ from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs.coordination import EPISODE_LENGTH, SameSide
-from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
+from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner, is_of_algorithm
 from experiments.pipeline.settings import check_choice, check_positive
 
 TASKS = ("same-side",)
@@ -20,7 +20,7 @@ _SAMPLER = SamplerConfig(num_steps=16)
 _GENERATOR = GeneratorConfig(
     unet=UNetConfig(width=64, channel_multipliers=(1, 1)), num_updates=4_000, batch_size=256, learning_rate=2e-3
 )
-_LEARNER = MaddpgBcConfig(
+_LEARNER = LearnerSettings(
     critic_learning_rate=1e-3,
     policy_learning_rate=1e-3,
     target_rate=0.02,
@@ -58,6 +58,9 @@ class CoordinationConfig:
     """Standard deviation of the noise on recorded actions."""
     num_episodes: int = 2000
     """Recorded episodes."""
+    algorithm: str = DEFAULT_ALGORITHM
+    """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
+    Q-learning in place of cloning)."""
     num_seeds: int = 16
     """Policy seeds a method."""
     seed: int = 0
@@ -70,8 +73,8 @@ class CoordinationConfig:
     """Sampling."""
     denoiser: GeneratorConfig = _GENERATOR
     """The diffusion model and its fit."""
-    learner: MaddpgBcConfig = _LEARNER
-    """MADDPG+BC."""
+    learner: LearnerSettings = _LEARNER
+    """The learner; settings that the algorithm does not use are refused."""
     training: CodaConfig = _TRAINING
     """Algorithm 2."""
 
@@ -115,6 +118,12 @@ METHODS = {
 """By name. CODA+ has all three changes; the methods between leave one or two of them out."""
 
 
+def methods_of(config: CoordinationConfig) -> dict[str, Method]:
+    """The methods of a comparison: independent critics see no teammates, so IDDPG+BC has no joint-action actor."""
+    is_possible = is_of_algorithm(config.algorithm, "learner.actor_teammates")
+    return {name: each for name, each in METHODS.items() if is_possible or each.actor_teammates == "data"}
+
+
 def check(config: CoordinationConfig) -> None:
     """Refuses settings that cannot run.
 
@@ -122,6 +131,10 @@ def check(config: CoordinationConfig) -> None:
         UserError: names the first such setting, its value, and what it may be.
     """
     check_choice("--task", config.task, TASKS)
+    check_choice("--algorithm", config.algorithm, ALGORITHMS)
+    check_learner(config.algorithm, config.learner, _LEARNER)
+    if config.learner.actor_teammates != "data":
+        raise UserError("--learner.actor-teammates is set by the methods; leave it out")
     check_positive({"--num-seeds": config.num_seeds, "--denoiser.num-updates": config.denoiser.num_updates})
     if config.training.horizon != EPISODE_LENGTH or config.training.evaluation_episodes < 1:
         raise UserError(f"--training.horizon must be {EPISODE_LENGTH} and --training.evaluation-episodes at least 1")

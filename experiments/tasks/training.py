@@ -20,11 +20,11 @@ from coda_jax.envs.coordination import EPISODE_LENGTH, same_side
 from coda_jax.envs.rollout import rollout
 from coda_jax.marl.input_scale import standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState
-from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.prior import Prior, TrajectoryModel, fit_prior, make_model
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey
 from experiments.host.errors import UserError
+from experiments.pipeline.learners import make_learner
 from experiments.tasks.settings import CoordinationConfig, Method
 
 
@@ -70,8 +70,8 @@ def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) 
     Raises:
         UserError: NaNs on the way.
     """
-    learner_config = dataclasses.replace(config.learner, actor_teammates=method.actor_teammates)
-    learner = maddpg_bc(world.env.spec, learner_config, standardised_inputs(world.dataset.steps))
+    settings = dataclasses.replace(config.learner, actor_teammates=method.actor_teammates)
+    learner = make_learner(config.algorithm, settings, world.env.spec, standardised_inputs(world.dataset.steps))
     training = rows_of(config.training, method)
     single = make_trainer(
         world.env, learner, augmentation_of(config, method, world, learner), training, config.num_seeds // mesh.size
