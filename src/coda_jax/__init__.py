@@ -6,6 +6,7 @@ The names below are the public API; modules and names that are not exported here
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.oracle import oracle
+from coda_jax.augmentation.proximal_replay import proximal_replay
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.conventions import load_vault
@@ -64,6 +65,7 @@ __all__ = [
     "named_dataset",
     "one_step_dataset",
     "oracle",
+    "proximal_replay",
     "raw_inputs",
     "rollout",
     "sample_trajectories",
