@@ -95,7 +95,7 @@ class Method(NamedTuple):
     recorded_steps:   tokens held to recorded states.
     """
 
-    augmentation: Literal["none", "unconditional", "guided", "oracle"]
+    augmentation: Literal["none", "unconditional", "proximal", "guided", "oracle"]
     actor_teammates: Literal["data", "current"] = "data"
     is_split: bool = False
     through_denoiser: bool = False
@@ -106,6 +106,7 @@ METHODS = {
     "no augmentation": Method("none"),
     "joint-action actor": Method("none", actor_teammates="current"),
     "unconditional": Method("unconditional"),
+    "PJAP": Method("proximal"),
     "CODA (paper)": Method("guided"),
     "CODA, split rows": Method("guided", is_split=True),
     "CODA, split rows, recorded starts": Method("guided", is_split=True, recorded_steps=1),

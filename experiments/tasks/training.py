@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.oracle import oracle
+from coda_jax.augmentation.proximal_replay import proximal_replay
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.coordination import convention_episodes
@@ -106,6 +107,8 @@ def augmentation_of(config: CoordinationConfig, method: Method, world: World, le
             return guided(model, learner, config.guidance, method.recorded_steps)
         case "unconditional":
             return unconditional(world.model)
+        case "proximal":
+            return proximal_replay(learner, config.training.horizon)
         case "oracle":
             return oracle(world.env, learner, config.training.horizon)
     return None
