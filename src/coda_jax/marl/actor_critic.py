@@ -4,7 +4,7 @@
     critics descend  TD error + penalty(critics)
     policy  descends policy_loss(min Q(s, mu(o)), mu(o), a)
 
-What differs between learners: the critics' inputs (`critics.Critics`), the policy's loss and the critics' penalty. As
+Learners differ in the critics' inputs (`critics.Critics`), the policy's loss and the critics' penalty. As
 in OG-MARL (Formanek et al. 2023) the policy ascends the smaller of the twin values, and both gradients are taken at
 the parameters before the step. Target networks start as copies of the online ones.
 """
@@ -50,7 +50,7 @@ class ActorCriticConfig:
 
 @chex.dataclass(frozen=True)
 class ActorCriticState:
-    """What is learnt; the twin critics are stacked on a leading axis of two, `inputs` stays as it is."""
+    """State of the learner; the twin critics are stacked on a leading axis of two, `inputs` is constant."""
 
     inputs: InputScale
     policy: Params

@@ -32,7 +32,7 @@ def cloning_policy_loss(
     """
     mean_q = weighted_mean(jnp.mean(value, axis=-1), weights.actor)
     mean_abs_q = weighted_mean(jnp.mean(jnp.abs(value), axis=-1), weights.actor)
-    mean_abs_q = jnp.maximum(mean_abs_q, 1e-8)  # values that are all 0 ask for nothing
+    mean_abs_q = jnp.maximum(mean_abs_q, 1e-8)  # values that are all 0 have no gradient
     bc_loss = weighted_mean(jnp.mean((mu - action) ** 2, axis=(-2, -1)), weights.cloning)
     loss = -alpha_bc / jax.lax.stop_gradient(mean_abs_q) * mean_q + bc_loss
     return loss, {"policy_loss": loss, "bc_loss": bc_loss, "policy_q": mean_q}

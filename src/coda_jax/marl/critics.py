@@ -1,4 +1,4 @@
-"""How twin critics see joint experience: one value of the joint action, or one value of each agent's own action."""
+"""Twin critics: one value of the joint action (MADDPG), or one value of each agent's own action (independent DDPG)."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ class Critics(NamedTuple):
 
     init:      `key -> params`. The key is consumed.
     of_joint:  `(params, state [*tokens, S], joint_action [*tokens, A, U]) -> [2, *tokens, V]`, the values of joint
-               actions. `state` may have axes of size one that `joint_action` has not.
+               actions; axes of size one in `state` are broadcast.
     of_agents: `(params, state [*tokens, S], mu [*tokens, A, U], action [*tokens, A, U]) -> [2, *tokens, A]`, the value
                that each agent's policy ascends; its gradient reaches agent i's value through mu^i alone.
     """
@@ -35,7 +35,7 @@ class Critics(NamedTuple):
 def brud_joint_actions(
     mu: Float[Array, "*batch A U"], action: Float[Array, "*batch A U"]
 ) -> Float[Array, "*batch A A U"]:
-    """Eq. 6: for each agent i, on the first of the two agent axes, mu^i beside the others' actions in the data."""
+    """Eq. 6: for each agent i, on the first of the two agent axes, mu^i with the others' actions from the data."""
     num_agents = mu.shape[-2]
     own = jnp.eye(num_agents, dtype=bool).reshape(*[1] * (mu.ndim - 2), num_agents, num_agents, 1)
     return jnp.where(own, mu[..., None, :, :], action[..., None, :, :])
@@ -46,7 +46,7 @@ def actor_joint_actions(
 ) -> Float[Array, "*batch A A U"]:
     """The joint action in each agent's Q term, which is differentiated by the agent's own action only.
 
-    Beside `current` teammates all of them are mu, and the sum of the agents' gradients is that of Q(s, mu).
+    With `current` teammates all joint actions equal mu, and the sum of the agents' gradients is that of Q(s, mu).
     """
     return brud_joint_actions(mu, action if teammates == "data" else jax.lax.stop_gradient(mu))
 
@@ -71,7 +71,7 @@ def centralised_critics(
 
 
 def independent_critics(task: TaskSpec, widths: tuple[int, ...], layer_norm: bool) -> Critics:
-    """Critics Q^i(s, a^i) of the global state and one agent's own action, shared and told apart by a one-hot agent id.
+    """Critics Q^i(s, a^i) of the global state and one agent's own action, one network conditioned on agent ids.
 
     They are those of OG-MARL's IDDPG+BC; the teammates are part of the environment.
     """

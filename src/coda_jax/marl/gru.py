@@ -1,7 +1,7 @@
-"""A GRU along a window, with its gradient written out.
+"""A GRU along a window, with an explicit gradient.
 
 Automatic differentiation of a scan adds each step's part of the weight gradients to an accumulator. Here the backward
-scan keeps the gradients of the gates alone, and those of the weights are one matrix product over all steps. The
+scan stores the gradients of the gates, and those of the weights are one matrix product over all steps. The
 gradient is reverse-mode only.
 """
 
@@ -18,7 +18,7 @@ MEMORY_GATES = ("hr", "hz", "hn")
 def _scan(
     params: Params, x: Float[Array, "H N I"], carry: Float[Array, "N F"]
 ) -> tuple[Float[Array, "H N F"], tuple[Array, ...]]:
-    """Hidden states h_t, and what the gradient needs of each step: r, z, n and the memory's part m of n."""
+    """Hidden states h_t, and the values of each step for the gradient: r, z, n and the memory's part m of n."""
     # Products of the inputs with all three gates stay apart: slices of a merged product would be computed anew in each
     # of the fused element-wise kernels that use them.
     inputs = tuple(

@@ -1,7 +1,7 @@
 """Independent DDPG with behaviour cloning (IDDPG+BC), a baseline of OG-MARL (Formanek et al. 2023).
 
-It is MADDPG+BC but for its critics, which see the global state and one agent's own action: to an agent the others are
-part of the environment, with the behaviour in the data.
+It differs from MADDPG+BC in its critics, which see the global state and one agent's own action: to an agent the others
+are part of the environment, with the behaviour in the data.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
-"""Layer normalisation of features that are centred already, with its gradient written out.
+"""Layer normalisation of centred features, with an explicit gradient.
 
-A layer before a normalisation centres its features for nothing by weights of zero mean over them; then each direction
-needs one reduction over the features. It is a matrix product with a vector, which XLA's CPU backend vectorises and its
-own reductions it does not. The gradient is reverse-mode only.
+A layer whose weights have mean zero over its features gives centred features at no cost, so that forward and backward
+pass need one reduction over the features each. The reduction is a product of a matrix and a vector, which XLA's CPU
+backend vectorises, unlike its reductions. The gradient is reverse-mode only.
 """
 
 import flax.linen as nn
@@ -25,7 +25,7 @@ def _forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
 
 @jax.custom_vjp
 def normalise(x: Float[Array, "N F"]) -> Float[Array, "N F"]:
-    """Every row divided by its root mean square (of `EPSILON` more)."""
+    """Every row divided by its root mean square; `EPSILON` is added to the mean square."""
     return _forward(x)[0]
 
 
