@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from coda_jax.marl.input_scale import raw_inputs
+from experiments import coordination
 from experiments.host.cache import plain
 from experiments.host.errors import UserError, parse_command
 from experiments.host.run_folder import check_settings
@@ -15,6 +18,7 @@ from experiments.pipeline.run import identity_of, run_dir_of
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, check
 from experiments.tasks.settings import METHODS, CoordinationConfig, methods_of
 from experiments.tasks.settings import check as check_coordination
+from experiments.tasks.training import Trained
 from tests.drift import SPEC
 
 
@@ -85,3 +89,17 @@ def test_independent_critics_have_no_joint_action_actor():
     assert methods_of(config) == METHODS
     independent = methods_of(dataclasses.replace(config, algorithm="iddpg_bc"))
     assert set(METHODS) - set(independent) == {"joint-action actor"}
+
+
+def test_the_coordination_command_records_the_algorithm_and_shows_a_finished_run(tmp_path, monkeypatch):
+    """With stand-ins for world and training."""
+    trained = Trained(np.ones((2, 2)), np.zeros((2, 32, 2)))
+    monkeypatch.setattr(coordination, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(coordination, "make_world", lambda config: SimpleNamespace(dataset_return=1.0))
+    monkeypatch.setattr(coordination, "train", lambda config, method, world, mesh: trained)
+    flags = ["--algorithm", "iddpg_bc", "--num-seeds", "2", "--training.num-rounds", "1", "--run-dir", str(tmp_path)]
+    for _ in range(2):
+        coordination.main(flags)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["algorithm"] == "iddpg_bc"
+    assert set(METHODS) - set(summary["returns_per_seed"]) == {"joint-action actor"}
