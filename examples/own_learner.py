@@ -11,7 +11,7 @@ env = environment(game)
 dataset = cj.one_step_dataset(sample_dataset(game, DatasetConfig("uniform"), jax.random.key(0)))
 
 
-def update(theta, trajectory, key):
+def update(theta, trajectory, weights, key):
     error = theta - trajectory.action.mean(axis=(0, 1))
     return theta - 0.1 * error, {"cloning_loss": jnp.sum(error**2)}
 

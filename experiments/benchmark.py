@@ -36,7 +36,7 @@ from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
 from coda_jax.envs.rollout import rollout
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
-from coda_jax.marl.learner import Learner, LearnerState
+from coda_jax.marl.learner import Learner, LearnerState, uniform_weights
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.prior import Prior, TrajectoryModel, fit_transform, make_model
 from coda_jax.schedule import CodaConfig
@@ -291,7 +291,7 @@ def learning(learner: Learner, laptop_learner: Learner, dataset: Dataset, all_de
                 def step(state: Any, key: PRNGKey) -> tuple[Any, None]:
                     key_windows, key_update = jax.random.split(key)
                     windows = sample_windows(dataset, key_windows, batch_size, HORIZON)
-                    return learner.update(state, windows, key_update)[0], None
+                    return learner.update(state, windows, uniform_weights(batch_size), key_update)[0], None
 
                 key_init, key_steps = jax.random.split(key)
                 return jax.lax.scan(step, learner.init(key_init), jax.random.split(key_steps, num_updates))[0]

@@ -15,14 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from coda_jax.envs.coordination import convention_return
-from experiments.host.cache import enable_compilation_cache, key_of, plain
+from experiments.host.cache import enable_compilation_cache, flat, key_of, plain
 from experiments.host.console import phase, print_config, print_table, say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.host.run_folder import RunFolder, open_run_folder
 from experiments.tasks.figures import draw_conventions, draw_curves
-from experiments.tasks.settings import METHODS, CoordinationConfig, Method, check
+from experiments.tasks.settings import CoordinationConfig, Method, check, methods_of
 from experiments.tasks.training import Trained, World, make_world, train
 
 
@@ -34,25 +34,32 @@ def main(args: Sequence[str] | None = None) -> None:
         run(config)
 
 
+def identity_of(config: CoordinationConfig) -> dict[str, Any]:
+    """All settings that determine a run's numbers."""
+    return {name: value for name, value in plain(config).items() if name != "run_dir"}
+
+
 def run(config: CoordinationConfig) -> None:
     """Trains every method, and leaves a finished run folder.
 
     Raises:
         UserError: a run folder of other settings, or NaNs in the training.
     """
-    identity = {name: value for name, value in plain(config).items() if name != "run_dir"}
-    path = config.run_dir or Path("runs", f"coordination-{config.task}-{key_of(identity)}")
+    identity, usual = identity_of(config), identity_of(CoordinationConfig())
+    different = {name: value for name, value in flat(identity).items() if value != flat(usual)[name]}
+    path = config.run_dir or Path("runs", f"coordination-{config.task}-{key_of(different)}")
     mesh = set_up_devices(config.num_seeds)
     enable_compilation_cache()
-    with open_run_folder(path, identity, num_devices=mesh.size) as folder:
+    with open_run_folder(path, identity, num_devices=mesh.size, defaults=usual) as folder:
         say(f"run folder: {path}")
         if not folder.finished:
             print_config(identity)
             with phase("rolling out the episodes and fitting the models"):
                 world = make_world(config)
             trained: dict[str, Trained] = {}
-            with phase("training", total=len(METHODS)) as progress:
-                for number, (name, method) in enumerate(METHODS.items()):
+            methods = methods_of(config)
+            with phase("training", total=len(methods)) as progress:
+                for number, (name, method) in enumerate(methods.items()):
                     trained[name] = finished_or_trained(config, method, world, mesh, path / f"methods/{number}.json")
                     progress.advance(note=f"{name}: {trained[name].returns[-1].mean():.2f}")
             write(config, world, trained, folder)
@@ -88,6 +95,7 @@ def write(config: CoordinationConfig, world: World, trained: dict[str, Trained],
     folder.write_summary(
         {
             "task": config.task,
+            "algorithm": config.algorithm,
             "num_seeds": config.num_seeds,
             "updates": int(updates[-1]),
             "dataset_mean_return": world.dataset_return,

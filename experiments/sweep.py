@@ -29,8 +29,9 @@ import yaml
 from experiments.host.console import Phase, duration, phase, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.run_folder import check_settings
+from experiments.pipeline.learners import ALGORITHMS, is_of_algorithm
 from experiments.pipeline.run import identity_of, run_dir_of
-from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, uses
+from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, uses
 
 JOB = (sys.executable, "-m", "experiments.mamujoco")
 """The command of a run, without its flags."""
@@ -175,24 +176,24 @@ def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
         UserError: the main job rejects a setting.
     """
     given = {name.replace("_", "-"): value for name, value in settings.items()}
-    augmentation = parsed(given)[1].augmentation
-    used = {name: value for name, value in given.items() if uses(augmentation, name.replace("-", "_"))}
-    flags, config = parsed(used)
+    all_given = parse_command(ExperimentConfig, arguments(given), presets=PRESETS)
+    check_choice("--algorithm", all_given.algorithm, ALGORITHMS)
+
+    def is_used(setting: str) -> bool:
+        return uses(all_given.augmentation, setting) and is_of_algorithm(all_given.algorithm, setting)
+
+    used = {name: value for name, value in given.items() if is_used(name.replace("-", "_"))}
+    flags = arguments(used)
+    config = parse_command(ExperimentConfig, flags, presets=PRESETS)
+    check(config)
     note = ", ".join(f"{name.split('.')[-1]} {value}" for name, value in used.items() if name not in NAMED)
     name = run_dir_of(config).name
     return Run(name, note, flags, config, folder / name)
 
 
-def parsed(settings: Mapping[str, Any]) -> tuple[tuple[str, ...], ExperimentConfig]:
-    """Converts settings into command line arguments and into the configuration of the main job.
-
-    Raises:
-        UserError: the main job rejects a setting.
-    """
-    flags = tuple(word for name, value in settings.items() for word in flag(name, value))
-    config = parse_command(ExperimentConfig, flags, presets=PRESETS)
-    check(config)
-    return flags, config
+def arguments(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Converts settings into command line arguments of the main job."""
+    return tuple(word for name, value in settings.items() for word in flag(name, value))
 
 
 def flag(name: str, value: Any) -> list[str]:

@@ -24,7 +24,7 @@ from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs import mamujoco
 from coda_jax.evaluation import action_log_likelihood
 from coda_jax.marl.input_scale import raw_inputs
-from coda_jax.marl.learner import unroll
+from coda_jax.marl.learner import uniform_weights, unroll
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.prior import Prior, make_model
 from coda_jax.schedule import CodaConfig, Plan, make_schedule
@@ -171,7 +171,7 @@ def test_without_augmentation_a_round_is_the_learner_on_windows_of_the_dataset(s
     for step in range(3):
         key_real, _, key_update = jax.random.split(jax.random.fold_in(jax.random.clone(key_train), step), 3)
         batch = sample_windows(dataset, key_real, CONFIG.batch_size, CONFIG.horizon)
-        expected, metrics = jax.jit(learner.update)(expected, batch, key_update)
+        expected, metrics = jax.jit(learner.update)(expected, batch, uniform_weights(CONFIG.batch_size), key_update)
         losses.append(float(metrics["critic_loss"]))
     assert_close(after.learner, expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(report.metrics["critic_loss"], np.mean(losses), rtol=1e-4)
@@ -306,8 +306,8 @@ def test_without_reuse_a_round_takes_every_synthetic_trajectory_once(learner, da
         windows = sample_windows(dataset, key, num, CONFIG.horizon)
         return windows.replace(reward=jnp.broadcast_to(2.0 ** jnp.arange(num)[:, None], windows.reward.shape))
 
-    def update(state, trajectory, key):
-        del key
+    def update(state, trajectory, weights, key):
+        del weights, key
         return state + trajectory.reward[:, 0].sum(), {"sum": state}
 
     summing = learner._replace(init=lambda key: jnp.zeros(()), update=update, act=lambda s, o, c: (o, c))
@@ -334,9 +334,9 @@ def test_each_term_sees_the_rows_that_the_settings_name():
 def test_a_round_passes_the_weights_on(learner, model, dataset, prior):
     seen = []
 
-    def update(state, trajectory, key, weights):
+    def update(state, trajectory, weights, key):
         seen.append(weights.cloning.shape)
-        return learner.update(state, trajectory, key, weights)
+        return learner.update(state, trajectory, weights, key)
 
     split = dataclasses.replace(CONFIG, cloning_rows="recorded")
     trainer = make_trainer(DRIFT, learner._replace(update=update), guided(model, learner, 0.6), split)

@@ -17,6 +17,7 @@ from experiments.evidence.naming import METHODS
 from experiments.host.cache import flat, key_of, plain
 from experiments.host.errors import UserError
 from experiments.host.run_folder import Metrics
+from experiments.pipeline.learners import DEFAULT_ALGORITHM, is_of_algorithm
 from experiments.pipeline.settings import PRESETS, uses
 
 NEEDED = (
@@ -242,8 +243,9 @@ def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
     benchmark = (preset, run.summary["task"], dataset_name(run.summary))
     left_out = {"preset", "task", "dataset", "vault", "augmentation", "guidance", "seed", "num_seeds", "run_dir"}
     left_out.add("allow_other_devices")
-    used = {name: setup[name] for name in sorted(setup) if name not in left_out and uses(augmentation, name)}
-    return benchmark, method, used
+    algorithm = setup.get("algorithm", DEFAULT_ALGORITHM)
+    names = (name for name in sorted(setup) if name not in left_out and uses(augmentation, name))
+    return benchmark, method, {name: setup[name] for name in names if is_of_algorithm(algorithm, name)}
 
 
 def dataset_name(summary: Mapping[str, Any]) -> str:

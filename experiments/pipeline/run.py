@@ -21,6 +21,7 @@ from experiments.host.errors import UserError
 from experiments.host.plots import learning_curve
 from experiments.host.run_folder import RunFolder, default_run_dir, open_run_folder
 from experiments.pipeline.fitting import Fit, fit_prior
+from experiments.pipeline.learners import DEFAULT_ALGORITHM
 from experiments.pipeline.quality import show_quality
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, uses
 from experiments.pipeline.training import PHASES, make_job, train_policies
@@ -140,7 +141,7 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
         trained = train_policies(make_job(config, env, fit, mesh), folder, checkpoints, clock)
     identity = identity_of(config)
     summary = {
-        **{name: identity[name] for name in ("task", "dataset", "vault", "augmentation", "guidance")},
+        **{name: identity[name] for name in ("task", "dataset", "vault", "augmentation", "algorithm", "guidance")},
         **trained,
         "convention": None if convention is None else convention.description,
         "dataset_mean_return": card["return_mean"],
@@ -149,7 +150,7 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
     }
     learning_curve(
         folder.figures / "learning_curve.png",
-        f"{config.task} {config.vault or config.dataset}, {METHODS[config.augmentation]}",
+        f"{config.task} {config.vault or config.dataset}, {METHODS[config.augmentation]}, {config.algorithm}",
         folder.metrics.read(),
         card["return_mean"],
         card["return_max"],
@@ -167,7 +168,9 @@ def show(summary: dict[str, Any]) -> None:
     spread = "" if error is None else f" +- {error:.0f} s.e."
     rows.append({"seed": "mean", "return": f"{summary['mean']:.0f}{spread}"})
     rows.append({"seed": "dataset, mean episode", "return": f"{summary['dataset_mean_return']:.0f}"})
-    title = f"{summary['task']} {summary['vault'] or summary['dataset']}, {METHODS[summary['augmentation']]}"
+    algorithm = summary.get("algorithm", DEFAULT_ALGORITHM)  # older runs lack the field
+    augmentation = METHODS[summary["augmentation"]]
+    title = f"{summary['task']} {summary['vault'] or summary['dataset']}, {augmentation}, {algorithm}"
     print_table(f"{title}: return after {summary['updates']} updates", rows)
     if summary["sample_quality"] is not None:
         show_quality(summary["sample_quality"])

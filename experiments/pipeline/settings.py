@@ -14,12 +14,13 @@ from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.dynamics.ensemble import DynamicsConfig
 from coda_jax.envs.mamujoco import TASKS
-from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from coda_jax.presets import Preset
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
+from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner
 
 _LAPTOP = presets.PRESETS["laptop"]
+_LEARNER = LearnerSettings(**vars(_LAPTOP.learner))
 
 AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
 
@@ -40,7 +41,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains MADDPG+BC with its samples."""
+    """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains a learner with its samples."""
 
     task: str = "2halfcheetah"
     """Task: `2halfcheetah`, `4ant` (dataset `replay` only), or any other with `--vault`."""
@@ -58,6 +59,9 @@ class ExperimentConfig:
     consequences: Literal["denoiser", "model"] = "denoiser"
     """Source of a guided trajectory's states and rewards. `denoiser`: sampled with the actions, as in the paper.
     `model`: a one-step model fitted to the data continues each trajectory from its first state."""
+    algorithm: str = DEFAULT_ALGORITHM
+    """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
+    Q-learning in place of cloning)."""
     num_seeds: int = _LAPTOP.num_seeds
     """Policy seeds, trained together: `seed`, `seed + 1`, ..."""
     seed: int = 0
@@ -78,8 +82,8 @@ class ExperimentConfig:
     """The diffusion model and its fit."""
     dynamics: DynamicsConfig = dataclasses.field(default_factory=DynamicsConfig)
     """The one-step model and its fit, for `--consequences model`."""
-    learner: MaddpgBcConfig = _LAPTOP.learner
-    """MADDPG+BC."""
+    learner: LearnerSettings = _LEARNER
+    """The learner; settings that the algorithm does not use are refused."""
     standardise: bool = _LAPTOP.standardise
     """Whether the learner's inputs are standardised by the dataset's mean and standard deviation; not in the paper."""
     training: CodaConfig = _LAPTOP.training
@@ -93,7 +97,7 @@ def _experiment(name: str, preset: Preset) -> ExperimentConfig:
         data=DataConfig(num_episodes=preset.num_episodes),
         diffusion=preset.sampler,
         denoiser=preset.generator,
-        learner=preset.learner,
+        learner=LearnerSettings(**vars(preset.learner)),
         standardise=preset.standardise,
         training=preset.training,
     )
@@ -160,6 +164,8 @@ def check(config: ExperimentConfig) -> None:
         if config.data.max_transitions is not None:
             raise UserError("--data.max-transitions is for --vault; --data.num-episodes sizes a named dataset")
     check_choice("--augmentation", config.augmentation, AUGMENTATIONS)
+    check_choice("--algorithm", config.algorithm, ALGORITHMS)
+    check_learner(config.algorithm, config.learner, PRESETS[config.preset].learner)
     if not (math.isfinite(config.guidance) and config.guidance >= 0):
         raise UserError(f"--guidance is {config.guidance}; it must be a finite number, zero or larger")
     positive = {

@@ -16,7 +16,6 @@ from coda_jax.dynamics.ensemble import make_dynamics
 from coda_jax.envs.base import Environment
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner
-from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.schedule import ScheduledRound
 from coda_jax.types import Trajectory
 from experiments.host.checkpoints import Checkpoints, Restored
@@ -25,6 +24,7 @@ from experiments.host.console import phase
 from experiments.host.errors import UserError
 from experiments.host.run_folder import RunFolder
 from experiments.pipeline.fitting import Fit
+from experiments.pipeline.learners import make_learner
 from experiments.pipeline.quality import (
     WINDOWS,
     Quality,
@@ -59,7 +59,7 @@ class Job(NamedTuple):
 def make_job(config: ExperimentConfig, env: Environment, fit: Fit, mesh: Mesh) -> Job:
     """Puts a run's learner and augmentation together."""
     inputs = standardised_inputs(fit.dataset.steps) if config.standardise else raw_inputs(env.spec)
-    learner = maddpg_bc(env.spec, config.learner, inputs)
+    learner = make_learner(config.algorithm, config.learner, env.spec, inputs)
     augmentation, prior = _augmentation(config, env, fit, learner)
     single = make_trainer(env, learner, augmentation, config.training, config.num_seeds // mesh.size)
     return Job(config, env, fit, mesh, learner, augmentation, prior, across_seeds(single, mesh))

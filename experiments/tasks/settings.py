@@ -10,9 +10,9 @@ from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.dynamics.ensemble import DynamicsConfig
 from coda_jax.envs.coordination import EPISODE_LENGTH, SameSide
-from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
+from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner, is_of_algorithm
 from experiments.pipeline.settings import check_choice, check_positive
 
 TASKS = ("same-side",)
@@ -22,7 +22,7 @@ _GENERATOR = GeneratorConfig(
     unet=UNetConfig(width=64, channel_multipliers=(1, 1)), num_updates=4_000, batch_size=256, learning_rate=2e-3
 )
 _DYNAMICS = DynamicsConfig(widths=(128, 128), num_updates=4_000)
-_LEARNER = MaddpgBcConfig(
+_LEARNER = LearnerSettings(
     critic_learning_rate=1e-3,
     policy_learning_rate=1e-3,
     target_rate=0.02,
@@ -62,6 +62,9 @@ class CoordinationConfig:
     """Standard deviation of the noise on recorded actions."""
     num_episodes: int = 2000
     """Number of recorded episodes."""
+    algorithm: str = DEFAULT_ALGORITHM
+    """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
+    Q-learning in place of cloning)."""
     num_seeds: int = 16
     """Policy seeds per method: `seed`, `seed + 1`, ..."""
     seed: int = 0
@@ -74,8 +77,8 @@ class CoordinationConfig:
     """Sampling (Algorithm 1)."""
     denoiser: GeneratorConfig = _GENERATOR
     """The diffusion model and its fit."""
-    learner: MaddpgBcConfig = _LEARNER
-    """MADDPG+BC."""
+    learner: LearnerSettings = _LEARNER
+    """The learner; settings that the algorithm does not use are refused."""
     dynamics: DynamicsConfig = _DYNAMICS
     """The one-step model and its fit."""
     rollout_noise: float = 0.2
@@ -102,7 +105,7 @@ class Method(NamedTuple):
     by_model:         states and rewards of guided trajectories by the one-step model.
     """
 
-    augmentation: Literal["none", "unconditional", "guided", "model", "oracle"]
+    augmentation: Literal["none", "unconditional", "proximal", "guided", "model", "oracle"]
     actor_teammates: Literal["data", "current"] = "data"
     is_split: bool = False
     recorded_steps: int = 0
@@ -114,6 +117,7 @@ METHODS = {
     "no augmentation": Method("none"),
     "joint-action actor": Method("none", actor_teammates="current"),
     "unconditional": Method("unconditional"),
+    "PJAP": Method("proximal"),
     "CODA (paper)": Method("guided"),
     "CODA, split rows": Method("guided", is_split=True),
     "CODA, split rows, recorded starts": Method("guided", is_split=True, recorded_steps=1),
@@ -129,6 +133,12 @@ METHODS = {
 """By name. CODA+ has split rows, recorded starts and consequences by the one-step model; others leave some out."""
 
 
+def methods_of(config: CoordinationConfig) -> dict[str, Method]:
+    """The methods of a comparison: independent critics see no teammates, so IDDPG+BC has no joint-action actor."""
+    is_possible = is_of_algorithm(config.algorithm, "learner.actor_teammates")
+    return {name: each for name, each in METHODS.items() if is_possible or each.actor_teammates == "data"}
+
+
 def check(config: CoordinationConfig) -> None:
     """Refuses settings that cannot run.
 
@@ -136,6 +146,10 @@ def check(config: CoordinationConfig) -> None:
         UserError: names the first such setting, its value, and the valid values.
     """
     check_choice("--task", config.task, TASKS)
+    check_choice("--algorithm", config.algorithm, ALGORITHMS)
+    check_learner(config.algorithm, config.learner, _LEARNER)
+    if config.learner.actor_teammates != "data":
+        raise UserError("--learner.actor-teammates is set by the methods; leave it out")
     check_positive({"--num-seeds": config.num_seeds, "--denoiser.num-updates": config.denoiser.num_updates})
     if config.training.horizon != EPISODE_LENGTH or config.training.evaluation_episodes < 1:
         raise UserError(f"--training.horizon must be {EPISODE_LENGTH} and --training.evaluation-episodes at least 1")

@@ -12,6 +12,7 @@ from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.model_based import PriorWithDynamics, model_consequences, model_rollouts
 from coda_jax.augmentation.oracle import oracle
+from coda_jax.augmentation.proximal_replay import proximal_replay
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.coordination import convention_episodes
@@ -22,13 +23,13 @@ from coda_jax.envs.coordination import EPISODE_LENGTH, same_side
 from coda_jax.envs.rollout import rollout
 from coda_jax.marl.input_scale import standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState
-from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.prior import Prior, TrajectoryModel, fit_prior, fit_transform, make_model
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey
 from experiments.host.cache import cache_folder, cache_key, lock
 from experiments.host.checkpoints import Checkpoints, single_device_template
 from experiments.host.errors import UserError
+from experiments.pipeline.learners import make_learner
 from experiments.tasks.settings import CoordinationConfig, Method
 
 
@@ -94,8 +95,8 @@ def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) 
     Raises:
         UserError: NaNs in the training.
     """
-    learner_config = dataclasses.replace(config.learner, actor_teammates=method.actor_teammates)
-    learner = maddpg_bc(world.env.spec, learner_config, standardised_inputs(world.dataset.steps))
+    settings = dataclasses.replace(config.learner, actor_teammates=method.actor_teammates)
+    learner = make_learner(config.algorithm, settings, world.env.spec, standardised_inputs(world.dataset.steps))
     training = rows_of(config.training, method)
     augmentation, prior = augmentation_of(config, method, world, learner)
     single = make_trainer(world.env, learner, augmentation, training, config.num_seeds // mesh.size)
@@ -136,6 +137,8 @@ def augmentation_of(
             return model_consequences(coda, world.env, world.one_step, learner), fitted
         case "unconditional":
             return unconditional(world.model), world.prior
+        case "proximal":
+            return proximal_replay(learner, horizon), ()
         case "model":
             return model_rollouts(world.env, world.one_step, learner, horizon, noise), world.dynamics
         case "oracle":

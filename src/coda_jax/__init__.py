@@ -6,6 +6,7 @@ The names below are the public API; modules and names that are not exported here
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.oracle import oracle
+from coda_jax.augmentation.proximal_replay import proximal_replay
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.conventions import load_vault
@@ -22,9 +23,11 @@ from coda_jax.diffusion.samplers import SamplerConfig, heun_sample
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.mamujoco import make as make_env
 from coda_jax.envs.rollout import episode_returns, rollout
+from coda_jax.marl.iddpg_bc import IddpgBcConfig, iddpg_bc
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
-from coda_jax.marl.learner import Learner
+from coda_jax.marl.learner import Learner, RowWeights, uniform_weights
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
+from coda_jax.marl.maddpg_cql import MaddpgCqlConfig, maddpg_cql
 from coda_jax.presets import PRESETS
 from coda_jax.prior import fit_prior, make_model, sample_trajectories
 from coda_jax.schedule import CodaConfig
@@ -37,8 +40,11 @@ __all__ = [
     "EnvState",
     "Environment",
     "GeneratorConfig",
+    "IddpgBcConfig",
     "Learner",
     "MaddpgBcConfig",
+    "MaddpgCqlConfig",
+    "RowWeights",
     "SamplerConfig",
     "TaskSpec",
     "Trajectory",
@@ -48,8 +54,10 @@ __all__ = [
     "fit_prior",
     "guided",
     "heun_sample",
+    "iddpg_bc",
     "load_vault",
     "maddpg_bc",
+    "maddpg_cql",
     "make_dataset",
     "make_env",
     "make_model",
@@ -57,6 +65,7 @@ __all__ = [
     "named_dataset",
     "one_step_dataset",
     "oracle",
+    "proximal_replay",
     "raw_inputs",
     "rollout",
     "sample_trajectories",
@@ -64,4 +73,5 @@ __all__ = [
     "split_episodes",
     "standardised_inputs",
     "unconditional",
+    "uniform_weights",
 ]

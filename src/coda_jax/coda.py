@@ -156,9 +156,7 @@ def make_trainer(
         else:
             rows = (step * config.batch_size + jnp.arange(config.batch_size)) % num_synthetic
         batch = mix(real, jax.tree.map(lambda leaf: leaf[rows], synthetic), plan.mix_ratio)
-        if (config.critic_rows, config.actor_rows, config.cloning_rows) == ("all", "all", "all"):
-            return learner.update(state, batch, key_update)
-        return learner.update(state, batch, key_update, row_weights(config, plan.mix_ratio))
+        return learner.update(state, batch, row_weights(config, plan.mix_ratio), key_update)
 
     def train(
         state: LearnerState, synthetic: Trajectory, dataset: Dataset, plan: Plan, key: PRNGKey

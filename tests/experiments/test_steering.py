@@ -15,11 +15,11 @@ from coda_jax.data.vault import write_vault
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
-from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from coda_jax.schedule import CodaConfig
 from experiments import steering
 from experiments.guidance.curves import COLUMNS, Errors, Part, curve, missing, read_points, write_points
 from experiments.pipeline import fitting, run
+from experiments.pipeline.learners import LearnerSettings
 from experiments.pipeline.settings import PRESETS, ExperimentConfig
 from tests.drift import DRIFT, drift_episodes
 
@@ -43,7 +43,7 @@ def world(tmp_path_factory):
         vault=vault,
         diffusion=SamplerConfig(num_steps=2),
         denoiser=GeneratorConfig(unet=UNetConfig(width=4), num_updates=2, batch_size=4),
-        learner=MaddpgBcConfig(critic_widths=(8,), policy_linear_width=4, policy_hidden_width=4),
+        learner=LearnerSettings(critic_widths=(8,), policy_linear_width=4, policy_hidden_width=4),
         training=CodaConfig(
             horizon=3,
             batch_size=4,

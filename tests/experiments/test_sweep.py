@@ -83,6 +83,16 @@ def test_unused_settings_add_no_runs(tmp_path):
         assert tuple(found[method] for method in methods["augmentation"]) == expected, name
 
 
+def test_settings_of_other_algorithms_add_no_runs(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    algorithms = {"algorithm": ["maddpg_bc", "iddpg_bc", "maddpg_cql"]}
+    for name, expected in {"alpha-bc": (2, 2, 1), "cql-weight": (1, 1, 2), "target-rate": (2, 2, 2)}.items():
+        groups = [{"grid": {**algorithms, f"learner.{name}": [0.5, 1.0]}}]
+        file.write_text(yaml.safe_dump({"output": "runs", "groups": groups}))
+        found = Counter(run.config.algorithm for run in sweep.read_sweep(file))
+        assert tuple(found[algorithm] for algorithm in algorithms["algorithm"]) == expected, name
+
+
 def test_an_incomplete_row_is_not_progress(tmp_path):
     (run,) = sweep.read_sweep(write_sweep(tmp_path / "s.yaml", tmp_path, [0.1]))
     run.path.mkdir()

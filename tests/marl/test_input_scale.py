@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
+from coda_jax.marl.learner import uniform_weights
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.types import TaskSpec, Trajectory
 
@@ -48,7 +49,7 @@ def test_a_learner_of_standardised_inputs_is_a_learner_of_standardised_data():
         learner = maddpg_bc(TASK, SMALL, inputs)
         state = jax.jit(learner.init)(jax.random.key(1))
         for update in range(3):
-            state, _ = jax.jit(learner.update)(state, data, jax.random.key(update))
+            state, _ = jax.jit(learner.update)(state, data, uniform_weights(6), jax.random.key(update))
         trained.append((state.policy, state.critics))
         actions.append(learner.act(state, seen, learner.initial_carry(()))[0])
     for one, other in zip(*map(jax.tree.leaves, trained), strict=True):

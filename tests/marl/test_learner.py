@@ -4,7 +4,28 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coda_jax.marl.learner import Learner, unroll
+from coda_jax.marl.learner import Learner, uniform_weights, unroll, weighted_mean
+
+
+@settings(max_examples=10)
+@given(values=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=6), scale=st.floats(0.125, 8, width=32))
+def test_a_weighted_mean_is_the_mean_of_values_repeated_by_their_weights(values, scale):
+    times = np.arange(len(values)) % 3
+    times[0] = 1
+    mean = weighted_mean(jnp.asarray(values), scale * jnp.asarray(times, jnp.float32))
+    np.testing.assert_allclose(mean, np.mean(np.repeat(values, times)), rtol=1e-5, atol=1e-5)
+
+
+def test_without_any_weight_a_mean_is_zero_and_so_is_its_gradient():
+    mean, gradient = jax.value_and_grad(lambda x: weighted_mean(x**2, jnp.zeros(3)))(jnp.ones(3))
+    assert mean == 0.0
+    np.testing.assert_array_equal(gradient, np.zeros(3))
+
+
+def test_uniform_weights_make_every_mean_the_plain_one():
+    values = jax.random.normal(jax.random.key(0), (5,))
+    for weights in uniform_weights(5).values():
+        np.testing.assert_allclose(weighted_mean(values, weights), jnp.mean(values), rtol=1e-6)
 
 
 def unused(*_):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,17 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coda_jax.marl.actor_critic import td_targets
+from coda_jax.marl.cloning import cloning_policy_loss
+from coda_jax.marl.critics import actor_joint_actions, brud_joint_actions
 from coda_jax.marl.input_scale import raw_inputs
-from coda_jax.marl.learner import RowWeights, unroll
-from coda_jax.marl.maddpg_bc import MaddpgBcConfig, brud_joint_actions, maddpg_bc, policy_loss, td_targets
+from coda_jax.marl.learner import RowWeights, uniform_weights, unroll
+from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.marl.networks import Critic
 from coda_jax.types import TaskSpec, Trajectory
+from tests.marl.one_step_games import GAME, game_windows, train
 
 TASK = TaskSpec(name="toy", num_agents=2, state_dim=3, obs_dim=4, action_dim=2, episode_length=10)
-GAME = TaskSpec(name="game", num_agents=2, state_dim=1, obs_dim=1, action_dim=1, episode_length=1)
 SMALL = MaddpgBcConfig(policy_linear_width=8, policy_hidden_width=8, critic_widths=(16, 16))
 LEARNER = maddpg_bc(TASK, SMALL, raw_inputs(TASK))
-INIT, UPDATE = jax.jit(LEARNER.init), jax.jit(LEARNER.update)
+INIT, WEIGHTED_UPDATE = jax.jit(LEARNER.init), jax.jit(LEARNER.update)
+
+
+def update(state, window, key):
+    return WEIGHTED_UPDATE(state, window, uniform_weights(window.reward.shape[0]), key)
 
 
 def random_windows(seed: int, batch: int = 5, horizon: int = 4) -> Trajectory:
@@ -29,15 +38,14 @@ def random_windows(seed: int, batch: int = 5, horizon: int = 4) -> Trajectory:
     )
 
 
-def train(learner, seed, trajectory, num_updates):
-    """Full-batch updates on fixed data; the trained state and the metrics of every update."""
+def token_weights(*shape) -> RowWeights:
+    return RowWeights(critic=jnp.ones(shape), actor=jnp.ones(shape), cloning=jnp.ones(shape))
 
-    def step(state, key):
-        return learner.update(state, trajectory, key)
 
-    key_init, key_updates = jax.random.split(jax.random.key(seed))
-    keys = jax.random.split(key_updates, num_updates)
-    return jax.jit(lambda key, keys: jax.lax.scan(step, learner.init(key), keys))(key_init, keys)
+def policy_loss(q, state, mu, action, weights, alpha_bc, teammates="data"):
+    """The policy's loss for a known critic."""
+    value = q(state[..., None, :], actor_joint_actions(mu, action, teammates))
+    return cloning_policy_loss(value, mu, action, weights, alpha_bc)
 
 
 def each_critic(params, widths, state, action):
@@ -86,7 +94,7 @@ def test_losses_are_those_written_out():
     other = INIT(jax.random.key(1))
     state = fresh.replace(target_policy=other.policy, target_critics=other.critics)
     window = random_windows(2)
-    _, metrics = UPDATE(state, window, jax.random.key(3))
+    _, metrics = update(state, window, jax.random.key(3))
 
     target_mu = unroll(LEARNER, other, window.obs)
     errors = []
@@ -119,13 +127,13 @@ def test_losses_are_those_written_out():
 def test_a_last_token_that_is_no_end_serves_the_critics_as_next_state_only():
     state, window = INIT(jax.random.key(0)), random_windows(1)
     window = window.replace(terminal=jnp.zeros_like(window.terminal))
-    expected = UPDATE(state, window, jax.random.key(2))[0].critics
+    expected = update(state, window, jax.random.key(2))[0].critics
     altered = window.replace(reward=window.reward.at[:, -1].set(7.0), action=window.action.at[:, -1].set(0.3))
-    assert distance(UPDATE(state, altered, jax.random.key(2))[0].critics, expected) == 0
+    assert distance(update(state, altered, jax.random.key(2))[0].critics, expected) == 0
     moved = window.replace(state=window.state.at[:, -1].add(1.0))
-    assert distance(UPDATE(state, moved, jax.random.key(2))[0].critics, expected) > 0
+    assert distance(update(state, moved, jax.random.key(2))[0].critics, expected) > 0
     ended = window.replace(terminal=window.terminal.at[0, -1].set(1.0))
-    assert distance(UPDATE(state, ended, jax.random.key(2))[0].critics, expected) > 0
+    assert distance(update(state, ended, jax.random.key(2))[0].critics, expected) > 0
 
 
 # -- Best response under data ------------------------------------------------------------------------------------------
@@ -176,7 +184,8 @@ def test_policy_gradient_is_the_closed_form_of_appendix_c(game, brud_gradient, t
 
     def loss(theta):
         mu = jnp.broadcast_to(theta[None, :, None], (64, 2, 1))
-        return policy_loss(game, jnp.zeros((64, 1)), mu, jnp.asarray(action)[..., None], alpha_bc)[0]
+        action_ = jnp.asarray(action)[..., None]
+        return policy_loss(game, jnp.zeros((64, 1)), mu, action_, uniform_weights(64), alpha_bc)[0]
 
     own = np.stack([np.stack([np.full(64, theta[0]), action[:, 1]]), np.stack([action[:, 0], np.full(64, theta[1])])])
     mean_abs_q = np.abs(game(None, jnp.asarray(np.moveaxis(own, 1, 2)[..., None]))).mean()
@@ -185,31 +194,62 @@ def test_policy_gradient_is_the_closed_form_of_appendix_c(game, brud_gradient, t
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(theta)), expected, rtol=2e-4, atol=2e-5)
 
 
+@settings(max_examples=10)
+@given(theta=st.tuples(st.floats(-1, 1, width=32), st.floats(-1, 1, width=32)))
+@pytest.mark.parametrize("game", [multiplication, twin_peaks])
+def test_beside_current_teammates_the_gradient_is_the_true_one_whatever_the_data(game, theta):
+    """Constant policies theta, a critic that is the game's reward: d Q(theta) / d theta, not the mean over the data."""
+    action = np.random.default_rng(0).uniform(-0.5, 1.0, (64, 2, 1)).astype(np.float32)
+    theta, alpha_bc = jnp.asarray(theta, jnp.float32), 1.5
+
+    def loss(theta):
+        mu = jnp.broadcast_to(theta[None, :, None], (64, 2, 1))
+        weights = dataclasses.replace(uniform_weights(64), cloning=jnp.zeros(64))
+        return policy_loss(game, jnp.zeros((64, 1)), mu, jnp.asarray(action), weights, alpha_bc, "current")[0]
+
+    value, true_gradient = jax.value_and_grad(lambda theta: game(None, theta[:, None]))(theta)
+    expected = -alpha_bc / max(abs(value), 1e-8) * true_gradient / 2  # a mean over the two agents
+    np.testing.assert_allclose(jax.grad(loss)(theta), expected, rtol=2e-4, atol=2e-5)
+
+
+def test_beside_current_teammates_too_no_agent_is_updated_through_anothers_value():
+    mu, action = jax.random.normal(jax.random.key(0), (3, 2)), jnp.zeros((3, 2))
+    values = lambda mu: jnp.prod(jnp.sum(actor_joint_actions(mu, action, "current"), axis=-1), axis=-1)  # noqa: E731
+    np.testing.assert_allclose(values(mu), jnp.full(3, jnp.prod(jnp.sum(mu, axis=-1))), rtol=1e-6)
+    jacobian = np.abs(jax.jacobian(values)(mu)).sum(axis=-1)
+    assert np.all(np.diag(jacobian) > 1e-3)
+    np.testing.assert_array_equal(jacobian - np.diag(np.diag(jacobian)), 0)
+
+
 @pytest.mark.parametrize("offset", [5.0, -5.0])
 def test_the_normaliser_does_not_cancel_the_gradient_when_all_values_share_a_sign(offset):
     action, mu = jnp.zeros((8, 2, 1)), jnp.full((8, 2, 1), 0.25)
     q = lambda _, joint: offset + jnp.sum(joint, axis=(-2, -1))  # noqa: E731
-    gradient = jax.grad(lambda mu: policy_loss(q, jnp.zeros((8, 1)), mu, action, 2.5)[0])(mu)
+    gradient = jax.grad(lambda mu: policy_loss(q, jnp.zeros((8, 1)), mu, action, uniform_weights(8), 2.5)[0])(mu)
     # Each of the 16 values is offset + 1/4 with slope one; the cloning term's slope is 2 mu / 16.
     np.testing.assert_allclose(gradient, (-2.5 / abs(offset + 0.25) + 0.5) / 16, rtol=1e-5)
 
 
 def test_the_scale_of_the_critic_does_not_matter():
     action, mu = random_windows(0).action, 0.5 * random_windows(1).action
-    state = random_windows(0).state
-    gradients = [
-        jax.grad(lambda mu, c=c: policy_loss(lambda _, a: c * jnp.sum(a**2, axis=(-2, -1)), state, mu, action, 2.5)[0])(
-            mu
-        )
-        for c in (1.0, 1000.0)
-    ]
+    state, weights = random_windows(0).state, token_weights(5, 4)
+
+    def loss(mu, scale):
+        return policy_loss(lambda _, a: scale * jnp.sum(a**2, axis=(-2, -1)), state, mu, action, weights, 2.5)[0]
+
+    gradients = [jax.grad(loss)(mu, scale) for scale in (1.0, 1000.0)]
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 
 
 def test_values_of_zero_leave_cloning():
     window = random_windows(0)
     loss, metrics = policy_loss(
-        lambda s, a: jnp.zeros(a.shape[:-2]), window.state, 0 * window.action, window.action, 2.5
+        lambda s, a: jnp.zeros(a.shape[:-2]),
+        window.state,
+        0 * window.action,
+        window.action,
+        token_weights(5, 4),
+        2.5,
     )
     np.testing.assert_allclose(loss, np.mean(np.square(window.action)), rtol=1e-6)
     np.testing.assert_allclose(metrics["bc_loss"], loss, rtol=1e-6)
@@ -222,11 +262,11 @@ def test_neither_loss_moves_the_others_network():
     window = random_windows(1)
     cloning = maddpg_bc(TASK, MaddpgBcConfig(**{**vars(SMALL), "alpha_bc": 0.0}), raw_inputs(TASK))
     state = INIT(jax.random.key(0))
-    greedy_state, _ = UPDATE(state, window, jax.random.key(2))
-    cloned_state, _ = jax.jit(cloning.update)(state, window, jax.random.key(2))
+    greedy_state, _ = update(state, window, jax.random.key(2))
+    cloned_state, _ = jax.jit(cloning.update)(state, window, uniform_weights(5), jax.random.key(2))
     assert distance(greedy_state.critics, cloned_state.critics) == 0
     assert distance(greedy_state.policy, cloned_state.policy) > 0
-    paid_more, _ = UPDATE(state, window.replace(reward=window.reward + 5.0), jax.random.key(2))
+    paid_more, _ = update(state, window.replace(reward=window.reward + 5.0), jax.random.key(2))
     assert distance(paid_more.policy, greedy_state.policy) == 0  # the policy loss uses the critics before the step
     assert distance(paid_more.critics, greedy_state.critics) > 0
 
@@ -238,7 +278,7 @@ def test_targets_follow_by_the_soft_recursion():
     assert distance(state.target_policy, state.policy) == 0
     assert distance(state.target_critics, state.critics) == 0
     for k in range(3):
-        after, _ = UPDATE(state, random_windows(k), jax.random.key(k))
+        after, _ = update(state, random_windows(k), jax.random.key(k))
         for name in ("policy", "critics"):
             online, target, before = (
                 getattr(*pair) for pair in ((after, name), (after, f"target_{name}"), (state, f"target_{name}"))
@@ -252,8 +292,8 @@ def test_targets_follow_by_the_soft_recursion():
 def test_the_order_of_windows_does_not_matter():
     state, window = INIT(jax.random.key(0)), random_windows(1)
     shuffled = jax.tree.map(lambda x: x[jnp.array([3, 0, 4, 1, 2])], window)
-    _, metrics = UPDATE(state, window, jax.random.key(2))
-    _, metrics_shuffled = UPDATE(state, shuffled, jax.random.key(2))
+    _, metrics = update(state, window, jax.random.key(2))
+    _, metrics_shuffled = update(state, shuffled, jax.random.key(2))
     for name, value in metrics.items():
         np.testing.assert_allclose(metrics_shuffled[name], value, rtol=1e-5)
 
@@ -262,13 +302,13 @@ def test_the_order_of_windows_does_not_matter():
 def test_seeds_vmapped_equal_the_same_seeds_alone():
     keys = jax.random.split(jax.random.key(0), 3)
     windows = [random_windows(k) for k in range(4)]
-    vmapped = jax.jit(jax.vmap(LEARNER.update, in_axes=(0, None, 0)), donate_argnums=0)
+    vmapped = jax.jit(jax.vmap(LEARNER.update, in_axes=(0, None, None, 0)), donate_argnums=0)
     together = jax.jit(jax.vmap(LEARNER.init))(keys)
     alone = [INIT(jax.random.clone(key)) for key in keys]
     for k, window in enumerate(windows):
         step_keys = jax.random.split(jax.random.key(10 + k), 3)
-        together, metrics = vmapped(together, window, step_keys)
-        alone = [UPDATE(state, window, jax.random.clone(key))[0] for state, key in zip(alone, step_keys, strict=True)]
+        together, metrics = vmapped(together, window, uniform_weights(5), step_keys)
+        alone = [update(state, window, jax.random.clone(key))[0] for state, key in zip(alone, step_keys, strict=True)]
     assert all(value.shape == (3,) for value in metrics.values())
     for seed, state in enumerate(alone):
         assert distance(jax.tree.map(lambda x, seed=seed: x[seed], together), state) < 1e-5
@@ -283,24 +323,87 @@ def test_acting_step_by_step_is_the_policy_that_cloning_compares_with_the_data()
         for t in range(4):
             action, carry = act(state, window.obs[:, t], carry)
             squared.append(np.square(action - window.action[:, t]))
-        _, metrics = UPDATE(state, window, jax.random.key(2))
+        _, metrics = update(state, window, jax.random.key(2))
         np.testing.assert_allclose(np.mean(squared), metrics["bc_loss"], rtol=1e-5)
 
 
-# -- Games with known answers ------------------------------------------------------------------------------------------
+# -- Weights of rows ---------------------------------------------------------------------------------------------------
+
+TERMS = ("critic", "actor", "cloning")
+LOSSES = ("critic_loss", "policy_q", "bc_loss")
 
 
-def game_windows(action, state=None, reward=None, terminal=None) -> Trajectory:
-    """Windows `[B, H, ...]` of a game with one action an agent, from actions `[B, H, 2]`; agents see the state."""
-    state = np.zeros(action.shape[:2]) if state is None else state
-    as_f32 = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
-    return Trajectory(
-        state=as_f32(state[..., None]),
-        obs=as_f32(np.repeat(state[..., None, None], 2, axis=-2)),
-        action=as_f32(action[..., None]),
-        reward=as_f32(action[..., 0] * action[..., 1] if reward is None else reward),
-        terminal=as_f32(np.zeros(action.shape[:2]) if terminal is None else terminal),
+def weights_of(**given) -> RowWeights:
+    """Weights `[5]`, ones in the terms not given."""
+    return RowWeights(**{term: jnp.asarray(given.get(term, np.ones(5)), jnp.float32) for term in TERMS})
+
+
+def rows(window, *index) -> Trajectory:
+    return jax.tree.map(lambda x: x[jnp.asarray(index)], window)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_weights_repeat_rows_and_their_scale_does_not_matter(scale):
+    """Row 0 twice, rows 1 and 3 never, rows 2 and 4 once: the update of the batch (0, 0, 2, 4)."""
+    state, window = INIT(jax.random.key(0)), random_windows(1)
+    weight = scale * np.array([2, 0, 1, 0, 1])
+    after, metrics = WEIGHTED_UPDATE(
+        state, window, weights_of(critic=weight, actor=weight, cloning=3.0 * weight), jax.random.key(2)
     )
+    expected, expected_metrics = update(state, rows(window, 0, 0, 2, 4), jax.random.key(2))
+    assert distance(after, expected) < 2e-6
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, expected_metrics[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("term", "loss"), list(zip(TERMS, LOSSES, strict=True)))
+def test_a_row_without_weight_in_a_term_has_no_influence_on_that_term_alone(term, loss):
+    state, window = INIT(jax.random.key(0)), random_windows(1)
+    other = jax.tree.map(lambda x, y: x.at[3].set(y[3]), window, random_windows(2))
+    for present in (0.0, 1.0):
+        weights = weights_of(**{term: [1, 1, 1, present, 1]})
+        metrics, altered = (WEIGHTED_UPDATE(state, data, weights, jax.random.key(2))[1] for data in (window, other))
+        assert (metrics[loss] == altered[loss]) == (present == 0.0)
+        assert all(metrics[name] != altered[name] for name in LOSSES if name != loss)
+
+
+def test_a_row_without_weight_moves_neither_network():
+    state, window = INIT(jax.random.key(0)), random_windows(1)
+    other = jax.tree.map(lambda x, y: x.at[3].set(y[3]), window, random_windows(2))
+    present = [1, 1, 1, 0, 1]
+    for network, weights in {
+        "critics": weights_of(critic=present),
+        "policy": weights_of(actor=present, cloning=present),
+    }.items():
+        one, two = (WEIGHTED_UPDATE(state, data, weights, jax.random.key(2))[0] for data in (window, other))
+        assert distance(getattr(one, network), getattr(two, network)) == 0
+        assert distance(one, two) > 0
+
+
+def test_terms_without_any_weight_leave_the_networks_as_they_are():
+    state, window = INIT(jax.random.key(0)), random_windows(1)
+    nothing = np.zeros(5)
+    after, metrics = WEIGHTED_UPDATE(
+        state, window, weights_of(critic=nothing, actor=nothing, cloning=nothing), jax.random.key(2)
+    )
+    assert distance((after.policy, after.critics), (state.policy, state.critics)) == 0
+    assert all(value == 0.0 for value in metrics.values())
+
+
+def test_the_normaliser_is_that_of_the_actors_rows():
+    """Q is 1 on the first row and 100 on the second, with slopes alike: the first row's gradient is alpha / 1."""
+    level, action, mu = jnp.asarray([[1.0], [100.0]]), jnp.zeros((2, 2, 1)), jnp.zeros((2, 2, 1))
+
+    def gradient(actor):
+        weights = RowWeights(critic=jnp.ones(2), actor=jnp.asarray(actor), cloning=jnp.zeros(2))
+        q = lambda state, joint: state[..., 0] + jnp.sum(joint, axis=(-2, -1))  # noqa: E731
+        return jax.grad(lambda mu: policy_loss(q, level, mu, action, weights, 2.5)[0])(mu)[..., 0]
+
+    np.testing.assert_allclose(gradient([1.0, 0.0]), [[-1.25, -1.25], [0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(gradient([0.0, 1.0]), [[0.0, 0.0], [-0.0125, -0.0125]], rtol=1e-6)
+
+
+# -- Games with known answers ------------------------------------------------------------------------------------------
 
 
 GAME_CONFIG = MaddpgBcConfig(
@@ -312,6 +415,35 @@ GAME_CONFIG = MaddpgBcConfig(
     policy_hidden_width=8,
     critic_widths=(32, 32),
 )
+
+
+@pytest.mark.parametrize(("teammates", "ends"), [("data", (-1.0, 1.0)), ("current", (-1.0, -1.0))])
+def test_current_teammates_coordinate_where_a_best_response_under_data_does_not(teammates, ends):
+    """The multiplication game with data around (0.4, -0.4) and policies that start at (-0.7, -0.2).
+
+    The best response under data goes to (-1, 1); the true gradient leads both agents on to (-1, -1).
+    """
+    rng = np.random.default_rng(0)
+    window = game_windows(np.clip(rng.normal((0.4, -0.4), 0.6, (128, 1, 2)), -1, 1))
+    config = MaddpgBcConfig(**{**vars(GAME_CONFIG), "alpha_bc": 20.0, "actor_teammates": teammates})
+    learner = maddpg_bc(GAME, config, raw_inputs(GAME))
+    ones, zeros = jnp.ones(128), jnp.zeros(128)
+
+    def train_on(state, window, weights, num_updates):
+        def step(state, _):
+            return learner.update(state, window, weights, jax.random.key(1))[0], None
+
+        return jax.lax.scan(step, state, None, num_updates)[0]
+
+    @jax.jit
+    def run(state):
+        start = game_windows(np.broadcast_to([-0.7, -0.2], (128, 1, 2)))
+        state = train_on(state, start, RowWeights(critic=zeros, actor=zeros, cloning=ones), 200)
+        state = train_on(state, window, RowWeights(critic=ones, actor=zeros, cloning=zeros), 300)
+        return train_on(state, window, RowWeights(critic=ones, actor=ones, cloning=zeros), 300)
+
+    mu = unroll(learner, run(learner.init(jax.random.key(0))), jnp.zeros((1, 2, 1)))[0, :, 0]
+    assert np.all(mu * np.array(ends) > 0.5)
 
 
 def test_on_the_multiplication_game_critics_learn_the_reward_and_policies_drift_as_equation_20_says():
@@ -369,56 +501,3 @@ def test_cloning_learns_what_needs_memory():
     )
     _, metrics = train(learner, 0, game_windows(action, seen), 300)
     assert metrics["bc_loss"][-1] < 2e-3  # blind to the past it could not fall below 0.8 * 0.49
-
-
-# -- Rows of a mini-batch ----------------------------------------------------------------------------------------------
-
-
-def weights_of(critic, actor, cloning) -> RowWeights:
-    return RowWeights(critic=jnp.asarray(critic), actor=jnp.asarray(actor), cloning=jnp.asarray(cloning))
-
-
-def test_equal_weights_are_no_weights():
-    windows, key = random_windows(0), jax.random.key(0)
-    plain, _ = UPDATE(INIT(key), windows, jax.random.clone(key))
-    twos = jnp.full(5, 2.0)
-    weighted, _ = UPDATE(INIT(jax.random.clone(key)), windows, jax.random.clone(key), weights_of(twos, twos, twos))
-    assert distance(plain, weighted) < 1e-5
-
-
-@pytest.mark.parametrize("term", ["critic", "actor", "cloning"])
-def test_a_row_without_weight_in_a_term_does_not_change_it(term):
-    """The networks that a term moves do not see the rewards or actions of a row that is left out of it."""
-    first, key = random_windows(0), jax.random.key(0)
-    # Rewards are seen by the critic alone; actions by cloning, and through the teammates by the actor.
-    field, changed = ("reward", "critics") if term == "critic" else ("action", "policy")
-    second = first.replace(**{field: first[field].at[2].add(0.5)})
-    left_out = jnp.ones(5).at[2].set(0.0)
-    none, ones = jnp.zeros(5), jnp.ones(5)
-    weights = {
-        "critic": weights_of(left_out, ones, ones),
-        "actor": weights_of(ones, left_out, none),
-        "cloning": weights_of(ones, none, left_out),
-    }[term]
-    state = INIT(key)
-    a, b = (UPDATE(state, windows, jax.random.clone(key), weights)[0] for windows in (first, second))
-    assert distance(a[changed], b[changed]) == 0.0
-    c, d = (UPDATE(state, windows, jax.random.clone(key))[0] for windows in (first, second))
-    assert distance(c[changed], d[changed]) > 0.0
-
-
-def test_current_teammates_give_the_gradient_of_the_joint_policy():
-    """On Q = a^x a^y the agents' gradients are the teammates' actions: the policies', or those in the data."""
-    mu, action = jnp.array([[[[0.3], [-0.2]]]]), jnp.array([[[[0.9], [0.7]]]])
-
-    def q(state, joint_action):
-        return joint_action[..., 0, 0] * joint_action[..., 1, 0]
-
-    def loss(mu, teammates):
-        return policy_loss(q, jnp.zeros((1, 1, 0)), mu, action, 1.0, None, teammates)[0] - jnp.mean((mu - action) ** 2)
-
-    for teammates, expected in ((None, (0.7, 0.9)), (mu, (-0.2, 0.3))):
-        gradient = -np.asarray(jax.grad(loss)(mu, teammates)).reshape(2)
-        ratio = gradient / np.array(expected)
-        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
-        assert ratio[0] > 0

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,3 +128,74 @@ def test_twin_critics_start_different_and_never_mix():
         np.testing.assert_allclose(q[k], np.asarray(one.apply({"params": alone}, *CRITIC_INPUT)), atol=1e-5)
     gradient = jax.grad(lambda params: jnp.sum(twins.apply(params, *CRITIC_INPUT)[0]))(params)
     assert all(np.all(x[1] == 0) and np.any(x[0] != 0) for x in jax.tree.leaves(gradient))
+
+
+class ScannedPolicy(nn.Module):
+    """The policy with flax's cell in flax's scan; recorded checkpoints have its parameters."""
+
+    @nn.compact
+    def __call__(self, obs, carry):
+        agent_id = jnp.broadcast_to(jnp.eye(AGENTS), (*obs.shape[:-1], AGENTS))
+        x = nn.relu(nn.Dense(LINEAR)(jnp.concatenate([agent_id, obs], axis=-1)))
+        gru = nn.scan(nn.GRUCell, variable_broadcast="params", split_rngs={"params": False})
+        carry, x = gru(HIDDEN, recurrent_kernel_init=nn.initializers.lecun_normal())(carry, x)
+        return nn.tanh(nn.Dense(ACTION)(nn.relu(x))), carry
+
+
+class PlainCritic(nn.Module):
+    """One critic of flax's layers alone."""
+
+    layer_norm: bool
+
+    @nn.compact
+    def __call__(self, state, joint_action):
+        x = jnp.concatenate([state, joint_action.reshape(*joint_action.shape[:-2], -1)], axis=-1)
+        for width in (8, 6):
+            x = nn.Dense(width)(x)
+            x = nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
+        return jnp.squeeze(nn.Dense(1)(x), axis=-1)
+
+
+def assert_same_network(ours, plain, *inputs):
+    """Same initial parameters, bit for bit, and same values and gradients up to rounding."""
+    params, expected = (jax.jit(m.init)(jax.random.key(4), *inputs) for m in (ours, plain))
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    def loss(module, params, *inputs):
+        return sum(jnp.sum(jnp.sin(3.0 * leaf)) for leaf in jax.tree.leaves(module.apply(params, *inputs)))
+
+    argnums = tuple(range(1 + len(inputs)))
+    one, other = (jax.value_and_grad(lambda *a, m=m: loss(m, *a), argnums)(params, *inputs) for m in (ours, plain))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=5e-5)
+
+
+def test_policy_is_the_scanned_cell_with_its_parameters():
+    assert_same_network(POLICY, ScannedPolicy(), observations(HORIZON, 2), 0.3 + no_memory(2))
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_critic_is_the_plain_network_with_its_parameters(layer_norm):
+    assert_same_network(Critic((8, 6), layer_norm), PlainCritic(layer_norm), *CRITIC_INPUT)
+
+
+def test_many_actions_in_one_state_have_the_values_they_have_alone():
+    state, joint_action = CRITIC_INPUT
+    twins = TwinCritic((8, 6), layer_norm=True)
+    params = twins.init(jax.random.key(0), state, joint_action)
+    actions = jnp.stack([joint_action, -joint_action, 0.5 * joint_action], axis=1)
+    together = twins.apply(params, state[:, None], actions)
+    assert together.shape == (2, 5, 3)
+    for k in range(3):
+        alone = np.asarray(twins.apply(params, state, actions[:, k]))
+        np.testing.assert_allclose(np.asarray(together)[:, :, k], alone, atol=1e-5)
+
+
+def test_a_critic_without_state_values_actions_alone():
+    joint_action = CRITIC_INPUT[1]
+    critic = Critic((8, 6))
+    params = critic.init(jax.random.key(0), jnp.zeros((5, 0)), joint_action)
+    value = np.asarray(critic.apply(params, jnp.zeros((5, 0)), joint_action))
+    assert value.shape == (5,) and np.ptp(value) > 1e-3

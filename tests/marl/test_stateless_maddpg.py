@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, as_trajectory, reward, sample_actions, twin_peaks
-from coda_jax.marl.learner import unroll
+from coda_jax.marl.learner import RowWeights, uniform_weights, unroll
 from coda_jax.marl.stateless_maddpg import (
     CriticConfig,
     StatelessMaddpgConfig,
@@ -35,12 +35,16 @@ def theta_of(x, y):
     return jnp.asarray([[x], [y]], jnp.float32)
 
 
+def equal_weights(batch):
+    return jnp.ones(batch.shape[:-2])
+
+
 def train(game, batch, num_updates, **settings):
     learner = stateless_maddpg(game.spec, critic_of(game), StatelessMaddpgConfig(**settings))
     trajectory = as_trajectory(game, batch)
 
     def body(state, _):
-        state, _ = learner.update(state, trajectory, jax.random.key(1))
+        state, _ = learner.update(state, trajectory, uniform_weights(batch.shape[0]), jax.random.key(1))
         return state, state.theta[:, 0]
 
     _, path = jax.jit(lambda state: jax.lax.scan(body, state, None, num_updates))(learner.init(jax.random.key(0)))
@@ -53,7 +57,9 @@ def test_eq_20_the_gradient_of_multiplication_is_the_other_agents_mean_everywher
     batch = data("skewed")
     mean = np.mean(batch, axis=0)[:, 0]
     np.testing.assert_allclose(
-        brud_gradient(critic_of(MULTIPLICATION), theta_of(x, y), batch)[:, 0], mean[::-1], atol=1e-6
+        brud_gradient(critic_of(MULTIPLICATION), theta_of(x, y), batch, equal_weights(batch))[:, 0],
+        mean[::-1],
+        atol=1e-6,
     )
 
 
@@ -64,7 +70,8 @@ def test_eq_22_23_the_gradient_of_twin_peaks_depends_on_two_moments(x, y):
     mean, square = (np.mean(np.asarray(batch, float) ** k, axis=0)[::-1, 0] for k in (1, 2))
     theta = np.array([x, y])
     expected = -2 * A * theta - 2 * B * theta * square + C * mean
-    np.testing.assert_allclose(brud_gradient(critic_of(PEAKS), theta_of(x, y), batch)[:, 0], expected, atol=1e-4)
+    gradient = brud_gradient(critic_of(PEAKS), theta_of(x, y), batch, equal_weights(batch))
+    np.testing.assert_allclose(gradient[:, 0], expected, atol=1e-4)
 
 
 @settings(max_examples=20)
@@ -73,7 +80,20 @@ def test_the_gradient_on_the_policys_actions_is_the_true_gradient(x, y):
     theta = theta_of(x, y)
     on_policy = jnp.broadcast_to(theta, (7, 2, 1))
     true = jax.grad(lambda theta: reward(PEAKS, theta))(theta)
-    np.testing.assert_allclose(brud_gradient(critic_of(PEAKS), theta, on_policy), true, atol=1e-4)
+    gradient = brud_gradient(critic_of(PEAKS), theta, on_policy, equal_weights(on_policy))
+    np.testing.assert_allclose(gradient, true, atol=1e-4)
+
+
+def test_the_gradient_is_that_of_the_rows_with_weight_in_their_proportion():
+    batch, weight = data()[:4], jnp.asarray([0.0, 1.0, 3.0, 0.0])
+    repeated = batch[jnp.asarray([1, 2, 2, 2])]
+    learner = stateless_maddpg(PEAKS.spec, critic_of(PEAKS), StatelessMaddpgConfig())
+    state = learner.init(jax.random.key(0))
+    weights = RowWeights(critic=jnp.zeros(4), actor=10.0 * weight, cloning=jnp.zeros(4))
+    _, metrics = learner.update(state, as_trajectory(PEAKS, batch), weights, jax.random.key(1))
+    _, expected = learner.update(state, as_trajectory(PEAKS, repeated), uniform_weights(4), jax.random.key(1))
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5)
 
 
 def test_clipping_keeps_the_gradients_direction_and_actions_are_projected():
@@ -83,7 +103,7 @@ def test_clipping_keeps_the_gradients_direction_and_actions_are_projected():
         game.spec, lambda a: 10.0 * reward(game, a), StatelessMaddpgConfig(start=(0.0, 0.95), learning_rate=0.1)
     )
     batch = as_trajectory(game, jnp.broadcast_to(theta_of(0.6, 0.8), (4, 2, 1)))
-    state, metrics = learner.update(learner.init(jax.random.key(0)), batch, jax.random.key(1))
+    state, metrics = learner.update(learner.init(jax.random.key(0)), batch, uniform_weights(4), jax.random.key(1))
     np.testing.assert_allclose([metrics["gradient_0"], metrics["gradient_1"]], [8.0, 6.0], rtol=1e-6)
     np.testing.assert_allclose(state.theta[:, 0], [0.08, 1.0], rtol=1e-6)
 
@@ -142,7 +162,7 @@ def test_a_fitted_critic_replaces_the_reward():
     batch = as_trajectory(PEAKS, data("gaussian", centre=(0.3, 0.5), spread=0.3))
     update = jax.jit(learner.update)
     for _ in range(60):
-        state, _ = update(state, batch, jax.random.key(1))
+        state, _ = update(state, batch, uniform_weights(500), jax.random.key(1))
     known = train(PEAKS, batch.action[:, 0], 60)[-1]
     np.testing.assert_allclose(state.theta[:, 0], known, atol=0.1)
 

@@ -1,1 +1,1 @@
-"""Multi-agent learners: the offline protocol with MADDPG+BC, and MATD3 for the behaviour teams."""
+"""Multi-agent learners: MADDPG+BC, IDDPG+BC and MADDPG+CQL by one offline protocol, MATD3 for the behaviour teams."""

@@ -1,4 +1,4 @@
-"""The protocol of an offline multi-agent learner, and the joint policy's unroll over a window."""
+"""The protocol of an offline multi-agent learner, the weights of trajectories in its losses, and a policy's unroll."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from coda_jax.types import Metrics, PRNGKey
+from coda_jax.types import Metrics, PRNGKey, Trajectory
 
 LearnerState = Any
 """Everything a learner learns: parameters, target parameters, optimiser states. One seed's; callers vmap over seeds."""
@@ -19,11 +19,19 @@ Carry = Any
 
 @chex.dataclass(frozen=True)
 class RowWeights:
-    """The weight of each trajectory of a mini-batch in each term of a learner's losses; 0 leaves it out.
+    """The weight, zero or larger, of each trajectory of a mini-batch in each term of a learner's losses.
 
-    critic:  `[*batch, B]` in the critic's loss.
-    actor:   `[*batch, B]` in the actor's Q term.
+    Each term is a weighted mean, so only ratios of weights matter; a term with weights of 0 alone is 0.
+
+    critic:  `[*batch, B]` in the critics' loss.
+    actor:   `[*batch, B]` in the policy's Q term and its normaliser.
     cloning: `[*batch, B]` in the behaviour cloning term.
+
+    Examples:
+        >>> weights = cj.uniform_weights(4)
+        >>> recorded = jnp.array([0.0, 1.0, 1.0, 1.0])  # the first trajectory is synthetic
+        >>> cj.RowWeights(critic=weights.critic, actor=weights.actor, cloning=recorded).cloning.shape
+        (4,)
     """
 
     critic: Float[Array, "*batch B"]
@@ -31,12 +39,29 @@ class RowWeights:
     cloning: Float[Array, "*batch B"]
 
 
+def uniform_weights(batch_size: int) -> RowWeights:
+    """Equal weights of all trajectories of a mini-batch in all terms, which make these plain means.
+
+    Examples:
+        >>> cj.uniform_weights(3).actor.tolist()
+        [1.0, 1.0, 1.0]
+    """
+    ones = jnp.ones(batch_size)
+    return RowWeights(critic=ones, actor=ones, cloning=ones)
+
+
+def weighted_mean(values: Float[Array, "*shape"], weights: Float[Array, "*shape"]) -> Float[Array, ""]:
+    """The mean sum(w x) / sum(w); 0, with gradient 0, where all weights are 0."""
+    total = jnp.sum(weights)
+    return jnp.sum(weights * values) / jnp.where(total > 0.0, total, 1.0)
+
+
 class Learner(NamedTuple):
     """An offline multi-agent learner: pure functions over pytrees.
 
     init:          `key -> state`. The key is consumed.
-    update:        `(state, trajectory [B, H, ...], key) -> (state, metrics)`, one gradient step. The key is consumed.
-                   A learner that can tell the rows of a mini-batch apart takes `RowWeights` as a fourth argument.
+    update:        `(state, trajectory [B, H, ...], RowWeights [B], key) -> (state, metrics)`, one gradient step.
+                   The key is consumed.
     act:           `(state, obs [*batch, A, O], carry) -> (action [*batch, A, U], carry)`, the joint policy's actions
                    mu^i(o^i) without noise, in [-1, 1].
     initial_carry: `batch_shape -> carry`, the policy's memory at the start of an episode or of a window.
@@ -53,7 +78,7 @@ class Learner(NamedTuple):
     """
 
     init: Callable[[PRNGKey], LearnerState]
-    update: Callable[..., tuple[LearnerState, Metrics]]
+    update: Callable[[LearnerState, Trajectory, RowWeights, PRNGKey], tuple[LearnerState, Metrics]]
     act: Callable[[LearnerState, Float[Array, "*batch A O"], Carry], tuple[Float[Array, "*batch A U"], Carry]]
     initial_carry: Callable[[tuple[int, ...]], Carry]
 

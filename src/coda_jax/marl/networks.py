@@ -1,8 +1,15 @@
 """Networks of the continuous-control learners: a recurrent policy shared by the agents, and centralised critics."""
 
+import functools
+import itertools
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from coda_jax.marl.gru import gru
+from coda_jax.marl.layer_norm import CentredLayerNorm
 
 
 class RecurrentPolicy(nn.Module):
@@ -28,11 +35,44 @@ class RecurrentPolicy(nn.Module):
         agent_id = jnp.broadcast_to(jnp.eye(num_agents, dtype=obs.dtype), (*obs.shape[:-1], num_agents))
         x = jnp.concatenate([agent_id, obs], axis=-1)
         x = nn.relu(nn.Dense(self.linear_width)(x))
-        gru = nn.scan(nn.GRUCell, variable_broadcast="params", split_rngs={"params": False})
         # flax's default initialiser, orthogonal, calls LAPACK's QR, which deadlocks in XLA's thread pool when it is
         # batched over seeds on as many host devices as there are cores.
-        carry, x = gru(self.hidden_width, recurrent_kernel_init=nn.initializers.lecun_normal())(carry, x)
-        return nn.tanh(nn.Dense(self.action_dim)(nn.relu(x))), carry
+        initializer = nn.initializers.lecun_normal()
+        cell = nn.GRUCell(self.hidden_width, recurrent_kernel_init=initializer, name="ScanGRUCell_0")
+        if self.is_initializing():
+            cell(carry, x[0])
+        sequences = x.reshape(x.shape[0], -1, self.linear_width)
+        hidden = gru(cell.variables["params"], sequences, carry.reshape(-1, self.hidden_width))
+        action = nn.tanh(nn.Dense(self.action_dim)(nn.relu(hidden)))
+        return action.reshape(*obs.shape[:-1], self.action_dim), hidden[-1].reshape(carry.shape)
+
+
+class CriticLayer(nn.Module):
+    """A linear layer of concatenated inputs, with the parameters of `flax.linen.Dense`.
+
+    The product of each input with its rows of the kernel is computed separately, so that of a state is computed once
+    for all actions in that state.
+
+    width: W, output features.
+    centred: whether to subtract the mean over features from kernel and bias, so that the features have mean zero.
+    """
+
+    width: int
+    centred: bool
+
+    @nn.compact
+    def __call__(self, *inputs: Float[Array, "..."]) -> Float[Array, "*batch W"]:
+        """The features `[*batch, W]`; axes of size one in one input are broadcast against the others."""
+        sizes = [x.shape[-1] for x in inputs]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (sum(sizes), self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        if self.centred:
+            kernel, bias = (x - jnp.mean(x, axis=-1, keepdims=True) for x in (kernel, bias))
+        rows = jnp.split(kernel, list(itertools.accumulate(sizes))[:-1])
+        parts = [x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) @ w for x, w in zip(inputs, rows, strict=True)]
+        parts[0] = parts[0] + bias[None]
+        parts = [part.reshape(*x.shape[:-1], self.width) for part, x in zip(parts, inputs, strict=True)]
+        return functools.reduce(jnp.add, parts)
 
 
 class Critic(nn.Module):
@@ -48,15 +88,16 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(
-        self, state: Float[Array, "*batch S"], joint_action: Float[Array, "*batch A U"]
+        self, state: Float[Array, "*states S"], joint_action: Float[Array, "*batch A U"]
     ) -> Float[Array, "*batch"]:
-        """The value of every state and joint action."""
+        """The value of every state and joint action; batch axes of size one in `state` are broadcast."""
         *batch_shape, num_agents, action_dim = joint_action.shape
-        x = jnp.concatenate([state, joint_action.reshape(*batch_shape, num_agents * action_dim)], axis=-1)
-        for width in self.widths:
-            x = nn.Dense(width)(x)
-            x = nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
-        return jnp.squeeze(nn.Dense(1)(x), axis=-1)
+        joint_action = joint_action.reshape(*batch_shape, num_agents * action_dim)
+        x = (state, joint_action)
+        for layer, width in enumerate(self.widths):
+            x = CriticLayer(width, self.layer_norm, name=f"Dense_{layer}")(*x).reshape(-1, width)
+            x = (nn.relu(CentredLayerNorm(name=f"LayerNorm_{layer}")(x) if self.layer_norm else x),)
+        return nn.Dense(1, name=f"Dense_{len(self.widths)}")(*x).reshape(batch_shape)
 
 
 class TwinCritic(nn.Module):
@@ -71,14 +112,17 @@ class TwinCritic(nn.Module):
 
     @nn.compact
     def __call__(
-        self, state: Float[Array, "*batch S"], joint_action: Float[Array, "*batch A U"]
+        self, state: Float[Array, "*states S"], joint_action: Float[Array, "*batch A U"]
     ) -> Float[Array, "2 *batch"]:
-        """The values of both critics."""
+        """The values of both critics; axes as in `Critic`."""
         critics = nn.vmap(
             Critic,
-            in_axes=None,  # pyright: ignore[reportArgumentType]  # typed as int, documented as int or None
+            in_axes=0,
             axis_size=2,
             variable_axes={"params": 0},
             split_rngs={"params": True},
         )
+        # Each critic gets a copy of the inputs: the gradient with respect to a shared input would be one product over
+        # the features of both critics, for which XLA transposes them.
+        state, joint_action = (jnp.broadcast_to(x[None], (2, *x.shape)) for x in (state, joint_action))
         return critics(self.widths, self.layer_norm)(state, joint_action)

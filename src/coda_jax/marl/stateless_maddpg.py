@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from coda_jax.marl.learner import Learner
-from coda_jax.marl.maddpg_bc import brud_joint_actions
+from coda_jax.marl.critics import brud_joint_actions
+from coda_jax.marl.learner import Learner, RowWeights, weighted_mean
 from coda_jax.marl.networks import Critic
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
@@ -58,17 +58,17 @@ class CriticConfig:
 
 
 def brud_gradient(
-    critic: JointValue, theta: Float[Array, "A U"], action: Float[Array, "*batch A U"]
+    critic: JointValue, theta: Float[Array, "A U"], action: Float[Array, "*batch A U"], weights: Float[Array, "*batch"]
 ) -> Float[Array, "A U"]:
     """Eq. 16-17: the batch mean of each agent's gradient at its theta^i, with the other agents' actions from the batch.
 
-    If all batch actions equal theta, it is the true gradient of Q.
+    The mean is weighted by `weights`. If all batch actions equal theta, it is the true gradient of Q.
     """
 
     def objective(theta: Float[Array, "A U"]) -> Float[Array, ""]:
         # Each of the A joint actions contains one agent's theta, so the gradient of the sum separates the agents.
         mu = jnp.broadcast_to(theta, action.shape)
-        return jnp.mean(jnp.sum(critic(brud_joint_actions(mu, action)), axis=-1))
+        return weighted_mean(jnp.sum(critic(brud_joint_actions(mu, action)), axis=-1), weights)
 
     return jax.grad(objective)(theta)
 
@@ -92,10 +92,10 @@ def stateless_maddpg(task: TaskSpec, critic: JointValue, config: StatelessMaddpg
         return StatelessMaddpgState(theta=theta, optimizer=ascent.init(theta))
 
     def update(
-        state: StatelessMaddpgState, trajectory: Trajectory, key: PRNGKey
+        state: StatelessMaddpgState, trajectory: Trajectory, weights: RowWeights, key: PRNGKey
     ) -> tuple[StatelessMaddpgState, Metrics]:
         del key
-        gradient = brud_gradient(critic, state.theta, trajectory.action)
+        gradient = brud_gradient(critic, state.theta, trajectory.action[:, 0], weights.actor)
         step, optimizer = ascent.update(gradient, state.optimizer)
         theta = jnp.clip(state.theta + jnp.asarray(step), -1.0, 1.0)
         metrics = {f"gradient_{agent}": jnp.sum(gradient[agent]) for agent in range(task.num_agents)}
