@@ -10,12 +10,14 @@ Everything here is of one seed and one draw of the dataset; callers vmap over se
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 from jaxtyping import Array, Float
 
 from coda_jax import transforms
@@ -33,6 +35,7 @@ from coda_jax.envs.polynomial import PolynomialGame, environment, reward
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, critic_value, stateless_maddpg
 from coda_jax.prior import Prior, TrajectoryModel
+from coda_jax.ranges import Count, NonNegative, NonNegativeCount, PositiveShare, Ranged
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import Params, PRNGKey, Trajectory
 
@@ -51,24 +54,24 @@ STATIC_CHUNK = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class GameCodaConfig:
+class GameCodaConfig(Ranged):
     """Settings of Algorithm 2 on games."""
 
-    batch_size: int = 64
+    batch_size: Count = 64
     """Joint actions of a mini-batch (Table 4)."""
-    burn_in: int = 2
+    burn_in: NonNegativeCount = 2
     """Updates on the recorded data that come first, whatever the method (Table 4)."""
-    updates_per_renewal: int = 1
+    updates_per_renewal: Count = 1
     """Updates between two renewals; beyond about 8 the policy oscillates."""
-    w: float = 1.0
+    w: Annotated[float, Interval(ge=-1.0, lt=math.inf)] = 1.0
     """Scale of classifier-free guidance (Eq. 3)."""
-    guidance: float = 0.3
+    guidance: NonNegative = 0.3
     """lambda of Algorithm 1, in the policy-guided route."""
-    num_static: int = 4000
+    num_static: Count = 4000
     """Samples in the static sets of the baselines."""
-    top_returns: float = 0.02
+    top_returns: PositiveShare = 0.02
     """Share of the returns, the highest, that the q-conditioned baseline asks for."""
-    condition_noise: float = 0.0
+    condition_noise: NonNegative = 0.0
     """s_y: standard deviation of the noise on y in training, in transformed units. Eq. 15 with a policy of standard
     deviation s has lambda / s^2 = (1 + w) / s_y^2."""
 

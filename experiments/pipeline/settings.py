@@ -1,12 +1,12 @@
 """The settings of a run on MaMuJoCo, its presets, and their validation."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Interval
 
 from coda_jax import presets
 from coda_jax.data.teams import named_datasets
@@ -15,6 +15,7 @@ from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.envs.mamujoco import TASKS
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
 from coda_jax.presets import Preset
+from coda_jax.ranges import Count, NonNegative, Ranged, Seed, check_seeds
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
 
@@ -24,21 +25,21 @@ AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Ranged):
     """Where trajectories come from."""
 
-    num_episodes: int = _LAPTOP.num_episodes
+    num_episodes: Count = _LAPTOP.num_episodes
     """Episodes of a named dataset, rolled out from the behaviour teams on first use."""
-    max_transitions: int | None = None
+    max_transitions: Count | None = None
     """At most so many steps of a vault, in whole episodes spread evenly over it; by default it is used whole."""
-    held_out_fraction: float = 0.1
+    held_out_fraction: Annotated[float, Interval(gt=0.0, lt=1.0)] = 0.1
     """Share of the episodes that neither transform, denoiser nor learner sees; they measure the fit."""
     uniform_unbounded: bool = False
     """Whether the denoiser sees unbounded features uniform, as in App. E.2, rather than with a logit like the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Ranged):
     """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains MADDPG+BC with its samples."""
 
     task: str = "2halfcheetah"
@@ -50,13 +51,13 @@ class ExperimentConfig:
     augmentation: str = "coda"
     """Synthetic data: `coda` (guided toward the joint policy), `unconditional` (sampled once, unguided), `none` (no
     denoiser is fitted), or `simulated`: the policy's own roll-outs in the simulator, as a perfect prior would give."""
-    guidance: float = 0.6
+    guidance: NonNegative = 0.6
     """Guidance scale lambda; only `coda` is guided."""
-    num_seeds: int = _LAPTOP.num_seeds
+    num_seeds: Count = _LAPTOP.num_seeds
     """Policy seeds, trained together: `seed`, `seed + 1`, ..."""
-    seed: int = 0
+    seed: Seed = 0
     """First seed."""
-    fit_seed: int = 0
+    fit_seed: Seed = 0
     """Seed of the denoiser's fit, which all policy seeds share: they do not sample its variance, this does."""
     preset: str = "laptop"
     """Sizes of everything: `smoke` (a look), `laptop` (20 minutes on two cores) or `paper` (for an accelerator)."""
@@ -76,6 +77,10 @@ class ExperimentConfig:
     """Whether the learner's networks see inputs in standard deviations from the dataset's mean; not in the paper."""
     training: CodaConfig = _LAPTOP.training
     """Algorithm 2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seeds(self.seed, self.num_seeds)
 
 
 def _experiment(name: str, preset: Preset) -> ExperimentConfig:
@@ -150,46 +155,12 @@ def check(config: ExperimentConfig) -> None:
         if config.data.max_transitions is not None:
             raise UserError("--data.max-transitions is for --vault; --data.num-episodes sizes a named dataset")
     check_choice("--augmentation", config.augmentation, AUGMENTATIONS)
-    if not (math.isfinite(config.guidance) and config.guidance >= 0):
-        raise UserError(f"--guidance is {config.guidance}; it must be a finite number, zero or larger")
-    positive = {
-        "--num-seeds": config.num_seeds,
-        "--data.num-episodes": config.data.num_episodes,
-        "--denoiser.num-updates": config.denoiser.num_updates,
-        "--denoiser.batch-size": config.denoiser.batch_size,
-        "--training.batch-size": config.training.batch_size,
-        "--training.num-rounds": config.training.num_rounds,
-        "--training.epochs-per-round": config.training.epochs_per_round,
-        "--training.updates-per-epoch": config.training.updates_per_epoch,
-        "--training.num-trajectories": config.training.num_trajectories,
-        "--training.static-trajectories": config.training.static_trajectories,
-        "--training.chunk-size": config.training.chunk_size,
-        "--training.evaluation-episodes": config.training.evaluation_episodes,
-    }
-    if config.data.max_transitions is not None:
-        positive["--data.max-transitions"] = config.data.max_transitions
-    check_positive(positive)
-    if config.training.horizon < 2:
-        raise UserError(
-            f"--training.horizon is {config.training.horizon}; it must be at least 2, a step and where it leads"
-        )
-    for flag, seed in {"--seed": config.seed, "--fit-seed": config.fit_seed}.items():
-        if seed < 0:
-            raise UserError(f"{flag} is {seed}; it must be zero or larger")
-    if not 0 <= config.training.burn_in < config.training.num_rounds:
-        raise UserError(
-            f"--training.burn-in is {config.training.burn_in}; it must be zero or larger, and leave some of the "
-            f"{config.training.num_rounds} rounds"
-        )
-    if not 0.0 <= config.training.mix_ratio <= 1.0:
-        raise UserError(f"--training.mix-ratio is {config.training.mix_ratio}; it must lie between 0 and 1")
-    if config.training.mix_ratio > 0.0 and not round(config.training.mix_ratio * config.training.batch_size):
-        raise UserError(
-            f"--training.mix-ratio {config.training.mix_ratio} of {config.training.batch_size} trajectories rounds to "
-            "none; give 0, or at least one trajectory's share"
-        )
-    if not 0.0 < config.data.held_out_fraction < 1.0:
-        raise UserError(f"--data.held-out-fraction is {config.data.held_out_fraction}; it must lie inside (0, 1)")
+    for flag, value, least in (
+        ("--training.horizon", config.training.horizon, 2),
+        ("--training.evaluation-episodes", config.training.evaluation_episodes, 1),
+    ):
+        if value < least:
+            raise UserError(f"{flag} is {value}; it must be at least {least}")
 
 
 def check_dataset(task: str, dataset: str) -> None:
@@ -197,13 +168,6 @@ def check_dataset(task: str, dataset: str) -> None:
     if not named_datasets(task):
         raise UserError(f"--task {task} has no behaviour teams, so no named datasets; give a --vault")
     check_choice("--dataset", dataset, named_datasets(task))
-
-
-def check_positive(values: Mapping[str, int]) -> None:
-    """Refuses values below 1, by a `UserError` that names the first such flag."""
-    for flag, value in values.items():
-        if value < 1:
-            raise UserError(f"{flag} is {value}; it must be at least 1")
 
 
 def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:

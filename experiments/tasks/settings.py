@@ -1,8 +1,11 @@
 """The settings of the coordination command, and the methods that it compares."""
 
 import dataclasses
+import math
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from annotated_types import Interval
 
 from coda_jax.data.coordination import SameSideData
 from coda_jax.diffusion.generator import GeneratorConfig
@@ -10,9 +13,10 @@ from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.envs.coordination import EPISODE_LENGTH, SameSide
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
+from coda_jax.ranges import Count, NonNegative, Ranged, Seed, Share, check_seeds
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
-from experiments.pipeline.settings import check_choice, check_positive
+from experiments.pipeline.settings import check_choice
 
 TASKS = ("same-side",)
 
@@ -43,26 +47,26 @@ _TRAINING = CodaConfig(
 
 
 @dataclasses.dataclass(frozen=True)
-class CoordinationConfig:
+class CoordinationConfig(Ranged):
     """Compares all methods on a small coordination task over time."""
 
     task: str = "same-side"
     """Task: `same-side`."""
-    num_agents: int = 2
+    num_agents: Annotated[int, Interval(ge=2, lt=2**31)] = 2
     """Agents."""
-    sharpness: float = 1.0
+    sharpness: Annotated[float, Interval(ge=1.0, lt=math.inf)] = 1.0
     """Weight and exponent of the penalty for being on different sides; 1 is the smooth product."""
-    coverage: float = 0.2
+    coverage: Share = 0.2
     """Share of recorded episodes with mixed conventions."""
-    noise: float = 0.3
+    noise: NonNegative = 0.3
     """Standard deviation of the noise on recorded actions."""
-    num_episodes: int = 2000
+    num_episodes: Count = 2000
     """Recorded episodes."""
-    num_seeds: int = 16
+    num_seeds: Count = 16
     """Policy seeds a method."""
-    seed: int = 0
+    seed: Seed = 0
     """First seed."""
-    guidance: float = 0.6
+    guidance: NonNegative = 0.6
     """lambda."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`."""
@@ -74,6 +78,10 @@ class CoordinationConfig:
     """MADDPG+BC."""
     training: CodaConfig = _TRAINING
     """Algorithm 2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seeds(self.seed, self.num_seeds)
 
     @property
     def data(self) -> SameSideData:
@@ -122,14 +130,7 @@ def check(config: CoordinationConfig) -> None:
         UserError: names the first such setting, its value, and what it may be.
     """
     check_choice("--task", config.task, TASKS)
-    check_positive({"--num-seeds": config.num_seeds, "--denoiser.num-updates": config.denoiser.num_updates})
     if config.training.horizon != EPISODE_LENGTH or config.training.evaluation_episodes < 1:
         raise UserError(f"--training.horizon must be {EPISODE_LENGTH} and --training.evaluation-episodes at least 1")
-    if config.seed < 0 or not config.guidance >= 0.0:
-        raise UserError("--seed and --guidance must be zero or larger")
-    if not round(config.training.mix_ratio * config.training.batch_size):
-        raise UserError(f"--training.mix-ratio {config.training.mix_ratio} of a mini-batch rounds to no trajectory")
-    try:
-        _ = config.data
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    if not config.training.synthetic_per_batch:
+        raise UserError("--training.mix-ratio is 0; the methods differ in their synthetic trajectories")

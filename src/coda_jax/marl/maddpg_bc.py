@@ -19,11 +19,12 @@ from jaxtyping import Array, Float
 from coda_jax.marl.input_scale import InputScale
 from coda_jax.marl.learner import Learner, RowWeights
 from coda_jax.marl.networks import RecurrentPolicy, TwinCritic
+from coda_jax.ranges import Count, NonNegative, Positive, PositiveShare, Ranged, Share
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class MaddpgBcConfig:
+class MaddpgBcConfig(Ranged):
     """Settings of MADDPG+BC; the defaults are those of Table 5.
 
     Examples:
@@ -31,21 +32,21 @@ class MaddpgBcConfig:
         0.99
     """
 
-    discount: float = 0.99
+    discount: Share = 0.99
     """Discount factor gamma."""
-    target_rate: float = 0.005
+    target_rate: PositiveShare = 0.005
     """Share tau of the online weights in each soft target update."""
-    critic_learning_rate: float = 3e-4
+    critic_learning_rate: Positive = 3e-4
     """Adam's step size for the critics."""
-    policy_learning_rate: float = 3e-4
+    policy_learning_rate: Positive = 3e-4
     """Adam's step size for the policy."""
-    alpha_bc: float = 2.5
+    alpha_bc: NonNegative = 2.5
     """Weight of the normalised Q term beside the cloning term, as in TD3+BC; 0 is pure behaviour cloning."""
-    policy_linear_width: int = 64
+    policy_linear_width: Count = 64
     """Units of the policy's layer before the GRU."""
-    policy_hidden_width: int = 64
+    policy_hidden_width: Count = 64
     """Units of the GRU."""
-    critic_widths: tuple[int, ...] = (128, 128)
+    critic_widths: tuple[Count, ...] = (128, 128)
     """Units of the hidden layers of each critic."""
     critic_layer_norm: bool = False
     """Whether to normalise the critics' hidden layers."""
@@ -71,7 +72,7 @@ def td_targets(
     reward: Float[Array, "H *batch"],
     terminal: Float[Array, "H *batch"],
     next_q: Float[Array, "successors *batch"],
-    discount: float,
+    discount: Share,
 ) -> tuple[Float[Array, "H *batch"], Float[Array, "H *batch"]]:
     """One-step targets r_t + gamma (1 - terminal_t) Q'(s_{t+1}, mu'(o_{t+1})), and which of them count, as 1 and 0.
 
@@ -111,7 +112,7 @@ def policy_loss(
     state: Float[Array, "*tokens S"],
     mu: Float[Array, "*tokens A U"],
     action: Float[Array, "*tokens A U"],
-    alpha_bc: float,
+    alpha_bc: NonNegative,
     weights: RowWeights | None = None,
     teammates: Float[Array, "*tokens A U"] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
