@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-import yaml
 
 from experiments.host.console import Phase, duration, phase, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.run_folder import check_settings
+from experiments.host.yaml_files import read_yaml
 from experiments.pipeline.run import identity_of, run_dir_of
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, uses
 
@@ -127,8 +127,8 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
         UserError: the file cannot be read, or the main job rejects a setting.
     """
     try:
-        sweep = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        sweep = read_yaml(file)
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not (isinstance(sweep, dict) and isinstance(sweep.get("groups"), list) and isinstance(sweep.get("output"), str)):
         raise UserError(f"{file} is not a sweep file: it needs `output`, a folder, and `groups`, a list")
@@ -144,7 +144,11 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
         grid = flags_of(group, "grid", where)
         if not all(isinstance(values, list) and values for values in grid.values()):
             raise UserError(f"{where}: the grid needs a list of values for each flag")
-        common = {**flags_of(sweep, "settings", str(file)), **flags_of(group, "settings", where)}
+        own = flags_of(group, "settings", where)
+        both = sorted(set(grid) & set(own))
+        if both:
+            raise UserError(f"{where}: {both[0]} stands in its grid and in its settings; remove one")
+        common = {**flags_of(sweep, "settings", str(file)), **own}
         for values in itertools.product(*grid.values()):
             try:
                 run = make_run({**common, **dict(zip(grid, values, strict=True))}, folder)
@@ -157,26 +161,33 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
 
 
 def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
-    """A mapping of flags in a sweep file, empty if it is missing.
+    """A mapping of flags in a sweep file, spelt with hyphens; empty if it is missing.
 
     Raises:
-        UserError: it is not a mapping of flags.
+        UserError: it is not a mapping of flags, has a flag in two spellings, or names the run folder.
     """
     flags = part.get(name, {})
     if not isinstance(flags, dict) or not all(isinstance(flag, str) and flag != "help" for flag in flags):
         raise UserError(f"{where}: `{name}` needs flags of the main job, each with its value")
-    return flags
+    spelt: dict[str, Any] = {}
+    for flag, value in flags.items():
+        hyphened = flag.replace("_", "-")
+        if hyphened in spelt:
+            raise UserError(f"{where}: `{name}` has {hyphened} in two spellings; remove one")
+        spelt[hyphened] = value
+    if "run-dir" in spelt:
+        raise UserError(f"{where}: `{name}` has run-dir, which the sweep chooses for each run; remove it")
+    return spelt
 
 
 def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
-    """The run for a mapping of flags; unused flags are ignored.
+    """The run for a mapping of flags, spelt with hyphens; unused flags are ignored.
 
     Raises:
         UserError: the main job rejects a setting.
     """
-    given = {name.replace("_", "-"): value for name, value in settings.items()}
-    augmentation = parsed(given)[1].augmentation
-    used = {name: value for name, value in given.items() if uses(augmentation, name.replace("-", "_"))}
+    augmentation = parsed(settings)[1].augmentation
+    used = {name: value for name, value in settings.items() if uses(augmentation, name.replace("-", "_"))}
     flags, config = parsed(used)
     note = ", ".join(f"{name.split('.')[-1]} {value}" for name, value in used.items() if name not in NAMED)
     name = run_dir_of(config).name

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
+import jax
 import tyro
 
 from coda_jax.data.vault import VaultError
@@ -33,13 +34,15 @@ def one_line_errors() -> Iterator[None]:
     """Wraps a whole program: converts errors that the user must correct into one line on stderr and an exit status.
 
     Raises:
-        SystemExit: status 2 for a `UserError`, a `VaultError`, a full disk or a path that is not writable (also if a
-            library raises its own exception for it); status 130 for a `KeyboardInterrupt`. Any other exception is a
-            bug and keeps its traceback.
+        SystemExit: status 2 for a `UserError`, a `VaultError`, a `RangeError`, double precision, a full disk or a path
+            that is not writable (also if a library raises its own exception for it); status 130 for a
+            `KeyboardInterrupt`. Any other exception is a bug and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # an encoding without Greek letters prints question marks
     try:
+        if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+            raise UserError("JAX_ENABLE_X64 is set, but the commands compute in single precision; unset it")
         yield
     except KeyboardInterrupt:
         print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
@@ -70,11 +73,12 @@ def parse_command(
     """
     args = sys.argv[1:] if args is None else args
     default = _chosen_preset(args, presets) if presets else None
-    defaults = {} if default is None else {"default": default}
     tyro_output = io.StringIO()
     try:
         with contextlib.redirect_stderr(tyro_output):
-            return tyro.cli(config, args=args, prog=_program(), **defaults)
+            if default is None:
+                return tyro.cli(config, args=args, prog=_program())
+            return tyro.cli(config, args=args, prog=_program(), default=default)
     except SystemExit as exit_:
         if exit_.code in (0, None):  # --help
             raise

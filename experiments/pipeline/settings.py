@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from annotated_types import Interval
 
 from coda_jax import presets
@@ -18,6 +17,7 @@ from coda_jax.presets import Preset
 from coda_jax.ranges import Count, NonNegative, Ranged, Seed, check_seeds
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
+from experiments.host.yaml_files import read_yaml
 
 _LAPTOP = presets.PRESETS["laptop"]
 
@@ -120,11 +120,11 @@ def read_config(path: Path) -> ExperimentConfig:
         UserError: the file is missing, cannot be read, or has settings that are unknown here.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
         return replace_nested(PRESETS[values["preset"]], values)
     except FileNotFoundError:
         raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no configuration of a run: {' '.join(str(error).split())}") from error
 
 
