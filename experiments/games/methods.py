@@ -201,13 +201,13 @@ def game_methods(
         dataset = one_step_dataset(static_set) if method in STATIC_METHODS else recorded
         num_rounds = num_updates // config.updates_per_renewal
         # The true gradient never sees the recorded data.
-        burn_in = (renewed if method == TRUE_GRADIENT else None, recorded, settings_of(config, 1, config.burn_in))
-        rest = (renewed, dataset, settings_of(config, config.updates_per_renewal, num_rounds))
+        burn_in = (renewed if method == TRUE_GRADIENT else None, recorded, 1, config.burn_in)
+        rest = (renewed, dataset, config.updates_per_renewal, num_rounds)
         state, parts = learner.init(jax.random.fold_in(key, 0)), [(theta.reshape(1, -1), jnp.zeros((0, len(theta))))]
-        for number, (augmentation, data, settings) in enumerate((burn_in, rest)):
-            if settings.num_rounds == 0:
+        for number, (augmentation, data, updates_per_round, rounds) in enumerate((burn_in, rest)):
+            if rounds == 0:
                 continue
-            trainer = make_trainer(env, learner, augmentation, settings)
+            trainer = make_trainer(env, learner, augmentation, settings_of(config, updates_per_round, rounds))
             start = trainer.init(jax.random.fold_in(key, 1 + number))
             start = dataclasses.replace(start, learner=state)
             state, after, gradient = _path(trainer, start, data, _fitted(method, prior))
