@@ -14,11 +14,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -39,6 +40,7 @@ from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState, uniform_weights
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.prior import Prior, TrajectoryModel, fit_transform, make_model
+from coda_jax.ranges import Ranged
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.evidence.benchmark_gate import check_gate, read_baseline, yardstick
@@ -62,7 +64,7 @@ Work = Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Ranged):
     """Measures the speed of generation, fit, learning, simulation and compilation."""
 
     output: Path | None = None
@@ -70,7 +72,7 @@ class BenchmarkConfig:
     gate: bool = False
     """Exit with status 1 if the ratio of a speed to the yardstick is lower than the committed ratio by more than the
     tolerance."""
-    tolerance: float = 0.3
+    tolerance: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.3
     """Accepted relative decrease of a ratio."""
 
 
@@ -99,8 +101,6 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with one_line_errors():
         config = parse_command(BenchmarkConfig, args)
-        if not 0.0 <= config.tolerance < 1.0:
-            raise UserError(f"--tolerance is {config.tolerance}; it must be at least 0 and less than 1")
         if config.output is not None and not config.output.parent.is_dir():
             raise UserError(f"--output {config.output} is in a folder that does not exist; create it")
         all_devices = set_up_devices(max(SEEDS))

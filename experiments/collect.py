@@ -19,6 +19,7 @@ from coda_jax.data.teams import Teams, assets, save_teams
 from coda_jax.envs import mamujoco
 from coda_jax.envs.rollout import episode_returns
 from coda_jax.marl.matd3 import Matd3Config, Matd3State, matd3, team_policy
+from coda_jax.ranges import Count, Ranged, Seed, check_seeds
 from coda_jax.types import Params, PRNGKey
 from experiments.host.cache import enable_compilation_cache, plain
 from experiments.host.console import phase, print_table
@@ -26,28 +27,25 @@ from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.plots import team_curves
 from experiments.host.run_folder import open_run_folder
-from experiments.pipeline.settings import check_choice, check_positive
+from experiments.pipeline.settings import check_choice
 
 EPISODES = 10
 """Number of noise-free episodes to evaluate a snapshot."""
 
-COUNTS = ("num_envs", "updates_per_step", "policy_delay", "batch_size", "width", "buffer_size")
-"""Settings of the algorithm that must be at least 1."""
-
 
 @dataclasses.dataclass(frozen=True)
-class CollectConfig:
+class CollectConfig(Ranged):
     """Trains behaviour teams by MATD3 and saves snapshots during training."""
 
     task: str = "2halfcheetah"
     """Task, such as `2halfcheetah` or `4ant`."""
-    num_teams: int = 4
+    num_teams: Count = 4
     """Number of teams; each has its own seed."""
-    num_snapshots: int = 17
+    num_snapshots: Count = 17
     """Snapshots per team; the first is before training."""
-    steps_per_snapshot: int = 1600
+    steps_per_snapshot: Count = 1600
     """Joint steps of all environments between two snapshots."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed, from which the seeds of the teams are derived."""
     output: Path | None = None
     """File for the teams; by default the package's assets."""
@@ -56,20 +54,16 @@ class CollectConfig:
     matd3: Matd3Config = dataclasses.field(default_factory=Matd3Config)
     """Settings of MATD3."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seeds(self.seed, 2)  # the second draws the evaluation episodes
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with one_line_errors():
         config = parse_command(CollectConfig, args)
         check_choice("--task", config.task, tuple(mamujoco.TASKS))
-        check_positive(
-            {
-                "--num-teams": config.num_teams,
-                "--num-snapshots": config.num_snapshots,
-                "--steps-per-snapshot": config.steps_per_snapshot,
-                **{f"--matd3.{name.replace('_', '-')}": getattr(config.matd3, name) for name in COUNTS},
-            }
-        )
         if config.output is not None and config.output.is_dir():
             raise UserError(f"--output {config.output} is a folder; give the path of a file")
         run(config)

@@ -37,7 +37,7 @@ from coda_jax.envs.physics import roots
 from coda_jax.envs.robots import HALF_CHEETAH, Robot
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import print_table
-from experiments.host.errors import one_line_errors, parse_command
+from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.pipeline.settings import check_choice
 
@@ -334,6 +334,22 @@ command's own task before included. Speeds are of one pass of half a second, and
 """
 
 
+def parse_option(option: str) -> tuple[int, int, int]:
+    """Newton iterations, line search iterations and contacts, as in `100,50,0`.
+
+    Raises:
+        UserError: they are not three such numbers.
+    """
+    try:
+        newton, line_search, contacts = map(int, option.split(","))
+        is_valid = newton >= 1 and line_search >= 1 and contacts >= 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise UserError(f"--options has '{option}'; it must be three numbers of at least 1, 1 and 0, such as 100,50,0")
+    return newton, line_search, contacts
+
+
 def main() -> None:
     """Prints the table."""
     config = parse_command(ConformanceConfig)
@@ -341,15 +357,15 @@ def main() -> None:
     mujoco.set_mju_user_warning(lambda _: None)  # half_cheetah.xml has a deprecated attribute
     for task in config.tasks:
         check_choice("task", task, tuple(TASKS))
+    options = [parse_option(option) for option in config.options]
     rows = []
     for task in config.tasks or TASKS:
         robot = TASKS[task][0]
-        choices = [tuple(int(number) for number in option.split(",")) for option in config.options]
         candidates = [
             dataclasses.replace(
                 robot, solver_iterations=newton, line_search_iterations=line_search, max_contacts=contacts or None
             )
-            for newton, line_search, contacts in choices
+            for newton, line_search, contacts in options
         ] or [robot]
         for candidate in candidates:
             rows.append(measure(task, candidate))

@@ -23,6 +23,7 @@ from coda_jax.data.vault import write_vault
 from coda_jax.data.vault_files import OpenVault, VaultError, open_vault
 from coda_jax.envs import mamujoco
 from coda_jax.envs.rendering import RenderingError
+from coda_jax.ranges import Count, Ranged
 from coda_jax.schedule import CodaConfig
 from experiments.datasets.cards import write_cards
 from experiments.datasets.download import download_vaults
@@ -31,7 +32,7 @@ from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import print_histogram, say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
-from experiments.pipeline.settings import DataConfig, check_choice, check_positive
+from experiments.pipeline.settings import DataConfig, check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +66,12 @@ class Convert:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cards:
+class Cards(Ranged):
     """Compares the named datasets of every task that has behaviour teams with the published datasets."""
 
     output: Path = Path("results/DATASETS.md")
     """File for the table; the histograms are written to `datasets` beside it."""
-    num_episodes: int = DataConfig().num_episodes
+    num_episodes: Count = DataConfig().num_episodes
     """Number of episodes of each dataset."""
 
 
@@ -209,7 +210,6 @@ def convert(command: Convert) -> None:
 
 def cards(command: Cards) -> None:
     """Compares the named datasets with the published ones."""
-    check_positive({"--num-episodes": command.num_episodes})
     if command.output.is_dir():
         raise UserError(f"--output {command.output} is a folder; give the path of a file")
     mesh = set_up_devices(4)

@@ -20,6 +20,7 @@ from coda_jax.data.dataset import Episodes
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
 from coda_jax.prior import Prior, sample_trajectories
+from coda_jax.ranges import Count, Ranged
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.datasets.named import load_dataset
 from experiments.host.cache import enable_compilation_cache, key_of
@@ -29,7 +30,7 @@ from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
 from experiments.pipeline.run import fit_episodes
-from experiments.pipeline.settings import PRESETS, ExperimentConfig, check_positive
+from experiments.pipeline.settings import PRESETS, ExperimentConfig
 
 Change = Callable[[ExperimentConfig], ExperimentConfig]
 
@@ -90,12 +91,12 @@ VARIANTS: dict[str, Change] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class FitStudyConfig:
+class FitStudyConfig(Ranged):
     """Fits the denoiser under different settings and measures its unguided samples."""
 
     output: Path
     """Folder for `quality.json` and the table `quality.md`."""
-    num_updates: int = 2000
+    num_updates: Count = 2000
     """Number of updates per fit."""
 
 
@@ -103,7 +104,6 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with one_line_errors():
         config = parse_command(FitStudyConfig, args)
-        check_positive({"--num-updates": config.num_updates})
         config.output.mkdir(parents=True, exist_ok=True)
         preset = PRESETS["laptop"]
         base = denoiser(num_updates=config.num_updates)(preset)

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-import yaml
 
 from experiments.host.console import Phase, duration, phase, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.run_folder import check_settings
+from experiments.host.yaml_files import read_yaml
 from experiments.pipeline.learners import ALGORITHMS, is_of_algorithm
 from experiments.pipeline.run import identity_of, run_dir_of
-from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, uses
+from experiments.pipeline.settings import PRESETS, ExperimentConfig, check_choice, uses
 
 JOB = (sys.executable, "-m", "experiments.mamujoco")
 """The command of a run, without its flags."""
@@ -128,8 +128,8 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
         UserError: the file cannot be read, or the main job rejects a setting.
     """
     try:
-        sweep = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        sweep = read_yaml(file)
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not (isinstance(sweep, dict) and isinstance(sweep.get("groups"), list) and isinstance(sweep.get("output"), str)):
         raise UserError(f"{file} is not a sweep file: it needs `output`, a folder, and `groups`, a list")
@@ -145,7 +145,11 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
         grid = flags_of(group, "grid", where)
         if not all(isinstance(values, list) and values for values in grid.values()):
             raise UserError(f"{where}: the grid needs a list of values for each flag")
-        common = {**flags_of(sweep, "settings", str(file)), **flags_of(group, "settings", where)}
+        own = flags_of(group, "settings", where)
+        both = sorted(set(grid) & set(own))
+        if both:
+            raise UserError(f"{where}: {both[0]} stands in its grid and in its settings; remove one")
+        common = {**flags_of(sweep, "settings", str(file)), **own}
         for values in itertools.product(*grid.values()):
             try:
                 run = make_run({**common, **dict(zip(grid, values, strict=True))}, folder)
@@ -158,31 +162,38 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
 
 
 def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
-    """A mapping of flags in a sweep file, empty if it is missing.
+    """A mapping of flags in a sweep file, spelt with hyphens; empty if it is missing.
 
     Raises:
-        UserError: it is not a mapping of flags.
+        UserError: it is not a mapping of flags, has a flag in two spellings, or names the run folder.
     """
     flags = part.get(name, {})
     if not isinstance(flags, dict) or not all(isinstance(flag, str) and flag != "help" for flag in flags):
         raise UserError(f"{where}: `{name}` needs flags of the main job, each with its value")
-    return flags
+    spelt: dict[str, Any] = {}
+    for flag, value in flags.items():
+        hyphened = flag.replace("_", "-")
+        if hyphened in spelt:
+            raise UserError(f"{where}: `{name}` has {hyphened} in two spellings; remove one")
+        spelt[hyphened] = value
+    if "run-dir" in spelt:
+        raise UserError(f"{where}: `{name}` has run-dir, which the sweep chooses for each run; remove it")
+    return spelt
 
 
 def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
-    """The run for a mapping of flags; unused flags are ignored.
+    """The run for a mapping of flags, spelt with hyphens; unused flags are ignored.
 
     Raises:
         UserError: the main job rejects a setting.
     """
-    given = {name.replace("_", "-"): value for name, value in settings.items()}
-    all_given = parse_command(ExperimentConfig, arguments(given), presets=PRESETS)
+    all_given = parse_command(ExperimentConfig, arguments(settings), presets=PRESETS)
     check_choice("--algorithm", all_given.algorithm, ALGORITHMS)
 
     def is_used(setting: str) -> bool:
         return uses(all_given.augmentation, setting) and is_of_algorithm(all_given.algorithm, setting)
 
-    used = {name: value for name, value in given.items() if is_used(name.replace("-", "_"))}
+    used = {name: value for name, value in settings.items() if is_used(name.replace("-", "_"))}
     flags = arguments(used)
     config = parse_command(ExperimentConfig, flags, presets=PRESETS)
     check(config)

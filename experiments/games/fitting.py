@@ -91,19 +91,24 @@ def _fit(
     num_updates, batch_size = config.num_updates, config.batch_size
     draws = PartitionSpec("seed")
 
-    def fit_one(state: GeneratorState, z: Array, y: Array, key: PRNGKey) -> tuple[GeneratorState, Metrics]:
+    def fit_one(
+        num_updates: int, state: GeneratorState, z: Array, y: Array, key: PRNGKey
+    ) -> tuple[GeneratorState, Metrics]:
         def sample_batch(key: PRNGKey) -> tuple[Array, Array]:
             rows = jax.random.randint(key, (batch_size,), 0, z.shape[0])
             return z[rows], y[rows]
 
         key = jax.random.fold_in(key, state.step)
-        return fit_chunk(generator, state, sample_batch, key, min(UPDATES_PER_CHUNK, num_updates))
+        return fit_chunk(generator, state, sample_batch, key, num_updates)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    @functools.partial(jax.shard_map, mesh=mesh, in_specs=draws, out_specs=draws, check_vma=False)
-    def chunk(state, z, y, keys):
-        # Sequential: vmap would give the weights a leading axis, which makes their products slower.
-        return jax.lax.map(lambda inputs: fit_one(*inputs), (state, z, y, keys))
+    @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
+    def chunk(state, z, y, keys, num_updates):
+        def per_device(*inputs):
+            # One draw after the other: weights with a leading axis would be slower to multiply with.
+            return jax.lax.map(lambda inputs: fit_one(num_updates, *inputs), inputs)
+
+        sharded = jax.shard_map(per_device, mesh=mesh, in_specs=draws, out_specs=draws, check_vma=False)
+        return sharded(state, z, y, keys)
 
     checkpoints = Checkpoints(entry)
     state = jax.device_put(jax.jit(jax.vmap(generator.init))(keys[:, 0]), NamedSharding(mesh, draws))
@@ -113,11 +118,12 @@ def _fit(
         state = restored.tree
     else:
         for done in range(0, num_updates, UPDATES_PER_CHUNK):
-            state, metrics = chunk(state, z, y, keys[:, 1])
+            size = min(UPDATES_PER_CHUNK, num_updates - done)
+            state, metrics = chunk(state, z, y, keys[:, 1], size)
             loss = np.asarray(metrics["loss"])
             if not np.isfinite(loss).all():
                 raise UserError(f"NaN while fitting a denoiser, after {done} updates; lower --denoiser.learning-rate")
-            progress.advance(min(UPDATES_PER_CHUNK, num_updates - done), f"loss {loss.mean():.3f}")
+            progress.advance(size, f"loss {loss.mean():.3f}")
         checkpoints.save(num_updates, state)
     checkpoints.close()
     return state.ema

@@ -10,12 +10,14 @@ All functions are for one seed and one draw of the dataset; callers vmap over se
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 from jaxtyping import Array, Float
 
 from coda_jax import transforms
@@ -33,6 +35,7 @@ from coda_jax.envs.polynomial import PolynomialGame, environment, reward
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, critic_value, stateless_maddpg
 from coda_jax.prior import Prior, TrajectoryModel
+from coda_jax.ranges import Count, NonNegative, NonNegativeCount, PositiveShare, Ranged
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import Params, PRNGKey, Trajectory
 
@@ -51,24 +54,24 @@ STATIC_CHUNK = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class GameCodaConfig:
+class GameCodaConfig(Ranged):
     """Settings of Algorithm 2 on games."""
 
-    batch_size: int = 64
+    batch_size: Count = 64
     """Joint actions of a mini-batch (Table 4)."""
-    burn_in: int = 2
+    burn_in: NonNegativeCount = 2
     """Initial updates on the recorded data, for all methods (Table 4)."""
-    updates_per_renewal: int = 1
+    updates_per_renewal: Count = 1
     """Updates between two renewals; beyond about 8 the policy oscillates."""
-    w: float = 1.0
+    w: Annotated[float, Interval(ge=-1.0, lt=math.inf)] = 1.0
     """Scale w of classifier-free guidance (Eq. 3)."""
-    guidance: float = 0.3
+    guidance: NonNegative = 0.3
     """Guidance scale lambda of Algorithm 1, for the policy-guided route."""
-    num_static: int = 4000
+    num_static: Count = 4000
     """Samples in the static sets of the baselines."""
-    top_returns: float = 0.02
+    top_returns: PositiveShare = 0.02
     """Fraction of the highest returns that the Q-conditioned baseline conditions on."""
-    condition_noise: float = 0.0
+    condition_noise: NonNegative = 0.0
     """s_y: standard deviation of the noise on y in training, in transformed units.
     Eq. 15 with a policy of standard deviation s has lambda / s^2 = (1 + w) / s_y^2."""
 
@@ -205,13 +208,13 @@ def game_methods(
         dataset = one_step_dataset(static_set) if method in STATIC_METHODS else recorded
         num_rounds = num_updates // config.updates_per_renewal
         # The true gradient never sees the recorded data.
-        burn_in = (renewed if method == TRUE_GRADIENT else None, recorded, settings_of(config, 1, config.burn_in))
-        rest = (renewed, dataset, settings_of(config, config.updates_per_renewal, num_rounds))
+        burn_in = (renewed if method == TRUE_GRADIENT else None, recorded, 1, config.burn_in)
+        rest = (renewed, dataset, config.updates_per_renewal, num_rounds)
         state, parts = learner.init(jax.random.fold_in(key, 0)), [(theta.reshape(1, -1), jnp.zeros((0, len(theta))))]
-        for number, (augmentation, data, settings) in enumerate((burn_in, rest)):
-            if settings.num_rounds == 0:
+        for number, (augmentation, data, updates_per_round, rounds) in enumerate((burn_in, rest)):
+            if rounds == 0:
                 continue
-            trainer = make_trainer(env, learner, augmentation, settings)
+            trainer = make_trainer(env, learner, augmentation, settings_of(config, updates_per_round, rounds))
             start = trainer.init(jax.random.fold_in(key, 1 + number))
             start = dataclasses.replace(start, learner=state)
             state, after, gradient = _path(trainer, start, data, _fitted(method, prior))

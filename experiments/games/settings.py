@@ -7,11 +7,12 @@ from pathlib import Path
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
-from coda_jax.envs.polynomial import DATASETS, MULTIPLICATION, DatasetConfig, reward, twin_peaks
+from coda_jax.envs.polynomial import DATASETS, MULTIPLICATION, Action, DatasetConfig, reward, twin_peaks
 from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, stateless_maddpg
+from coda_jax.ranges import Count, Positive, Ranged, Seed, check_seeds
 from experiments.games.methods import GameCodaConfig
 from experiments.host.errors import UserError
-from experiments.pipeline.settings import check_choice, check_positive
+from experiments.pipeline.settings import check_choice
 
 GAMES = {"multiplication": MULTIPLICATION, "twin-peaks": twin_peaks()}
 DEFAULT_DATASETS = {"multiplication": "skewed", "twin-peaks": "uniform"}
@@ -19,7 +20,7 @@ DEFAULT_DATASETS = {"multiplication": "skewed", "twin-peaks": "uniform"}
 
 
 @dataclasses.dataclass(frozen=True)
-class PolynomialConfig:
+class PolynomialConfig(Ranged):
     """Trains all methods on a polynomial game, from the paper's start and from a grid of starts."""
 
     game: str = "multiplication"
@@ -27,23 +28,23 @@ class PolynomialConfig:
     dataset: str | None = None
     """Offline data: `uniform` over the square, `skewed` (its means are 0.15 and -0.05), `gaussian` or `point`.
     By default `skewed` for multiplication and `uniform` for twin-peaks, as in Figures 1 and 2."""
-    centre: tuple[float, float] = (0.0, 0.0)
+    centre: tuple[Action, Action] = (0.0, 0.0)
     """Mean of `gaussian`; the joint action of `point`."""
-    spread: float = 0.2
+    spread: Positive = 0.2
     """Standard deviation of `gaussian`."""
-    num_transitions: int = 4000
+    num_transitions: Count = 4000
     """Joint actions in a dataset."""
-    num_seeds: int = 16
+    num_seeds: Count = 16
     """Policy seeds per method, divided equally among the draws of the dataset."""
-    num_draws: int = 4
+    num_draws: Count = 4
     """Independent draws of the dataset; denoisers are fitted to each."""
-    seed: int = 0
+    seed: Seed = 0
     """First seed."""
-    num_updates: int = 150
+    num_updates: Count = 150
     """Updates of a policy, after burn-in."""
-    grid_size: int = 12
+    grid_size: Count = 12
     """Starts per side of the grid; the square of this number must be a multiple of --num-draws."""
-    grid_updates: int = 60
+    grid_updates: Count = 60
     """Updates from each start of the grid."""
     critic: str = "known"
     """Critic: `known` (the reward function) or `learned` (fitted to the recorded rewards)."""
@@ -71,6 +72,10 @@ class PolynomialConfig:
     )
     """The diffusion models; `condition_dim` is set by the method."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seeds(self.seed, self.num_seeds)
+
 
 def check(config: PolynomialConfig) -> None:
     """Refuses settings that cannot run.
@@ -82,22 +87,6 @@ def check(config: PolynomialConfig) -> None:
     if config.dataset is not None:
         check_choice("--dataset", config.dataset, DATASETS)
     check_choice("--critic", config.critic, ("known", "learned"))
-    positive = {
-        "--num-transitions": config.num_transitions,
-        "--num-seeds": config.num_seeds,
-        "--num-draws": config.num_draws,
-        "--num-updates": config.num_updates,
-        "--grid-size": config.grid_size,
-        "--grid-updates": config.grid_updates,
-        "--denoiser.num-updates": config.denoiser.num_updates,
-        "--denoiser.batch-size": config.denoiser.batch_size,
-        "--coda.batch-size": config.coda.batch_size,
-        "--coda.updates-per-renewal": config.coda.updates_per_renewal,
-        "--coda.num-static": config.coda.num_static,
-    }
-    check_positive(positive)
-    if config.seed < 0:
-        raise UserError(f"--seed is {config.seed}; it must be zero or larger")
     multiples = (
         ("--num-seeds", config.num_seeds, "--num-draws", config.num_draws),
         ("--grid-size, squared,", config.grid_size**2, "--num-draws", config.num_draws),
@@ -107,12 +96,6 @@ def check(config: PolynomialConfig) -> None:
     for flag, value, unit_flag, unit in multiples:
         if value % unit:
             raise UserError(f"{flag} is {value}; it must be a multiple of {unit_flag} {unit}")
-    if config.coda.burn_in < 0:
-        raise UserError(f"--coda.burn-in is {config.coda.burn_in}; it must be zero or larger")
-    if not 0.0 < config.coda.top_returns <= 1.0:
-        raise UserError(f"--coda.top-returns is {config.coda.top_returns}; it must be above 0 and at most 1")
-    if not config.coda.condition_noise >= 0.0:
-        raise UserError(f"--coda.condition-noise is {config.coda.condition_noise}; it must be zero or larger")
     try:
         dataset_of(config)
         game = GAMES[config.game]

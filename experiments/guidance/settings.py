@@ -3,9 +3,13 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Interval, MinLen
+
+from coda_jax.ranges import Count, NonNegative, Ranged, RangeError, Seed, check_seeds
 from experiments.host.errors import UserError
-from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, check_positive, read_config
+from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, read_config
 
 SCHEDULES = ("annealed", "constant")
 
@@ -14,7 +18,7 @@ GUIDANCE = (0.0, *sorted([0.6, *(float(f"{10 ** (third / 3):.2g}") for third in 
 
 
 @dataclasses.dataclass(frozen=True)
-class SteeringConfig:
+class SteeringConfig(Ranged):
     """Measures trajectories steered toward a policy at initialisation and one trained on the data, against lambda."""
 
     run: Path | None = None
@@ -25,28 +29,34 @@ class SteeringConfig:
     """Dataset; not used with `--run`."""
     preset: str = "laptop"
     """Preset that sets the denoiser and the learner; not used with `--run`."""
-    num_updates: int = 10_000
+    num_updates: Count = 10_000
     """Learner updates of the trained policies, on recorded data only, in whole rounds; not used with `--run`."""
-    num_seeds: int = 8
+    num_seeds: Count = 8
     """Policy seeds: `seed`, `seed + 1`, ...; not used with `--run`."""
-    seed: int = 0
+    seed: Seed = 0
     """First seed; not used with `--run`."""
-    fit_seed: int | None = None
+    fit_seed: Seed | None = None
     """Seed of the denoiser's fit; by default that of the run, or 0."""
     through_denoiser: bool | None = None
     """Whether guidance is carried back through the denoiser; by default as in the run or the preset."""
-    num_trajectories: int = 2048
+    num_trajectories: Count = 2048
     """Trajectories per point and seed; 256 is enough on a laptop."""
-    num_steps: tuple[int, ...] = (32, 128)
+    num_steps: Annotated[tuple[Annotated[int, Interval(ge=2, lt=2**31)], ...], MinLen(1)] = (32, 128)
     """Numbers of diffusion steps N."""
-    schedules: tuple[str, ...] = SCHEDULES
+    schedules: Annotated[tuple[str, ...], MinLen(1)] = SCHEDULES
     """Guidance schedules: `annealed`, `constant`."""
-    guidance: tuple[float, ...] = GUIDANCE
+    guidance: Annotated[tuple[NonNegative, ...], MinLen(2)] = GUIDANCE
     """Guidance scales lambda; the first must be 0, the reference for all others."""
-    scales_per_call: int = 1
+    scales_per_call: Count = 1
     """Guidance scales sampled in one vmapped call; more are faster on a device that is not fully used."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`. The same command continues its run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seeds(self.seed, self.num_seeds)
+        if self.guidance[0] != 0.0 or len(set(self.guidance)) < len(self.guidance):
+            raise RangeError("guidance", self.guidance, "it must be 0 and then other positive numbers")
 
 
 def base_of(config: SteeringConfig) -> ExperimentConfig:
@@ -55,15 +65,8 @@ def base_of(config: SteeringConfig) -> ExperimentConfig:
     Raises:
         UserError: a setting is invalid, or the run is not finished.
     """
-    counts = ("num_seeds", "num_updates", "num_trajectories", "scales_per_call")
-    check_positive({f"--{name.replace('_', '-')}": getattr(config, name) for name in counts})
     for schedule in config.schedules:
         check_choice("--schedules", schedule, SCHEDULES)
-    if min(config.num_steps, default=0) < 2:
-        raise UserError(f"--num-steps is {config.num_steps}; each must be at least 2")
-    finite = all(math.isfinite(scale) and scale >= 0 for scale in config.guidance)
-    if not finite or config.guidance[:1] != (0.0,) or len(set(config.guidance)) < max(2, len(config.guidance)):
-        raise UserError(f"--guidance is {config.guidance}; it must be 0 and then other positive numbers")
     if config.run is not None:
         if not (config.run / "summary.json").exists():
             raise UserError(f"{config.run} is no finished run: it has no summary.json")

@@ -9,11 +9,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
+import jax
 import tyro
 
 from coda_jax.data.vault import VaultError
+from coda_jax.ranges import RangeError
 
 Config = TypeVar("Config")
+
+_FLAG = re.compile(r"--[\w.-]+")
 
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -30,16 +34,20 @@ def one_line_errors() -> Iterator[None]:
     """Wraps a whole program: converts errors that the user must correct into one line on stderr and an exit status.
 
     Raises:
-        SystemExit: status 2 for a `UserError`, a `VaultError`, a full disk or a path that is not writable (also if a
-            library raises its own exception for it); status 130 for a `KeyboardInterrupt`. Any other exception is a
-            bug and keeps its traceback.
+        SystemExit: status 2 for a `UserError`, a `VaultError`, a `RangeError`, double precision, a full disk or a path
+            that is not writable (also if a library raises its own exception for it); status 130 for a
+            `KeyboardInterrupt`. Any other exception is a bug and keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # an encoding without Greek letters prints question marks
     try:
+        if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+            raise UserError("JAX_ENABLE_X64 is set, but the commands compute in single precision; unset it")
         yield
     except KeyboardInterrupt:
         print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
-    except (UserError, VaultError) as error:
+    except (UserError, VaultError, RangeError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
@@ -68,14 +76,55 @@ def parse_command(
     tyro_output = io.StringIO()
     try:
         with contextlib.redirect_stderr(tyro_output):
-            return tyro.cli(config, args=args) if default is None else tyro.cli(config, args=args, default=default)
+            if default is None:
+                return tyro.cli(config, args=args, prog=_program())
+            return tyro.cli(config, args=args, prog=_program(), default=default)
     except SystemExit as exit_:
         if exit_.code in (0, None):  # --help
             raise
-        # tyro prints a box: title, error message, horizontal line, further advice.
-        box = re.sub("[│╭╮╰╯]", "", tyro_output.getvalue()).strip("─\n ")
-        message = box.split("\n", 1)[-1].split("───", 1)[0]
-        raise UserError(f"{' '.join(message.split()).rstrip('.')}; see --help for the flags") from None
+        raise UserError(_rejection(tyro_output.getvalue(), exit_)) from None
+
+
+def _program() -> str | None:
+    """The command as the user gives it, if this process was started by `python -m`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def _rejection(box: str, exit_: SystemExit) -> str:
+    """The reason why tyro rejected the command line, in one line, with its suggestions.
+
+    tyro prints a box, without sides where the encoding is ASCII: a title, the message and advice, each after a
+    horizontal line.
+    """
+    lines = [line.strip("│╭╮╰╯ ") for line in box.strip().splitlines()]
+    parts: list[list[str]] = [[]]
+    for line in lines[1:]:
+        if line and not line.strip("─-"):
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    message, *advice = [part for part in parts if any(part)]
+    message = " ".join(" ".join(message).split())
+    error = _range_error(exit_)
+    if error is not None:
+        # The label is the field that holds the dataclass, or the name of the outermost class.
+        label = re.match(r"Error parsing ([a-z][\w.-]*):", message)
+        name = f"{label[1]}.{error.field}" if label else error.field
+        message = f"--{name.replace('_', '-')} {error.problem}"
+    names = [
+        flag[0] for part in advice if part[0].startswith("Perhaps") for line in part if (flag := _FLAG.match(line))
+    ]
+    suggestion = f"; perhaps you meant {' or '.join(names)}" if names else ""
+    choices = "".join(f"; {' '.join(part)}" for part in advice if part[0].startswith("Available"))
+    return f"{message.rstrip('.')}{suggestion}{choices}; see --help for the flags"
+
+
+def _range_error(error: BaseException | None) -> RangeError | None:
+    """The `RangeError` that an exception goes back to, if there is one."""
+    while error is not None and not isinstance(error, RangeError):
+        error = error.__context__
+    return error
 
 
 def _chosen_preset(args: Sequence[str], presets: Mapping[str, Config]) -> Config | None:

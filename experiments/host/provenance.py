@@ -1,6 +1,7 @@
 """Provenance of a run: the code, the libraries and the machine."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -30,6 +31,16 @@ _PACKAGES = (
 )
 
 
+_JAX_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_disable_jit",
+)
+_VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "NVIDIA_TF32_OVERRIDE", "TF_CUDNN_DETERMINISTIC", "OMP_NUM_THREADS")
+
+
 def provenance(num_devices: int) -> dict[str, Any]:
     """Describes this process; starts jax's backend.
 
@@ -38,7 +49,7 @@ def provenance(num_devices: int) -> dict[str, Any]:
 
     Returns:
         `commit` and `diff` (None outside of a checkout), `versions` by package, `python`, `platform`, `backend`,
-        `device`, `processor`, `num_devices`, `visible_cores` and `command`.
+        `device`, `processor`, `num_devices`, `visible_cores`, `numerics` and `command`.
     """
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -51,7 +62,17 @@ def provenance(num_devices: int) -> dict[str, Any]:
         "processor": processor(),
         "num_devices": num_devices,
         "visible_cores": visible_cores(),
+        "numerics": numerics(),
         "command": sys.argv,
+    }
+
+
+def numerics() -> dict[str, str | None]:
+    """The settings of jax and the environment variables that change numbers; None for those that are not set."""
+    values = {name: getattr(jax.config, name) for name in _JAX_SETTINGS}
+    return {
+        **{name: None if value is None else str(value) for name, value in values.items()},
+        **{name: os.environ.get(name) for name in _VARIABLES},
     }
 
 

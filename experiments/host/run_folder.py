@@ -30,6 +30,7 @@ from experiments.host.console import warn
 from experiments.host.errors import UserError
 from experiments.host.files import write_atomically
 from experiments.host.provenance import provenance
+from experiments.host.yaml_files import read_yaml
 
 _LOCK = ".lock"
 _AFFECTS_NUMBERS = (
@@ -43,6 +44,7 @@ _AFFECTS_NUMBERS = (
     "processor",
     "num_devices",
     "visible_cores",
+    "numerics",
 )
 """Fields of the provenance that can affect the numbers of a run."""
 
@@ -219,8 +221,8 @@ def check_settings(path: Path, config: Any, defaults: Any = None) -> None:
     """Raises a `UserError` if the `config.yaml` of a run folder has other settings; see `open_run_folder`."""
     file = path / "config.yaml"
     try:
-        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        stored = read_yaml(file)
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read; choose another --run-dir") from error
     difference = _first_difference(_completed(stored, plain(defaults)), plain(config))
     if difference is not None:

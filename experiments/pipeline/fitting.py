@@ -175,21 +175,24 @@ def _fit(
     """Updates from `state.step` on to the end; every chunk has a key of its own, so resuming changes nothing."""
     split = NamedSharding(mesh, PartitionSpec("seed"))
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def chunk(state: GeneratorState, dataset: Dataset, z: Array, key: PRNGKey) -> tuple[GeneratorState, Metrics]:
+    @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
+    def chunk(
+        state: GeneratorState, dataset: Dataset, z: Array, key: PRNGKey, num_updates: int
+    ) -> tuple[GeneratorState, Metrics]:
         def constrain(batch: Array) -> Array:
             return jax.lax.with_sharding_constraint(batch, split)
 
-        return fit_updates(fit.model.generator, state, dataset, z, key, UPDATES_PER_CHUNK, constrain=constrain)
+        return fit_updates(fit.model.generator, state, dataset, z, key, num_updates, constrain=constrain)
 
     with phase("fitting the denoiser", total=config.num_updates, done=int(state.step)) as progress:
         while int(state.step) < config.num_updates:
-            state, metrics = chunk(state, fit.dataset, z, key)
+            num_updates = min(UPDATES_PER_CHUNK, config.num_updates - int(state.step))
+            state, metrics = chunk(state, fit.dataset, z, key, num_updates)
             loss = float(metrics["loss"])
             if not np.isfinite(loss):
                 raise UserError(
                     f"NaN while fitting the denoiser, before update {int(state.step)}; lower --denoiser.learning-rate"
                 )
             checkpoints.save(int(state.step), state)
-            progress.advance(UPDATES_PER_CHUNK, f"loss {loss:.3f}")
+            progress.advance(num_updates, f"loss {loss:.3f}")
     return state

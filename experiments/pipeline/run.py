@@ -131,6 +131,9 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
         f"{card['return_mean']:.0f} +- {card['return_std']:.0f} "
         f"[{card['return_min']:.0f}, {card['return_max']:.0f}]{short if num_short else ''}"
     )
+    if config.augmentation != "none":
+        training = config.training
+        say(f"mini-batches: {training.synthetic_per_batch} of {training.batch_size} trajectories are synthetic")
     clock.lap("collect")
     fit = fit_episodes(config, env, episodes, mesh, uses(config.augmentation, "fit_seed"))
     del vault, episodes  # a large vault stays on the devices only
@@ -144,6 +147,7 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
         **{name: identity[name] for name in ("task", "dataset", "vault", "augmentation", "algorithm", "guidance")},
         **trained,
         "convention": None if convention is None else convention.description,
+        "synthetic_per_batch": 0 if config.augmentation == "none" else config.training.synthetic_per_batch,
         "dataset_mean_return": card["return_mean"],
         "dataset_best_return": card["return_max"],
         "denoiser_held_out_loss": fit.held_out_loss,

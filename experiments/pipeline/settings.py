@@ -1,12 +1,11 @@
 """The settings of a run on MaMuJoCo, its presets, and their validation."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
+from annotated_types import Interval
 
 from coda_jax import presets
 from coda_jax.data.teams import named_datasets
@@ -15,8 +14,10 @@ from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.dynamics.ensemble import DynamicsConfig
 from coda_jax.envs.mamujoco import TASKS
 from coda_jax.presets import Preset
+from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Ranged, Seed, check_seeds
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
+from experiments.host.yaml_files import read_yaml
 from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner
 
 _LAPTOP = presets.PRESETS["laptop"]
@@ -26,21 +27,21 @@ AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Ranged):
     """The dataset."""
 
-    num_episodes: int = _LAPTOP.num_episodes
+    num_episodes: Count = _LAPTOP.num_episodes
     """Episodes of a named dataset, rolled out from the behaviour teams on first use."""
-    max_transitions: int | None = None
+    max_transitions: Count | None = None
     """At most so many steps of a vault, in random whole episodes, the same in all runs; by default the whole vault."""
-    held_out_fraction: float = 0.1
+    held_out_fraction: Annotated[float, Interval(gt=0.0, lt=1.0)] = 0.1
     """Fraction of the episodes held out from transform, denoiser and learner, to measure the fit."""
     uniform_unbounded: bool = False
     """Whether unbounded features stay uniform after the CDF, as in App. E.2; otherwise all features take the logit."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Ranged):
     """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains a learner with its samples."""
 
     task: str = "2halfcheetah"
@@ -52,9 +53,9 @@ class ExperimentConfig:
     augmentation: str = "coda"
     """Synthetic data. `coda`: guided toward the joint policy. `unconditional`: sampled once, unguided.
     `none`: no augmentation, no denoiser is fitted. `simulated`: the oracle, the policy's roll-outs in the simulator."""
-    guidance: float = 0.6
+    guidance: NonNegative = 0.6
     """Guidance scale lambda; only `coda` is guided."""
-    recorded_steps: int = 0
+    recorded_steps: NonNegativeCount = 0
     """Tokens of a guided trajectory whose states and observations are held to a recorded window's; not in the paper."""
     consequences: Literal["denoiser", "model"] = "denoiser"
     """Source of a guided trajectory's states and rewards. `denoiser`: sampled with the actions, as in the paper.
@@ -62,11 +63,11 @@ class ExperimentConfig:
     algorithm: str = DEFAULT_ALGORITHM
     """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
     Q-learning in place of cloning)."""
-    num_seeds: int = _LAPTOP.num_seeds
+    num_seeds: Count = _LAPTOP.num_seeds
     """Policy seeds, trained together: `seed`, `seed + 1`, ..."""
-    seed: int = 0
+    seed: Seed = 0
     """First seed."""
-    fit_seed: int = 0
+    fit_seed: Seed = 0
     """Seed of the denoiser's fit, which all policy seeds share; vary it to measure the variance between fits."""
     preset: str = "laptop"
     """Set of defaults: `smoke` (a quick check), `laptop` (20 minutes on two cores) or `paper` (for an accelerator)."""
@@ -88,6 +89,10 @@ class ExperimentConfig:
     """Whether the learner's inputs are standardised by the dataset's mean and standard deviation; not in the paper."""
     training: CodaConfig = _LAPTOP.training
     """Algorithm 2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seeds(self.seed, self.num_seeds)
 
 
 def _experiment(name: str, preset: Preset) -> ExperimentConfig:
@@ -129,11 +134,11 @@ def read_config(path: Path) -> ExperimentConfig:
         UserError: the file is missing, cannot be read, or has settings that are unknown here.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
         return replace_nested(PRESETS[values["preset"]], values)
     except FileNotFoundError:
         raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no configuration of a run: {' '.join(str(error).split())}") from error
 
 
@@ -166,50 +171,16 @@ def check(config: ExperimentConfig) -> None:
     check_choice("--augmentation", config.augmentation, AUGMENTATIONS)
     check_choice("--algorithm", config.algorithm, ALGORITHMS)
     check_learner(config.algorithm, config.learner, PRESETS[config.preset].learner)
-    if not (math.isfinite(config.guidance) and config.guidance >= 0):
-        raise UserError(f"--guidance is {config.guidance}; it must be a finite number, zero or larger")
-    positive = {
-        "--num-seeds": config.num_seeds,
-        "--data.num-episodes": config.data.num_episodes,
-        "--denoiser.num-updates": config.denoiser.num_updates,
-        "--denoiser.batch-size": config.denoiser.batch_size,
-        "--training.batch-size": config.training.batch_size,
-        "--training.num-rounds": config.training.num_rounds,
-        "--training.epochs-per-round": config.training.epochs_per_round,
-        "--training.updates-per-epoch": config.training.updates_per_epoch,
-        "--training.num-trajectories": config.training.num_trajectories,
-        "--training.static-trajectories": config.training.static_trajectories,
-        "--training.chunk-size": config.training.chunk_size,
-        "--training.evaluation-episodes": config.training.evaluation_episodes,
-    }
-    if config.data.max_transitions is not None:
-        positive["--data.max-transitions"] = config.data.max_transitions
-    check_positive(positive)
-    if config.training.horizon < 2:
+    for flag, value, least in (
+        ("--training.horizon", config.training.horizon, 2),
+        ("--training.evaluation-episodes", config.training.evaluation_episodes, 1),
+    ):
+        if value < least:
+            raise UserError(f"{flag} is {value}; it must be at least {least}")
+    if config.recorded_steps > config.training.horizon:
         raise UserError(
-            f"--training.horizon is {config.training.horizon}; it must be at least 2, a step and where it leads"
+            f"--recorded-steps is {config.recorded_steps}; it must be at most the horizon, {config.training.horizon}"
         )
-    if not 0 <= config.recorded_steps <= config.training.horizon:
-        raise UserError(
-            f"--recorded-steps is {config.recorded_steps}; it must be from 0 to the horizon, {config.training.horizon}"
-        )
-    for flag, seed in {"--seed": config.seed, "--fit-seed": config.fit_seed}.items():
-        if seed < 0:
-            raise UserError(f"{flag} is {seed}; it must be zero or larger")
-    if not 0 <= config.training.burn_in < config.training.num_rounds:
-        raise UserError(
-            f"--training.burn-in is {config.training.burn_in}; it must be zero or larger, and leave some of the "
-            f"{config.training.num_rounds} rounds"
-        )
-    if not 0.0 <= config.training.mix_ratio <= 1.0:
-        raise UserError(f"--training.mix-ratio is {config.training.mix_ratio}; it must lie between 0 and 1")
-    if config.training.mix_ratio > 0.0 and not round(config.training.mix_ratio * config.training.batch_size):
-        raise UserError(
-            f"--training.mix-ratio {config.training.mix_ratio} of {config.training.batch_size} trajectories rounds to "
-            "none; give 0, or at least one trajectory's share"
-        )
-    if not 0.0 < config.data.held_out_fraction < 1.0:
-        raise UserError(f"--data.held-out-fraction is {config.data.held_out_fraction}; it must lie inside (0, 1)")
 
 
 def check_dataset(task: str, dataset: str) -> None:
@@ -217,13 +188,6 @@ def check_dataset(task: str, dataset: str) -> None:
     if not named_datasets(task):
         raise UserError(f"--task {task} has no behaviour teams, so no named datasets; give a --vault")
     check_choice("--dataset", dataset, named_datasets(task))
-
-
-def check_positive(values: Mapping[str, int]) -> None:
-    """Refuses values below 1, by a `UserError` that names the first such flag."""
-    for flag, value in values.items():
-        if value < 1:
-            raise UserError(f"{flag} is {value}; it must be at least 1")
 
 
 def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:

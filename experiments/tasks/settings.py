@@ -1,8 +1,11 @@
 """The settings of the coordination command, and the methods that it compares."""
 
 import dataclasses
+import math
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from annotated_types import Interval
 
 from coda_jax.data.coordination import SameSideData
 from coda_jax.diffusion.generator import GeneratorConfig
@@ -10,10 +13,11 @@ from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.dynamics.ensemble import DynamicsConfig
 from coda_jax.envs.coordination import EPISODE_LENGTH, SameSide
+from coda_jax.ranges import Count, NonNegative, Positive, Ranged, Seed, Share, check_seeds
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
 from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner, is_of_algorithm
-from experiments.pipeline.settings import check_choice, check_positive
+from experiments.pipeline.settings import check_choice
 
 TASKS = ("same-side",)
 
@@ -45,31 +49,31 @@ _TRAINING = CodaConfig(
 
 
 @dataclasses.dataclass(frozen=True)
-class CoordinationConfig:
+class CoordinationConfig(Ranged):
     """Compares all methods on a small coordination task over time."""
 
     task: str = "same-side"
     """Task: `same-side`."""
-    num_agents: int = 2
+    num_agents: Annotated[int, Interval(ge=2, lt=2**31)] = 2
     """Number of agents."""
-    half_width: float = 1.0
+    half_width: Positive = 1.0
     """Starts are uniform from minus this to this."""
-    sharpness: float = 1.0
+    sharpness: Annotated[float, Interval(ge=1.0, lt=math.inf)] = 1.0
     """Weight and exponent of the penalty for agents on different sides; at 1 the reward is the smooth product."""
-    coverage: float = 0.2
+    coverage: Share = 0.2
     """Fraction of recorded episodes in which the agents mix conventions."""
-    noise: float = 0.3
+    noise: NonNegative = 0.3
     """Standard deviation of the noise on recorded actions."""
-    num_episodes: int = 2000
+    num_episodes: Count = 2000
     """Number of recorded episodes."""
     algorithm: str = DEFAULT_ALGORITHM
     """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
     Q-learning in place of cloning)."""
-    num_seeds: int = 16
+    num_seeds: Count = 16
     """Policy seeds per method: `seed`, `seed + 1`, ..."""
-    seed: int = 0
+    seed: Seed = 0
     """First seed."""
-    guidance: float = 0.6
+    guidance: NonNegative = 0.6
     """Guidance scale lambda of the CODA methods."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`."""
@@ -81,10 +85,14 @@ class CoordinationConfig:
     """The learner; settings that the algorithm does not use are refused."""
     dynamics: DynamicsConfig = _DYNAMICS
     """The one-step model and its fit."""
-    rollout_noise: float = 0.2
+    rollout_noise: NonNegative = 0.2
     """Standard deviation of the noise on actions in roll-outs of the policy, by the oracle and in the model."""
     training: CodaConfig = _TRAINING
     """Algorithm 2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seeds(self.seed, self.num_seeds)
 
     @property
     def data(self) -> SameSideData:
@@ -150,14 +158,7 @@ def check(config: CoordinationConfig) -> None:
     check_learner(config.algorithm, config.learner, _LEARNER)
     if config.learner.actor_teammates != "data":
         raise UserError("--learner.actor-teammates is set by the methods; leave it out")
-    check_positive({"--num-seeds": config.num_seeds, "--denoiser.num-updates": config.denoiser.num_updates})
     if config.training.horizon != EPISODE_LENGTH or config.training.evaluation_episodes < 1:
         raise UserError(f"--training.horizon must be {EPISODE_LENGTH} and --training.evaluation-episodes at least 1")
-    if config.seed < 0 or not config.guidance >= 0.0:
-        raise UserError("--seed and --guidance must be zero or larger")
-    if not round(config.training.mix_ratio * config.training.batch_size):
-        raise UserError(f"--training.mix-ratio {config.training.mix_ratio} of a mini-batch rounds to no trajectory")
-    try:
-        _ = config.data
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    if not config.training.synthetic_per_batch:
+        raise UserError("--training.mix-ratio is 0; the methods differ in their synthetic trajectories")

@@ -11,16 +11,17 @@ from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
+from coda_jax.ranges import Count, Ranged
 from coda_jax.schedule import CodaConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Preset:
+class Preset(Ranged):
     """Sizes of everything; the defaults are Tables 3 and 5 of the paper."""
 
-    num_seeds: int = 16
+    num_seeds: Count = 16
     """Policy seeds."""
-    num_episodes: int = 1000
+    num_episodes: Count = 1000
     """Episodes of a named dataset."""
     sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
     """Sampling (Algorithm 1)."""

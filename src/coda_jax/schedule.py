@@ -8,12 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from coda_jax.augmentation.base import Augmentation
+from coda_jax.ranges import Count, NonNegativeCount, Ranged, RangeError, Share
 
 Rows = Literal["all", "recorded", "synthetic"]
 
 
 @dataclasses.dataclass(frozen=True)
-class CodaConfig:
+class CodaConfig(Ranged):
     """Settings of Algorithm 2; the defaults are the paper's, or our choice where a field says so.
 
     Examples:
@@ -21,29 +22,29 @@ class CodaConfig:
         2000
     """
 
-    horizon: int = 20
+    horizon: Count = 20
     """H: tokens of a trajectory, real or synthetic."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Trajectories of a mini-batch."""
-    mix_ratio: float = 0.5
+    mix_ratio: Share = 0.5
     """alpha: share of synthetic trajectories in every mini-batch. Our choice."""
-    epochs_per_round: int = 4
+    epochs_per_round: Count = 4
     """N_epochs between two generations of synthetic data."""
-    updates_per_epoch: int = 1000
+    updates_per_epoch: Count = 1000
     """N_policy: learner updates per epoch. Our choice."""
-    num_rounds: int = 75
+    num_rounds: Count = 75
     """Rounds of generation, updates and evaluation. Our choice: 300,000 updates in all."""
-    burn_in: int = 0
+    burn_in: NonNegativeCount = 0
     """Initial rounds on recorded data only, because the first guided set imitates an untrained policy."""
-    num_trajectories: int = 1000
+    num_trajectories: Count = 1000
     """B: synthetic trajectories per round and seed; they replace those of the previous round."""
-    static_trajectories: int = 10_000
+    static_trajectories: Count = 10_000
     """Synthetic trajectories a seed of the unconditional baseline, which samples once for the whole run. Our choice."""
-    chunk_size: int = 16_000
+    chunk_size: Count = 16_000
     """Trajectories per sampling call of a device, over all its seeds; about 64 fit a CPU's cache. Our choice."""
-    evaluation_episodes: int = 10
+    evaluation_episodes: NonNegativeCount = 10
     """Noise-free episodes per seed and round, with the same starts in every round; 0 for no evaluation."""
-    reference_trajectories: int = 256
+    reference_trajectories: NonNegativeCount = 256
     """Trajectories without guidance that a seed keeps for comparison; 0 samples none. Our choice."""
     critic_rows: Rows = "all"
     """Rows of a mini-batch in the critic's loss: `all`, `recorded` or `synthetic`. Where a mini-batch has no row of the
@@ -55,6 +56,22 @@ class CodaConfig:
     reuse: bool = True
     """Whether mini-batches draw synthetic trajectories at random, with replacement. Otherwise a round uses each once,
     in order, and there should be as many as its mini-batches take. Our choice."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.burn_in < self.num_rounds:
+            raise RangeError("burn_in", self.burn_in, f"it must leave some of the {self.num_rounds} rounds")
+        if self.mix_ratio > 0.0 and not self.synthetic_per_batch:
+            raise RangeError(
+                "mix_ratio",
+                self.mix_ratio,
+                f"that share of {self.batch_size} trajectories rounds to none; give 0 or a larger one",
+            )
+
+    @property
+    def synthetic_per_batch(self) -> int:
+        """Synthetic trajectories of a mini-batch: the share `mix_ratio`, rounded to whole trajectories."""
+        return round(self.mix_ratio * self.batch_size)
 
     @property
     def updates_per_round(self) -> int:
@@ -111,7 +128,7 @@ def make_schedule(config: CodaConfig, augmentation: Augmentation | None) -> tupl
         num_updates: int = 0,
         evaluate: bool = False,
         guidance: float = guidance,
-        mix_ratio: float = 0.0,
+        mix_ratio: Share = 0.0,
     ) -> Plan:
         return Plan(
             generate=jnp.bool_(generate),

@@ -16,6 +16,8 @@ import chex
 import jax
 from jaxtyping import Array, Float
 
+from coda_jax.ranges import Count, NonNegativeCount, Ranged
+
 PRNGKey = jax.Array
 """A typed key, as made by `jax.random.key`."""
 
@@ -53,7 +55,7 @@ class Trajectory:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskSpec:
+class TaskSpec(Ranged):
     """The sizes of a task; static, hashable.
 
     Examples:
@@ -63,13 +65,13 @@ class TaskSpec:
 
     name: str
     """Name of the task, such as `2halfcheetah`."""
-    num_agents: int
+    num_agents: Count
     """A, the number of agents."""
-    state_dim: int
+    state_dim: NonNegativeCount
     """S, the number of features of the global state."""
-    obs_dim: int
+    obs_dim: NonNegativeCount
     """O, the number of features of one agent's observation."""
-    action_dim: int
+    action_dim: Count
     """U, the number of actions of one agent."""
-    episode_length: int
+    episode_length: Count
     """Time limit: the number of steps after which an episode is truncated."""

@@ -65,5 +65,5 @@ def test_the_same_key_gives_the_same_data():
 
 @pytest.mark.parametrize("change", [{"coverage": 1.5}, {"up_share": -0.1}, {"noise": -1.0}, {"num_episodes": 0}])
 def test_settings_outside_their_range_are_refused(change):
-    with pytest.raises(ValueError, match=r"coverage|episodes"):
+    with pytest.raises(ValueError, match=next(iter(change))):
         SameSideData(**change)

@@ -66,6 +66,7 @@ def test_a_run_folder_holds_what_it_promises(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["task"] == "2halfcheetah" and summary["augmentation"] == "coda" and summary["guidance"] == 0.6
     assert summary["convention"] == "gymnasium_mamujoco (2halfcheetah)"
+    assert summary["synthetic_per_batch"] == 2
     assert summary["num_seeds"] == 2 and summary["updates"] == 3 * 4 * 2
     phases = {"collect", "fit", "compile", "generate", "train", "evaluate", "quality", "total"}
     assert set(summary["wall_seconds"]) == phases
@@ -230,7 +231,7 @@ def refusal(capsys, *flags: str) -> str:
         (["--training.burn-in", "3"], ["--training.burn-in", "3 rounds"]),
         (["--training.horizon", "1"], ["--training.horizon", "1", "2"]),
         (["--training.mix-ratio", "0.01"], ["--training.mix-ratio", "0.01", "none"]),
-        (["--diffusion.num-steps", "1"], ["num_steps", "1"]),
+        (["--diffusion.num-steps", "1"], ["--diffusion.num-steps", "at least 2"]),
         (["--vault", "nowhere/at/all.vlt"], ["nowhere/at/all.vlt"]),
         (["--no-such-flag"], ["no-such-flag"]),
     ],
@@ -282,7 +283,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(capsys, vault, tmp_pa
 
 def test_nans_stop_the_run_and_say_where(capsys, vault, tmp_path):
     line = refusal(
-        capsys, "--vault", str(vault), "--run-dir", str(tmp_path / "run"), "--learner.critic-learning-rate", "nan"
+        capsys, "--vault", str(vault), "--run-dir", str(tmp_path / "run"), "--learner.critic-learning-rate", "3e38"
     )
     assert "NaN in round 1" in line and "update" in line and "seed 0" in line
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -10,29 +10,24 @@ from coda_jax.data.dataset import Episodes
 from coda_jax.data.teams import to_episodes
 from coda_jax.envs.coordination import EPISODE_LENGTH, SameSide, same_side
 from coda_jax.envs.rollout import rollout
+from coda_jax.ranges import Count, NonNegative, Ranged, Share
 from coda_jax.types import PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
-class SameSideData:
+class SameSideData(Ranged):
     """The dataset of the task same side: teams that move all up, all down, or each agent in a direction of its own."""
 
     task: SameSide = dataclasses.field(default_factory=SameSide)
     """The task."""
-    num_episodes: int = 2000
+    num_episodes: Count = 2000
     """Episodes."""
-    coverage: float = 0.2
+    coverage: Share = 0.2
     """Share of episodes in which every agent draws its direction for itself: mixed conventions, in [0, 1]."""
-    up_share: float = 0.5
+    up_share: Share = 0.5
     """Share of up-teams among the other episodes, in [0, 1]."""
-    noise: float = 0.3
+    noise: NonNegative = 0.3
     """Standard deviation of the Gaussian noise on actions, which are then clipped to [-1, 1]."""
-
-    def __post_init__(self) -> None:
-        if self.num_episodes < 1 or self.noise < 0.0:
-            raise ValueError(f"need episodes and noise of at least 0, got {self.num_episodes} and {self.noise}")
-        if not (0.0 <= self.coverage <= 1.0 and 0.0 <= self.up_share <= 1.0):
-            raise ValueError(f"coverage and up_share are shares, got {self.coverage} and {self.up_share}")
 
 
 def convention_episodes(config: SameSideData, key: PRNGKey) -> Episodes:

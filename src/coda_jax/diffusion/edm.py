@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from coda_jax.ranges import NonNegative, Positive, Ranged, RangeError, Real
 from coda_jax.types import PRNGKey
 
 Network = Callable[[Array, Array, Array | None], Array]
@@ -31,17 +32,27 @@ class Denoise(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class NoiseConfig:
+class NoiseConfig(Ranged):
     """Distribution of the noise levels in training (paper, Tables 2 and 3)."""
 
-    log_mean: float = -1.2
+    log_mean: Real = -1.2
     """Mean of ln sigma."""
-    log_std: float = 1.2
+    log_std: NonNegative = 1.2
     """Standard deviation of ln sigma."""
-    sigma_min: float = 0.002
+    sigma_min: Positive = 0.002
     """Smallest noise level; smaller draws are clipped to it."""
-    sigma_max: float = 80.0
+    sigma_max: Positive = 80.0
     """Largest noise level; larger draws are clipped to it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sigmas(self.sigma_min, self.sigma_max)
+
+
+def check_sigmas(sigma_min: float, sigma_max: float) -> None:
+    """Refuses noise levels of which the lowest is not below the highest, by a `RangeError`."""
+    if not sigma_min < sigma_max:
+        raise RangeError("sigma_min", sigma_min, f"it must be below sigma_max, {sigma_max:g}")
 
 
 def karras_sigmas(

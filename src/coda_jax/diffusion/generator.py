@@ -3,20 +3,22 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, cast
+from typing import Annotated, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from annotated_types import Interval
 from jaxtyping import Array, Float, Int
 
 from coda_jax.diffusion import edm
 from coda_jax.diffusion.unet import UNet, UNetConfig
+from coda_jax.ranges import Count, NonNegativeCount, Positive, Ranged, RangeError, Share
 from coda_jax.types import Metrics, Params, PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorConfig:
+class GeneratorConfig(Ranged):
     """How the denoiser is built and fitted; the defaults are those of Table 3, or our choice where a field says so.
 
     Examples:
@@ -28,26 +30,33 @@ class GeneratorConfig:
     """Sizes of the network."""
     noise: edm.NoiseConfig = dataclasses.field(default_factory=edm.NoiseConfig)
     """Distribution of the noise levels in training."""
-    condition_dim: int = 0
+    condition_dim: NonNegativeCount = 0
     """Features of the condition y of classifier-free guidance; 0 for an unconditional model."""
-    condition_dropout: float = 0.1
+    condition_dropout: Share = 0.1
     """Probability of replacing the condition by the learned null token in training."""
-    sigma_data: float = 1.0
+    sigma_data: Positive = 1.0
     """Standard deviation of the transformed data."""
     weight: edm.Weight = "edm"
     """Loss weight over noise levels: EDM's, or the plain squared error of the paper's Eq. 27."""
-    num_updates: int = 10_000
+    num_updates: Count = 10_000
     """Optimiser steps of the whole fit; the learning rate's cosine ends there, at zero."""
-    batch_size: int = 100_000
+    batch_size: Count = 100_000
     """Trajectories in a mini-batch."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Peak learning rate of Adam."""
-    warmup_fraction: float = 0.05
+    warmup_fraction: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.05
     """Fraction of the updates with linear warm-up of the learning rate from zero."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Maximum global norm of the gradient (clipping)."""
-    ema_decay: float = 0.999
+    ema_decay: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.999
     """Decay of the moving average of the weights, after its warm-up."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not round(self.warmup_fraction * self.num_updates) < self.num_updates:
+            raise RangeError(
+                "warmup_fraction", self.warmup_fraction, f"it must leave some of {self.num_updates} updates"
+            )
 
 
 class GeneratorState(NamedTuple):

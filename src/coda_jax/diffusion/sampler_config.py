@@ -1,15 +1,18 @@
 """Settings of the sampler, shared by its solvers."""
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from jaxtyping import Array, Float
 
-from coda_jax.diffusion.edm import karras_sigmas
+from coda_jax.diffusion.edm import check_sigmas, karras_sigmas
+from coda_jax.ranges import NonNegative, Positive, Ranged, RangeError
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplerConfig:
+class SamplerConfig(Ranged):
     """The parameters of Algorithm 1, all static. Without churn (the default) sampling solves the ODE of Eq. 2.
 
     Examples:
@@ -17,21 +20,21 @@ class SamplerConfig:
         80.0
     """
 
-    num_steps: int = 128
+    num_steps: Annotated[int, Interval(ge=2, lt=2**31)] = 128
     """N, the diffusion steps; the denoiser is called 2N - 1 times by `heun`, N times by `dpm++`."""
-    sigma_min: float = 0.002
+    sigma_min: Positive = 0.002
     """Lowest noise level before zero."""
-    sigma_max: float = 80.0
+    sigma_max: Positive = 80.0
     """Noise level of the start."""
-    rho: float = 7.0
+    rho: Annotated[float, Interval(ge=0.5, lt=math.inf)] = 7.0
     """Curvature of the noise schedule: the larger, the more steps at low noise."""
-    S_churn: float = 0.0
+    S_churn: NonNegative = 0.0
     """Total churn: fresh noise raises sigma_n by gamma_n = min(S_churn / N, sqrt(2) - 1); 0 is deterministic."""
-    S_min: float = 0.05
+    S_min: NonNegative = 0.05
     """Lowest noise level at which to churn."""
-    S_max: float = 50.0
+    S_max: Annotated[float, Interval(ge=0.0, le=math.inf)] = 50.0
     """Highest noise level at which to churn."""
-    S_noise: float = 1.003
+    S_noise: NonNegative = 1.003
     """Standard deviation of the fresh noise; slightly above 1 makes up for detail lost in denoising."""
     guidance_schedule: Literal["annealed", "constant"] = "annealed"
     """How the guidance scale is spread over the steps."""
@@ -45,11 +48,13 @@ class SamplerConfig:
     follow only in part; `regress` also adds the others' regression on them, at twice the cost (`estimate.hold`)."""
 
     def __post_init__(self) -> None:
-        if self.num_steps < 2:
-            raise ValueError(f"num_steps must be at least 2, not {self.num_steps}: the noise schedule has two ends")
+        super().__post_init__()
+        check_sigmas(self.sigma_min, self.sigma_max)
+        if self.S_min > self.S_max:
+            raise RangeError("S_min", self.S_min, f"it must be at most S_max, {self.S_max:g}")
         if self.solver == "dpm++" and self.S_churn > 0:
-            raise ValueError(
-                f"S_churn must be 0 with the solver dpm++, not {self.S_churn}: its history allows no noise"
+            raise RangeError(
+                "S_churn", self.S_churn, "it must be 0 with the solver dpm++, whose history allows no noise"
             )
 
 

@@ -6,23 +6,27 @@ CPU, the gradient of a `lax` convolution inside a scan takes about eight times a
 """
 
 import dataclasses
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
+from annotated_types import MinLen
 from jaxtyping import Array, Bool, Float
+
+from coda_jax.ranges import Count, Ranged
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Ranged):
     """Sizes of the network (paper, Tables 2 and 3); all static."""
 
-    width: int = 16
+    width: Count = 16
     """Channels at full resolution (the paper's U-Net embedding: 16 for MaMuJoCo, 32 for the games)."""
-    channel_multipliers: tuple[int, ...] = (1, 2)
+    channel_multipliers: Annotated[tuple[Count, ...], MinLen(1)] = (1, 2)
     """Channels of each encoder and decoder block in units of `width`; all but the first halve the resolution."""
-    kernel_size: int = 3
+    kernel_size: Count = 3
     """Kernel size of the convolutions, in tokens."""
-    embedding_dim: int = 16
+    embedding_dim: Count = 16
     """Size of the embeddings of noise level, position and condition."""
 
 

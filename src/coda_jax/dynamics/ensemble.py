@@ -7,34 +7,36 @@ are standardised by the dataset.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from annotated_types import Interval
 from jaxtyping import Array, Float, Int
 
 from coda_jax.data.dataset import Dataset, sample_index
+from coda_jax.ranges import Count, Positive, Ranged, Share
 from coda_jax.types import Params, PRNGKey, TaskSpec, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicsConfig:
+class DynamicsConfig(Ranged):
     """Sizes and fit of the ensemble; the paper has no such model, so all values are our choice."""
 
-    num_members: int = 3
+    num_members: Count = 3
     """Networks."""
-    widths: tuple[int, ...] = (256, 256, 256)
+    widths: tuple[Count, ...] = (256, 256, 256)
     """Widths of the hidden layers."""
-    num_updates: int = 6_000
+    num_updates: Annotated[int, Interval(ge=2, lt=2**31)] = 6_000
     """Mini-batches a member."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Steps a mini-batch."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """The largest learning rate of Adam; warm-up over 2 % of the updates, then a cosine to zero."""
-    variance_weight: float = 0.5
+    variance_weight: Share = 0.5
     """Exponent beta of the weight sigma^(2 beta) of each feature's likelihood (Seitzer et al. 2022): 0 is the
     likelihood itself, which neglects features that are hard to predict; 1 fits the mean by least squares."""
 

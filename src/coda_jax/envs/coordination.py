@@ -13,15 +13,18 @@ to mixed ones. A larger sharpness makes the penalty larger far from the origin a
 """
 
 import dataclasses
-from typing import cast
+import math
+from typing import Annotated, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from annotated_types import Interval
 from jaxtyping import Array, Float
 
 from coda_jax.envs.base import Environment, EnvState
+from coda_jax.ranges import Positive, Ranged
 from coda_jax.types import PRNGKey, TaskSpec
 
 EPISODE_LENGTH = 10
@@ -35,24 +38,16 @@ STEEPNESS = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
-class SameSide:
+class SameSide(Ranged):
     """The settings of the task same side; static, hashable."""
 
-    num_agents: int = 2
-    """A, at least 2."""
-    sharpness: float = 1.0
-    """Weight and exponent of the penalty for being on different sides, at least 1; 1 is the smooth product."""
-    half_width: float = 0.5
+    num_agents: Annotated[int, Interval(ge=2, lt=2**31)] = 2
+    """A."""
+    sharpness: Annotated[float, Interval(ge=1.0, lt=math.inf)] = 1.0
+    """Weight and exponent of the penalty for being on different sides; 1 is the smooth product."""
+    half_width: Positive = 0.5
     """Starts are uniform from minus this to this, for each agent on its own. The wider, the longer agents that begin on
     different sides stay there, even where all move in one direction."""
-
-    def __post_init__(self) -> None:
-        if self.num_agents < 2:
-            raise ValueError(f"num_agents is {self.num_agents}; same side needs at least 2")
-        if self.sharpness < 1.0 or self.half_width <= 0.0:
-            raise ValueError(
-                f"sharpness must be at least 1 and half_width positive, got {self.sharpness} and {self.half_width}"
-            )
 
 
 def same_side(config: SameSide = SameSide()) -> Environment:

@@ -6,14 +6,20 @@ drawn from a named distribution; each is a trajectory of one token without state
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import Array, Float
 
 from coda_jax.envs.base import Environment, EnvState
+from coda_jax.ranges import Count, Positive, Ranged
 from coda_jax.types import PRNGKey, TaskSpec, Trajectory
+
+Action = Annotated[float, Interval(ge=-1.0, le=1.0)]
+"""An agent's action."""
 
 Box = tuple[float, tuple[float, float], float]
 """A uniform distribution on a square: its probability, its lower left corner, its side."""
@@ -29,27 +35,24 @@ DATASETS = (*_SQUARES, "gaussian", "point")
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetConfig:
+class DatasetConfig(Ranged):
     """The distribution of recorded joint actions."""
 
     name: str = "uniform"
     """`uniform` on [-1, 1]^2; `skewed`, which covers the square with extra density in the lower right quadrant and in
     [0.5, 1]^2 (its means are (0.15, -0.05), but both means are positive among high returns); `gaussian`, clipped to the
     square; `point`, a single joint action."""
-    centre: tuple[float, float] = (0.0, 0.0)
+    centre: tuple[Action, Action] = (0.0, 0.0)
     """Mean of `gaussian` before clipping; the joint action of `point`."""
-    spread: float = 0.2
+    spread: Positive = 0.2
     """Standard deviation of `gaussian` before clipping."""
-    num_transitions: int = 4000
+    num_transitions: Count = 4000
     """Joint actions in a dataset (Table 4)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.name not in DATASETS:
             raise ValueError(f"dataset is '{self.name}'; choose one of: {', '.join(DATASETS)}")
-        if not all(abs(action) <= 1.0 for action in self.centre):
-            raise ValueError(f"centre is {self.centre}; actions lie in [-1, 1]")
-        if self.spread <= 0 or self.num_transitions < 1:
-            raise ValueError("spread must be positive, and num_transitions at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

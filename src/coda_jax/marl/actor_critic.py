@@ -23,26 +23,27 @@ from coda_jax.marl.critics import Critics
 from coda_jax.marl.input_scale import InputScale
 from coda_jax.marl.learner import Learner, RowWeights, weighted_mean
 from coda_jax.marl.networks import RecurrentPolicy
+from coda_jax.ranges import Count, Positive, PositiveShare, Ranged, Share
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class ActorCriticConfig:
+class ActorCriticConfig(Ranged):
     """Settings that all these learners share; the defaults are those of Table 5."""
 
-    discount: float = 0.99
+    discount: Share = 0.99
     """Discount factor gamma."""
-    target_rate: float = 0.005
+    target_rate: PositiveShare = 0.005
     """Share tau of the online weights in each soft target update."""
-    critic_learning_rate: float = 3e-4
+    critic_learning_rate: Positive = 3e-4
     """Adam's step size for the critics."""
-    policy_learning_rate: float = 3e-4
+    policy_learning_rate: Positive = 3e-4
     """Adam's step size for the policy."""
-    policy_linear_width: int = 64
+    policy_linear_width: Count = 64
     """Units of the policy's layer before the GRU."""
-    policy_hidden_width: int = 64
+    policy_hidden_width: Count = 64
     """Units of the GRU."""
-    critic_widths: tuple[int, ...] = (128, 128)
+    critic_widths: tuple[Count, ...] = (128, 128)
     """Units of the hidden layers of each critic."""
     critic_layer_norm: bool = False
     """Whether to normalise the critics' hidden layers."""

@@ -12,6 +12,7 @@ from coda_jax.marl.cloning import cloning_policy_loss
 from coda_jax.marl.critics import Teammates, centralised_critics
 from coda_jax.marl.input_scale import InputScale
 from coda_jax.marl.learner import Learner
+from coda_jax.ranges import NonNegative
 from coda_jax.types import TaskSpec
 
 
@@ -24,7 +25,7 @@ class MaddpgBcConfig(ActorCriticConfig):
         0.99
     """
 
-    alpha_bc: float = 2.5
+    alpha_bc: NonNegative = 2.5
     """Weight of the normalised Q term beside the cloning term, as in TD3+BC; 0 is pure behaviour cloning."""
     actor_teammates: Teammates = "data"
     """Teammates' actions in the actor's Q term: those in the data (best response under data, Eq. 6), or the current

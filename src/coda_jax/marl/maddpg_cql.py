@@ -15,6 +15,7 @@ from coda_jax.marl.actor_critic import ActorCriticConfig, actor_critic
 from coda_jax.marl.critics import Teammates, centralised_critics
 from coda_jax.marl.input_scale import InputScale
 from coda_jax.marl.learner import Learner, RowWeights, weighted_mean
+from coda_jax.ranges import Count, NonNegative
 from coda_jax.types import Metrics, PRNGKey, TaskSpec, Trajectory
 
 
@@ -27,13 +28,13 @@ class MaddpgCqlConfig(ActorCriticConfig):
         5.0
     """
 
-    cql_weight: float = 5.0
+    cql_weight: NonNegative = 5.0
     """Weight of the conservative term beside the TD error."""
-    num_sampled_actions: int = 10
+    num_sampled_actions: Count = 10
     """Joint actions in each of the three sets: uniform ones, the policy's at this step, and at the next step."""
-    sample_noise: float = 0.2
+    sample_noise: NonNegative = 0.2
     """Standard deviation of the noise on the policy's sampled actions."""
-    action_penalty: float = 1e-3
+    action_penalty: NonNegative = 1e-3
     """Weight of the mean square action in the policy's loss, which keeps tanh away from saturation."""
     actor_teammates: Teammates = "data"
     """Teammates' actions in the actor's Q term: those in the data (best response under data, Eq. 6), or the current

@@ -22,41 +22,47 @@ from jaxtyping import Array, Float, Int
 
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import step_and_reset
+from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Positive, PositiveShare, Ranged, RangeError, Share
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Matd3Config:
+class Matd3Config(Ranged):
     """Settings of MATD3."""
 
-    num_envs: int = 16
+    num_envs: Count = 16
     """Number of parallel environments."""
-    updates_per_step: int = 8
+    updates_per_step: Count = 8
     """Critic updates per joint step of all environments."""
-    policy_delay: int = 2
+    policy_delay: Count = 2
     """Critic updates per policy update."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Transitions per update."""
-    width: int = 128
+    width: Count = 128
     """Units of each of the two hidden layers of policy and critics."""
-    buffer_size: int = 500_000
+    buffer_size: Count = 500_000
     """Capacity of the replay buffer, in transitions."""
-    random_steps: int = 500
+    random_steps: NonNegativeCount = 500
     """Joint steps of uniformly random actions at the start, without updates."""
-    learning_rate: float = 5e-4
+    learning_rate: Positive = 5e-4
     """Adam's step size."""
-    discount: float = 0.99
+    discount: Share = 0.99
     """Discount factor gamma."""
-    target_rate: float = 0.005
+    target_rate: PositiveShare = 0.005
     """Weight of the online networks in each soft target update."""
-    exploration_noise: float = 0.1
+    exploration_noise: NonNegative = 0.1
     """Standard deviation of the Gaussian noise on actions while acting."""
-    target_noise: float = 0.2
+    target_noise: NonNegative = 0.2
     """Standard deviation of the noise on target actions."""
-    target_noise_clip: float = 0.5
+    target_noise_clip: NonNegative = 0.5
     """Bound on the absolute noise on target actions."""
-    reward_scale: float = 0.1
+    reward_scale: Positive = 0.1
     """Factor on the rewards in the TD target."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.buffer_size % self.num_envs:
+            raise RangeError("buffer_size", self.buffer_size, f"it must be a multiple of num_envs, {self.num_envs}")
 
 
 class TeamPolicy(nn.Module):

@@ -2,17 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
+from annotated_types import Interval
 from jaxtyping import Array, Float
 
 from coda_jax.marl.critics import brud_joint_actions
 from coda_jax.marl.learner import Learner, RowWeights, weighted_mean
 from coda_jax.marl.networks import Critic
+from coda_jax.ranges import Count, Positive, Ranged
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
 JointValue = Callable[[Float[Array, "*batch A U"]], Float[Array, "*batch"]]
@@ -20,14 +22,14 @@ JointValue = Callable[[Float[Array, "*batch A U"]], Float[Array, "*batch"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class StatelessMaddpgConfig:
+class StatelessMaddpgConfig(Ranged):
     """Settings of the learner; the defaults are those of Table 4."""
 
-    start: tuple[float, ...] = (-0.64, 0.65)
+    start: tuple[Annotated[float, Interval(ge=-1.0, le=1.0)], ...] = (-0.64, 0.65)
     """Initial actions, one per agent."""
-    learning_rate: float = 0.1
+    learning_rate: Positive = 0.1
     """Step size of gradient ascent."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Maximum norm of the joint gradient of all agents (clipping keeps its direction)."""
 
 
@@ -44,16 +46,16 @@ class StatelessMaddpgState:
 
 
 @dataclasses.dataclass(frozen=True)
-class CriticConfig:
+class CriticConfig(Ranged):
     """Settings of the fit of a critic to recorded rewards, for games with an unknown reward function."""
 
-    widths: tuple[int, ...] = (64, 64)
+    widths: tuple[Count, ...] = (64, 64)
     """Widths of the hidden layers."""
-    num_updates: int = 3000
+    num_updates: Count = 3000
     """Steps of Adam, with cosine decay of the step size to zero."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Recorded joint actions per mini-batch."""
-    learning_rate: float = 3e-3
+    learning_rate: Positive = 3e-3
     """Peak step size of Adam."""
 
 

@@ -1,11 +1,14 @@
 import dataclasses
 import errno
+import io
 import os
 from typing import Literal
 
+import jax
 import pytest
 
 from coda_jax.data.vault import VaultError
+from coda_jax.ranges import Count, Ranged, Share
 from experiments.host.errors import UserError, one_line_errors, parse_command
 
 
@@ -15,6 +18,17 @@ class Settings:
     """Which dataset."""
     guidance: float = 0.6
     """Scale."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner(Ranged):
+    share: Share = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer(Ranged):
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    num_rows: Count = 1
 
 
 def exits_with(error: BaseException, capsys) -> tuple[object, str]:
@@ -75,6 +89,37 @@ def test_a_bad_flag_is_one_line(args, words, capsys):
     assert all(word in message for word in [*words, "see --help"])
     assert "\n" not in message and "─" not in message
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_misspelt_flag_is_answered_with_the_right_one_in_every_encoding(encoding, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    message = "Unrecognized options: --guidence, 1; perhaps you meant --guidance; see --help for the flags"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        parse_command(Settings, ["--guidence", "1"])
+
+
+def test_a_range_names_the_flag_of_the_outermost_and_of_an_inner_dataclass():
+    for args, message in (
+        (["--inner.share", "2"], "--inner.share is 2.0; it must be at least 0 and at most 1"),
+        (["--num-rows", "0"], "--num-rows is 0; it must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse_command(Outer, args)
+
+
+def test_an_ascii_terminal_gets_question_marks(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    with one_line_errors():
+        print("λ 0.6", flush=True)
+    assert written.getvalue() == b"? 0.6\n"
+
+
+def test_double_precision_is_refused(capsys):
+    with jax.enable_x64(True), pytest.raises(SystemExit) as exit_, one_line_errors():
+        raise AssertionError
+    assert exit_.value.code == 2 and "JAX_ENABLE_X64" in capsys.readouterr().err
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,154 @@
+"""Ranges of settings, declared once at the fields of the dataclasses and enforced whenever one is made.
+
+A numeric field is annotated with `annotated-types` (`Ge`, `Gt`, `Le`, `Lt`, `Interval`, `MinLen`), by itself or through
+the names below. Floats are bounded by infinity, so that NaN and infinite values are refused too. The elements of a
+tuple have a range of their own: `tuple[Count, ...]`.
+"""
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import annotated_types as at
+
+Count = Annotated[int, at.Interval(ge=1, lt=2**31)]
+"""A number of things, of which there must be one; fits the int32 of counters."""
+NonNegativeCount = Annotated[int, at.Interval(ge=0, lt=2**31)]
+"""A number of things, or none."""
+Seed = Annotated[int, at.Interval(ge=0, lt=2**32)]
+"""A random seed; jax takes larger ones modulo 2^32."""
+Real = Annotated[float, at.Interval(gt=-math.inf, lt=math.inf)]
+"""Any finite number."""
+NonNegative = Annotated[float, at.Interval(ge=0.0, lt=math.inf)]
+"""Zero or larger, finite."""
+Positive = Annotated[float, at.Interval(gt=0.0, lt=math.inf)]
+"""Larger than zero, finite."""
+Share = Annotated[float, at.Interval(ge=0.0, le=1.0)]
+"""Between 0 and 1, both included."""
+PositiveShare = Annotated[float, at.Interval(gt=0.0, le=1.0)]
+"""Above 0, at most 1."""
+
+_WORDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+class RangeError(ValueError):
+    """A value outside of its range.
+
+    Attributes:
+        field: name of the field.
+        problem: value and range in words, as in `is 1.5; it must be at least 0 and at most 1`.
+    """
+
+    def __init__(self, field: str, value: object, requirement: str):
+        self.field = field
+        self.problem = f"is {value}; {requirement}"
+        super().__init__(f"{field} {self.problem}")
+
+
+class Ranged:
+    """Base of the settings dataclasses: checks the declared ranges whenever one is made.
+
+    A subclass that compares fields with each other extends `__post_init__`.
+
+    Examples:
+        >>> cj.MaddpgBcConfig(discount=1.5)
+        Traceback (most recent call last):
+        coda_jax.ranges.RangeError: discount is 1.5; it must be at least 0 and at most 1
+    """
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def check_ranges(config: Any) -> None:
+    """Checks every field of a dataclass against its declared range.
+
+    Raises:
+        RangeError: names the first field out of range, its value and the range.
+    """
+    for name, hint in field_types(type(config)).items():
+        value = getattr(config, name)
+        requirement = violated(value, hint)
+        if requirement is not None:
+            raise RangeError(name, value, requirement)
+
+
+def check_seeds(seed: int, num_seeds: int) -> None:
+    """Refuses seeds `seed`, `seed + 1`, ... that reach 2^32, by a `RangeError`."""
+    if seed + num_seeds > 2**32:
+        raise RangeError("seed", seed, f"the last of {num_seeds} seeds must be below {2**32}")
+
+
+@functools.cache
+def field_types(config: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields by name, with the declared ranges."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config)}
+
+
+def bounds(hint: Any) -> list[at.Ge | at.Gt | at.Le | at.Lt]:
+    """The bounds that an annotation declares for its value itself, not for the elements of a tuple."""
+    return [mark for mark in _metadata(hint) if isinstance(mark, at.Ge | at.Gt | at.Le | at.Lt)]
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, and of any other annotation itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def element_types(hint: Any, length: int) -> tuple[Any, ...]:
+    """The annotations of the elements of a tuple of `length`; empty if the annotation is not that of a tuple."""
+    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    if typing.get_origin(base) is not tuple:
+        return ()
+    elements = typing.get_args(base)
+    return (elements[0],) * length if elements[-1] is Ellipsis else elements
+
+
+def _metadata(hint: Any) -> Iterator[Any]:
+    for mark in typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ():
+        yield from mark if isinstance(mark, at.GroupedMetadata) else (mark,)
+
+
+def violated(value: Any, hint: Any) -> str | None:
+    """The requirement that a value violates, in words; None if there is none."""
+    if value is None:
+        return None
+    for alternative in alternatives(hint):
+        limits = bounds(alternative)
+        if not all(_holds(value, limit) for limit in limits):
+            return f"it must be {_in_words(limits)}"
+        for mark in _metadata(alternative):
+            if isinstance(mark, at.MinLen) and len(value) < mark.min_length:
+                return f"it must have at least {mark.min_length} entries"
+        if isinstance(value, tuple):
+            for element, element_type in zip(value, element_types(alternative, len(value)), strict=False):
+                requirement = violated(element, element_type)
+                if requirement is not None:
+                    return requirement.replace("it must", "each entry must")
+    return None
+
+
+def _holds(value: Any, bound: at.Ge | at.Gt | at.Le | at.Lt) -> bool:
+    """Whether a value keeps to a bound; NaN keeps to none."""
+    match bound:
+        case at.Ge(limit):
+            return value >= limit
+        case at.Gt(limit):
+            return value > limit
+        case at.Le(limit):
+            return value <= limit
+    return value < bound.lt
+
+
+def _in_words(limits: list[at.Ge | at.Gt | at.Le | at.Lt]) -> str:
+    words = []
+    for limit in limits:
+        ((name, value),) = dataclasses.asdict(limit).items()
+        number = f"{value:g}" if isinstance(value, float) else f"{value}"
+        words.append("finite" if abs(value) == math.inf and name in ("gt", "lt") else f"{_WORDS[name]} {number}")
+    return " and ".join(dict.fromkeys(words))

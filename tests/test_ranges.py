@@ -1,0 +1,62 @@
+import dataclasses
+import math
+from typing import Annotated
+
+import annotated_types as at
+import pytest
+
+from coda_jax.ranges import Count, NonNegative, Ranged, RangeError, Seed, Share, check_seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Ranged):
+    share: Share = 0.5
+    rate: Annotated[float, at.Interval(gt=0.0, lt=math.inf)] = 1.0
+    widths: Annotated[tuple[Count, ...], at.MinLen(1)] = (1, 2)
+    centre: tuple[Share, NonNegative] = (0.0, 2.0)
+    limit: Count | None = None
+    seed: Seed = 0
+    name: str = ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"share": value} for value in (0.0, 1.0)),
+        *({"rate": value} for value in (1e-30, 1e30)),
+        {"widths": (1,)},
+        {"centre": (1.0, 0.0)},
+        *({"limit": value} for value in (None, 1)),
+        {"seed": 2**32 - 1},
+    ],
+)
+def test_the_ends_of_a_range_are_in_it(changes):
+    assert dataclasses.asdict(Settings(**changes)).items() >= changes.items()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"share": 1.5}, "share is 1.5; it must be at least 0 and at most 1"),
+        ({"share": math.nan}, "share is nan; it must be at least 0 and at most 1"),
+        ({"rate": 0.0}, "rate is 0.0; it must be above 0 and finite"),
+        ({"rate": math.inf}, "rate is inf; it must be above 0 and finite"),
+        ({"widths": (8, 0)}, r"widths is \(8, 0\); each entry must be at least 1"),
+        ({"widths": ()}, r"widths is \(\); it must have at least 1 entries"),
+        ({"centre": (2.0, 2.0)}, "centre is .* each entry must be at least 0 and at most 1"),
+        ({"centre": (0.0, -2.0)}, "centre is .* each entry must be at least 0 and finite"),
+        ({"limit": 0}, "limit is 0; it must be at least 1"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be at least 0 and below 4294967296"),
+    ],
+)
+def test_a_value_outside_is_refused_by_name(changes, message):
+    with pytest.raises(RangeError, match=message):
+        Settings(**changes)
+    with pytest.raises(RangeError):
+        dataclasses.replace(Settings(), **changes)
+
+
+def test_the_last_of_several_seeds_is_below_two_to_the_32():
+    check_seeds(2**32 - 4, 4)
+    with pytest.raises(RangeError, match="seed"):
+        check_seeds(2**32 - 3, 4)
