@@ -1,6 +1,8 @@
 """The named datasets, rolled out on first use and kept in the cache as vaults."""
 
+import contextlib
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,10 @@ from jax.sharding import Mesh
 from coda_jax.data.dataset import Episodes
 from coda_jax.data.named import STREAMS, record
 from coda_jax.data.teams import NOISE, assets, load_teams, schedule_of
-from coda_jax.data.vault import read_vault, write_vault
+from coda_jax.data.vault import VaultError, read_vault, write_vault
 from coda_jax.envs.base import Environment
 from coda_jax.envs.mamujoco import TASKS
-from experiments.host.cache import cache_folder, key_of, lock
+from experiments.host.cache import cache_folder, key_of, lock, quarantine
 from experiments.host.console import phase
 
 
@@ -32,10 +34,26 @@ def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> 
     if name != "replay":
         recipe["snapshots"] = np.unique(schedule, axis=0).tolist()
     path = cache_folder() / "datasets" / task / f"{name.capitalize()}.vlt" / key_of(recipe)
-    if not path.exists():
-        with lock(path, f"the dataset {task} {name}"):
-            if not path.exists():  # another process may have built it meanwhile
-                with phase(f"rolling out {num_episodes} episodes", total=num_episodes) as progress:
-                    episodes = record(env, teams, schedule, mesh, STREAMS.index(name), progress.advance)
-                write_vault(path, episodes, recipe)
+    with contextlib.suppress(VaultError):
+        return _read(path, env)
+    with lock(path, f"the dataset {task} {name}"):
+        try:  # another process may have built it meanwhile
+            return _read(path, env)
+        except VaultError:
+            if path.exists():
+                quarantine(path, "its vault cannot be read, or does not match its checksums")
+        with phase(f"rolling out {num_episodes} episodes", total=num_episodes) as progress:
+            episodes = record(env, teams, schedule, mesh, STREAMS.index(name), progress.advance)
+        write_vault(path, episodes, recipe)
+    return _read(path, env)
+
+
+def _read(path: Path, env: Environment) -> Episodes:
+    """Reads a vault of the cache, whose checksums are in its card.
+
+    Raises:
+        VaultError: it does not exist, is damaged, or lacks its card.
+    """
+    if not (path / "card.json").exists():
+        raise VaultError(f"vault {path} has no card")
     return read_vault(path, env.spec)

@@ -19,7 +19,7 @@ from coda_jax.marl.stateless_maddpg import CriticConfig, fit_critic
 from coda_jax.types import Metrics, Params, PRNGKey, Trajectory
 from experiments.games.methods import GameCodaConfig, GamePrior, Generators
 from experiments.host.cache import cache_folder, key_of, lock
-from experiments.host.checkpoints import Checkpoints
+from experiments.host.checkpoints import open_cached
 from experiments.host.console import Phase, phase, say
 from experiments.host.errors import UserError
 
@@ -105,9 +105,8 @@ def _fit(
         # One draw after the other: weights with a leading axis would be slower to multiply with.
         return jax.lax.map(lambda inputs: fit_one(*inputs), (state, z, y, keys))
 
-    checkpoints = Checkpoints(entry)
     state = jax.device_put(jax.jit(jax.vmap(generator.init))(keys[:, 0]), NamedSharding(mesh, draws))
-    restored = checkpoints.restore(state)
+    checkpoints, restored = open_cached(entry, state)
     if restored is not None:
         progress.advance(num_updates, "from the cache")
         state = restored.tree

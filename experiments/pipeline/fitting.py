@@ -15,7 +15,7 @@ from coda_jax.diffusion.generator import GeneratorConfig, GeneratorState
 from coda_jax.prior import Prior, TrajectoryModel, encode, fit_transform, fit_updates, held_out_loss, make_model
 from coda_jax.types import Metrics, PRNGKey, TaskSpec
 from experiments.host.cache import cache_folder, key_of, lock
-from experiments.host.checkpoints import Checkpoints
+from experiments.host.checkpoints import Checkpoints, open_cached
 from experiments.host.console import phase
 from experiments.host.errors import UserError
 from experiments.pipeline.settings import ExperimentConfig
@@ -93,8 +93,7 @@ def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     jitted_encode = jax.jit(encode)
     entry = cache_folder() / "denoisers" / key_of(_identity(config, fit))
     with lock(entry, f"the denoiser of {spec.name}"):
-        checkpoints = Checkpoints(entry)
-        restored = checkpoints.restore(state)
+        checkpoints, restored = open_cached(entry, state)
         if restored is not None:
             state = restored.tree
         if int(state.step) < config.denoiser.num_updates:

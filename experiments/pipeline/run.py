@@ -20,6 +20,7 @@ from experiments.host.run_folder import RunFolder, default_run_dir, open_run_fol
 from experiments.pipeline.fitting import Fit, fit_prior
 from experiments.pipeline.quality import show_quality
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, uses
+from experiments.pipeline.summary import SUMMARY
 from experiments.pipeline.training import PHASES, make_job, train_policies
 
 NOT_NUMBERS = ("run_dir", "allow_other_devices")
@@ -68,7 +69,7 @@ def run(config: ExperimentConfig) -> None:
         if not folder.finished:
             print_config(identity)
             _train(config, vault, mesh, folder)
-        show(folder.read_summary())
+        show(folder.read_summary(SUMMARY))
 
 
 def load_data(config: ExperimentConfig, mesh: Mesh) -> tuple[Environment, Episodes]:

@@ -118,7 +118,7 @@ class Training:
 
     def start(self) -> None:
         """Plays round 0: the untrained policy and the first synthetic data, each timed by a call of its own."""
-        self.folder.metrics.cut_back(-1)
+        self.folder.metrics.restore("")
         self.clock.lap()
         for scheduled in self.schedule:
             if scheduled.number > 0:
@@ -147,7 +147,10 @@ class Training:
             )
         self.state, self.times, self.first_quality = restored.tree, notes["times"], notes.get("quality", {})
         self.clock.add(notes["seconds"])
-        self.folder.metrics.cut_back(restored.step)
+        if "metrics" in notes:
+            self.folder.metrics.restore(notes["metrics"])
+        else:  # an older checkpoint
+            self.folder.metrics.cut_back(restored.step)
         return restored.step
 
     def train(self, done: int) -> None:
@@ -200,6 +203,7 @@ class Training:
 
     def _save(self, number: int) -> None:
         notes = {"times": self.times, "data": self.job.fit.data, "quality": self.first_quality}
+        notes["metrics"] = self.folder.metrics.text
         self.checkpoints.save(number, self.state, {**notes, "seconds": self.clock.seconds})
 
 
