@@ -14,7 +14,6 @@ import csv
 import dataclasses
 import fcntl
 import itertools
-import signal
 import subprocess
 import sys
 import time
@@ -117,7 +116,6 @@ def main(args: Sequence[str] | None = None) -> None:
         if config.list:
             print_states(runs, {})
             return
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops the current run too
         failures = sweep(runs)
         print_states(runs, failures)
         if failures:

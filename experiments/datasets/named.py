@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,6 +17,7 @@ from coda_jax.envs.base import Environment
 from coda_jax.envs.mamujoco import TASKS
 from experiments.host.cache import cache_folder, key_of, lock, quarantine
 from experiments.host.console import phase
+from experiments.host.files import reserve
 
 
 def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> Episodes:
@@ -44,6 +46,8 @@ def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> 
                 quarantine(path, "its vault cannot be read, or does not match its checksums")
         with phase(f"rolling out {num_episodes} episodes", total=num_episodes) as progress:
             episodes = record(env, teams, schedule, mesh, STREAMS.index(name), progress.advance)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reserve(path.parent, 2 * sum(array.nbytes for array in jax.tree.leaves(episodes)))  # ends are stored per agent
         write_vault(path, episodes, recipe)
     return _read(path, env)
 

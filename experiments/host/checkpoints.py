@@ -20,12 +20,16 @@ import orbax.checkpoint as ocp
 from experiments.host.cache import quarantine
 from experiments.host.console import warn
 from experiments.host.errors import UserError
-from experiments.host.files import digest, read_sealed, write_sealed
+from experiments.host.files import digest, read_sealed, reserve, write_sealed
 
 Tree = TypeVar("Tree")
 
 KEPT = 2
 """Checkpoints kept in a series: the latest, and a fallback in case it is damaged."""
+
+
+BYTES_PER_ARRAY = 8192
+"""Upper estimate of the bytes that Orbax stores besides each array: its own file, metadata and sharding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,12 @@ class Checkpoints:
             step: larger than all previously saved steps.
             tree: the carry; it may be donated afterwards. Weak types are restored as strong types.
             notes: JSON-compatible values, such as the elapsed seconds.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
         """
+        leaves = jax.tree.leaves(tree)
+        reserve(self._folder / "steps", sum(leaf.nbytes for leaf in leaves) + BYTES_PER_ARRAY * (len(leaves) + 32))
         self._manager.save(step, args=ocp.args.StandardSave(_without_empty(tree)), force=True)
         self._manager.wait_until_finished()
         record = {"notes": dict(notes or {}), "sha256": _digests(self._step_folder(step))}

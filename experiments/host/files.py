@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,23 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def reserve(folder: Path, num_bytes: int) -> None:
+    """Fails if a folder's disk or quota has no space for that many bytes, before threads of a library start to write.
+
+    The space is free again on return. macOS has no `posix_fallocate`: nothing is tested there.
+
+    Raises:
+        OSError: there is not enough space.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            os.posix_fallocate(probe.fileno(), 0, max(1, num_bytes))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def digest(file: Path) -> str:

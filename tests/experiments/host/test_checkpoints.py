@@ -1,3 +1,5 @@
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -172,6 +174,19 @@ def test_a_damaged_series_of_the_cache_heals(series, tmp_path, capsys):
     chex.assert_trees_all_equal(restored.tree["x"], jnp.arange(1000))
     assert capsys.readouterr().err == ""
     assert (tmp_path / ".train.damaged" / "1.json").exists()
+
+
+def test_a_full_disk_is_noticed_before_threads_write(series, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    series.save(1, {"x": jnp.arange(1000)})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="steps") as error:
+        patch.setattr(os, "posix_fallocate", full)
+        series.save(2, {"x": jnp.arange(1000)})
+    assert error.value.errno == errno.ENOSPC
+    assert [path.name for path in (tmp_path / "train" / "steps").iterdir()] == ["1"]
+    series.save(2, {"x": jnp.arange(1000)})
 
 
 def test_a_step_without_its_record_was_never_saved(series, tmp_path):
