@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from tests.faults import AUDITS, World, make_world
+from tests.fault_world import World, make_world
+from tests.faults import AUDITS
 
 pytestmark = pytest.mark.slow
 
