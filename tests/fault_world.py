@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -84,7 +86,8 @@ def numbers(path: Path) -> tuple[Any, ...]:
     """All numbers of a finished run: the bytes of its metrics, its summary, and the arrays of its last checkpoint."""
     summary = json.loads((path / "summary.json").read_text())
     last = max((path / "checkpoints" / "train" / "steps").iterdir(), key=lambda step: int(step.name))
-    with ocp.PyTreeCheckpointer() as reader:
+    with ocp.PyTreeCheckpointer() as reader, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Orbax finds the sharding in the checkpoint
         tree = reader.restore(last.absolute() / "default")
     kept = {name: value for name, value in summary.items() if name not in TIMES}
     return (path / "metrics.csv").read_bytes(), json.dumps(kept), int(last.name), tuple(flatten(tree))
@@ -97,7 +100,8 @@ def flatten(tree: Any, name: str = "") -> Iterator[tuple[str, bytes]]:
         for key, value in items:
             yield from flatten(value, f"{name}.{key}")
     elif tree is not None:
-        yield name, np.asarray(tree).tobytes()
+        is_key = jax.dtypes.issubdtype(tree.dtype, jax.dtypes.prng_key)
+        yield name, np.asarray(jax.random.key_data(tree) if is_key else tree).tobytes()
 
 
 def outcome(command: Callable[[], None]) -> tuple[int | str, list[str]]:
