@@ -264,7 +264,7 @@ def write_summary(
     """Draws the pictures and writes the summary."""
     base, env, fit = job.config, job.env, job.fit
     points = read_points(folder.path / "steering.csv")
-    training: dict[str, Any] = json.loads((trained / "summary.json").read_text(encoding="utf-8"))
+    training = RunFolder(trained).read_summary({"updates": int, "returns_per_seed": list[float]})
     windows = min(WINDOWS, config.num_trajectories)
     real = quality_meter(env, fit.held_out, windows)(real_trajectories(fit.held_out, windows))
     actions = base.training.horizon * env.spec.num_agents * env.spec.action_dim

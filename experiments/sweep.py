@@ -14,8 +14,6 @@ import csv
 import dataclasses
 import fcntl
 import itertools
-import json
-import signal
 import subprocess
 import sys
 import time
@@ -27,11 +25,12 @@ import tyro
 
 from experiments.host.console import Phase, duration, phase, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
-from experiments.host.run_folder import check_settings
+from experiments.host.run_folder import RunFolder, check_settings
 from experiments.host.yaml_files import read_yaml
 from experiments.pipeline.learners import ALGORITHMS, is_of_algorithm
 from experiments.pipeline.run import identity_of, run_dir_of
-from experiments.pipeline.settings import PRESETS, ExperimentConfig, check_choice, uses
+from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, uses
+from experiments.pipeline.summary import SUMMARY
 
 JOB = (sys.executable, "-m", "experiments.mamujoco")
 """The command of a run, without its flags."""
@@ -81,6 +80,14 @@ class Run:
         """Whether the run is finished."""
         return (self.path / "summary.json").exists()
 
+    def summary(self) -> dict[str, Any]:
+        """The result of a finished run.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return RunFolder(self.path).read_summary({name: SUMMARY[name] for name in ("mean", "standard_error")})
+
     @property
     def work(self) -> int:
         """Total number of learner updates of all seeds."""
@@ -91,7 +98,7 @@ class Run:
         """Number of completed learner updates of all seeds, from `metrics.csv`."""
         if self.finished:
             return self.work
-        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # the last row may be incomplete
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError, csv.Error):
             with (self.path / "metrics.csv").open(encoding="utf-8", newline="") as file:
                 last = list(csv.DictReader(file))[-1]
             return min(self.work, self.config.num_seeds * int(float(last["updates"])))
@@ -106,10 +113,10 @@ def main(args: Sequence[str] | None = None) -> None:
         for run in runs:
             if run.finished:  # the preset may have changed since then
                 check_settings(run.path, identity_of(run.config), identity_of(PRESETS[run.config.preset]))
+                run.summary()  # a damaged one is refused before anything is run
         if config.list:
             print_states(runs, {})
             return
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops the current run too
         failures = sweep(runs)
         print_states(runs, failures)
         if failures:
@@ -313,12 +320,9 @@ def print_states(runs: Sequence[Run], failures: Mapping[str, str]) -> None:
     """Prints the outcome of the runs, a line each: return +- standard error, folder, and settings not in its name."""
     for run in runs:
         if run.finished:
-            try:
-                summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
-                error = summary["standard_error"]
-                state = f"{summary['mean']:.0f}" + ("" if error is None else f" +- {error:.0f}")
-            except (ValueError, TypeError, KeyError):
-                state = "bad summary"
+            summary = run.summary()
+            error = summary["standard_error"]
+            state = f"{summary['mean']:.0f}" + ("" if error is None else f" +- {error:.0f}")
         else:
             state = "failed" if run.name in failures else f"{run.done() / run.work:.0%} done"
         say(f"{state:>14}  {run.title}")

@@ -41,6 +41,18 @@ CODA = "coda 0.6"
 COLUMNS = ("none", "unconditional", CODA, "coda 1", "simulated")
 """The methods of Table 1: the paper's, with its two lambdas, and the oracle. Other lambdas are ablations."""
 
+STEERING = {
+    **{"task": str, "dataset": str, "vault": str | None, "preset": str, "fit_seed": int},
+    **{"highest_log_likelihood": float, "real": dict[str, dict[str, float]], "wall_seconds": dict[str, float]},
+}
+"""What is read of a summary of `experiments.steering`."""
+
+GAME = {
+    **{"game": str, "dataset": str, "returns_per_seed": dict[str, list[float]]},
+    **{"optimum": float, "wall_seconds": float},
+}
+"""What is read of a summary of a polynomial game."""
+
 DATASET_ORDER = ("replay", "good", "medium", "poor")
 
 
@@ -225,7 +237,7 @@ def _steering(results: Path) -> tuple[Steering, ...]:
         path = file.parent
         if not (path / "summary.json").exists() or is_smoke(path):
             continue
-        summary = read_json(path / "summary.json", ("task", "dataset", "vault", "preset", "fit_seed", "wall_seconds"))
+        summary = read_json(path / "summary.json", STEERING)
         training = path / "training"
         run = Steering(
             path,
@@ -247,8 +259,8 @@ def _steering(results: Path) -> tuple[Steering, ...]:
 def _games(results: Path) -> tuple[Game, ...]:
     found: dict[tuple[str, str], Game] = {}
     for file in sorted(results.rglob("summary.json")):
-        if "game" in read_json(file, ()):
-            summary = read_json(file, ("game", "dataset", "returns_per_seed", "optimum", "wall_seconds"))
+        if "game" in read_json(file, {}):
+            summary = read_json(file, GAME)
             game = Game(file.parent, file.parent.relative_to(results).as_posix(), summary, read_provenance(file.parent))
             other = found.setdefault((summary["game"], summary["dataset"]), game)
             if other is not game:

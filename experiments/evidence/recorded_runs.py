@@ -3,10 +3,11 @@
 A *condition* is all settings but the seeds. Runs of one condition are one cell of a table, their seeds together.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +17,17 @@ import yaml
 from experiments.evidence.naming import METHODS
 from experiments.host.cache import flat, key_of, plain
 from experiments.host.errors import UserError
+from experiments.host.records import parse_file, parse_mapping
 from experiments.host.run_folder import Metrics
 from experiments.pipeline.learners import DEFAULT_ALGORITHM, is_of_algorithm
 from experiments.pipeline.settings import PRESETS, uses
+from experiments.pipeline.summary import SUMMARY
 
-NEEDED = (
-    *("task", "dataset", "augmentation", "guidance", "updates", "seeds", "returns_per_seed", "mean", "standard_error"),
-    *("num_seeds", "sample_quality", "dataset_mean_return", "dataset_best_return", "wall_seconds"),
-)
-"""Fields of `summary.json` that the report needs."""
+PROVENANCE = {"device": str, "backend": str, "visible_cores": int, "platform": str}
+"""What is read of a provenance."""
+
+ADVICE = "restore the run from a copy, or remove it"
+"""What to do about a damaged run."""
 
 SYNTHETIC = {"unconditional": "unguided", "simulated": "simulated", "coda": "guided"}
 """The name of each augmentation's synthetic trajectories in `sample_quality`."""
@@ -124,14 +127,17 @@ def read_run(path: Path) -> Run:
     Raises:
         UserError: the run is missing, unfinished, or not from `experiments.mamujoco`.
     """
-    summary, config = read_json(path / "summary.json", NEEDED), read_settings(path)
+    summary, config = read_json(path / "summary.json", SUMMARY), read_settings(path)
     if not isinstance(config.get("training"), dict):
         raise UserError(f"{path / 'config.yaml'} is no configuration of the main job")
-    metrics = _parsed(path / "metrics.csv", lambda _: Metrics(path / "metrics.csv").read())
+    with _must_exist(path / "metrics.csv"):
+        metrics = parse_file(path / "metrics.csv", lambda _: Metrics(path / "metrics.csv").read(), ADVICE)
     if summary["augmentation"] not in METHODS:
         raise UserError(f"{path / 'summary.json'} has an unknown augmentation, {summary['augmentation']}")
     if not {"round", "seed", "return"} <= set(metrics) or set(metrics["seed"]) != set(summary["seeds"]):
         raise UserError(f"{path / 'metrics.csv'} is not that of its summary: it needs rounds and returns of its seeds")
+    if not np.isfinite(metrics["return"]).all():
+        raise UserError(f"{path / 'metrics.csv'} is damaged: a return is not finite; {ADVICE}")
     returns = summary["returns_per_seed"]
     if len(returns) != len(summary["seeds"]) or not np.isfinite(returns).all():
         raise UserError(f"{path / 'summary.json'} needs a finite return for each of its seeds")
@@ -146,19 +152,14 @@ def read_run(path: Path) -> Run:
     return Run(path, label, summary, metrics, config, provenance)
 
 
-def read_json(file: Path, needed: Iterable[str]) -> dict[str, Any]:
-    """Reads a JSON file of a run folder, a mapping with certain keys.
+def read_json(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads a JSON file of a run folder that holds a mapping with certain fields, each of its type.
 
     Raises:
         UserError: the file is missing, is no such mapping, or lacks a key.
     """
-    found = _parsed(file, json.loads)
-    if not isinstance(found, dict):
-        raise UserError(f"{file} cannot be read: it holds no mapping")
-    missing = sorted(set(needed) - set(found))
-    if missing:
-        raise UserError(f"{file} is not of this version: it has no {', '.join(missing)}")
-    return found
+    with _must_exist(file):
+        return parse_mapping(file, json.loads, fields, ADVICE)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -167,10 +168,16 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or is no mapping.
     """
-    found = _parsed(path / "config.yaml", yaml.safe_load)
-    if not isinstance(found, dict):
-        raise UserError(f"{path / 'config.yaml'} cannot be read: it holds no mapping")
-    return found
+    with _must_exist(path / "config.yaml"):
+        return parse_mapping(path / "config.yaml", yaml.safe_load, {}, ADVICE)
+
+
+@contextlib.contextmanager
+def _must_exist(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{file.parent} is no finished run: it has no {file.name}") from None
 
 
 def is_smoke(path: Path) -> bool:
@@ -185,16 +192,7 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
         UserError: the file lacks a field.
     """
     file = path / "provenance.json"
-    return read_json(file, ("device", "backend", "visible_cores", "platform")) if file.exists() else None
-
-
-def _parsed(file: Path, parse: Callable[[str], Any]) -> Any:
-    try:
-        return parse(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file.parent} is no finished run: it has no {file.name}") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    return read_json(file, PROVENANCE) if file.exists() else None
 
 
 def find_runs(results: Path) -> list[Run]:
@@ -206,7 +204,7 @@ def find_runs(results: Path) -> list[Run]:
     for file in sorted(results.rglob("summary.json")):
         if (file.parent.parent / "steering.csv").exists():
             continue
-        if "augmentation" in read_json(file, ()) and not is_smoke(file.parent):
+        if "augmentation" in read_json(file, {}) and not is_smoke(file.parent):
             found.append(read_run(file.parent))
     return found
 

@@ -19,7 +19,7 @@ from coda_jax.marl.stateless_maddpg import CriticConfig, fit_critic
 from coda_jax.types import Metrics, Params, PRNGKey, Trajectory
 from experiments.games.methods import GameCodaConfig, GamePrior, Generators
 from experiments.host.cache import cache_folder, cache_key, lock
-from experiments.host.checkpoints import Checkpoints
+from experiments.host.checkpoints import open_cached
 from experiments.host.console import Phase, phase, say
 from experiments.host.errors import UserError
 
@@ -110,9 +110,8 @@ def _fit(
         sharded = jax.shard_map(per_device, mesh=mesh, in_specs=draws, out_specs=draws, check_vma=False)
         return sharded(state, z, y, keys)
 
-    checkpoints = Checkpoints(entry)
     state = jax.device_put(jax.jit(jax.vmap(generator.init))(keys[:, 0]), NamedSharding(mesh, draws))
-    restored = checkpoints.restore(state)
+    checkpoints, restored = open_cached(entry, state)
     if restored is not None:
         progress.advance(num_updates, "from the cache")
         state = restored.tree

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from experiments.host.errors import UserError
 from experiments.host.files import write_atomically
 from experiments.host.plots import panels
+from experiments.host.records import parse_file
 
 COLUMNS = (
     "policy",
@@ -87,8 +88,7 @@ def read_points(path: Path) -> Points:
     points: Points = {}
     if not path.exists():
         return points
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
+    header, *rows = parse_file(path, lambda text: list(csv.reader(text.splitlines())), "delete it") or [[]]
     if tuple(header) not in (COLUMNS, COLUMNS[:-1]):
         raise UserError(f"{path} has the columns {', '.join(header)}; expected {', '.join(COLUMNS)}")
     for number, row in enumerate(rows):

@@ -1,7 +1,7 @@
 """The cache folder: datasets, fitted denoisers and compiled programs, shared by all runs of a user.
 
 The name of an entry is the hash of its configuration, the backend and versions (`cache_key`). One process at a time
-builds an entry (`lock`).
+builds an entry (`lock`). A damaged entry is renamed and built again (`quarantine`).
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import jax
 
-from experiments.host.console import say
+from experiments.host.console import say, warn
 from experiments.host.errors import UserError
 
 
@@ -67,6 +68,20 @@ def lock(entry: Path, description: str) -> Iterator[None]:
             say(f"waiting for another process that builds {description}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file releases the lock
+
+
+def quarantine(entry: Path, reason: str) -> None:
+    """Renames a damaged entry to `.NAME.damaged`, with a warning, so that it is built again; hold the entry's lock.
+
+    Args:
+        entry: the file or folder; an older one in quarantine is removed.
+        reason: the damage in words, for the warning.
+    """
+    aside = entry.with_name(f".{entry.name}.damaged")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    entry.replace(aside)
+    warn(f"the cache entry {entry} is damaged ({reason}); it is built again, and kept as {aside.name}")
 
 
 def key_of(config: Any) -> str:

@@ -1,14 +1,13 @@
 """Checkpoints of a training carry that survive SIGKILL at any time and detect flipped bits.
 
     SERIES/steps/STEP/...    Orbax's files, one folder a step
-    SERIES/STEP.json         the SHA-256 of each of its files, and notes of the host
+    SERIES/STEP.json         the SHA-256 of each of its files, notes of the host, and a SHA-256 of the record itself
 
 The record STEP.json is written atomically after the folder is complete, and removed before the folder. So a step with
-both is complete, and the checksums verify its files.
+a record was complete, and the checksums verify its files.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,14 +17,19 @@ from typing import Any, Generic, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from experiments.host.cache import quarantine
 from experiments.host.console import warn
 from experiments.host.errors import UserError
-from experiments.host.files import write_atomically
+from experiments.host.files import digest, read_sealed, reserve, write_sealed
 
 Tree = TypeVar("Tree")
 
 KEPT = 2
 """Checkpoints kept in a series: the latest, and a fallback in case it is damaged."""
+
+
+BYTES_PER_ARRAY = 8192
+"""Upper estimate of the bytes that Orbax stores besides each array: its own file, metadata and sharding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Restored(Generic[Tree]):
     """The host's notes beside it."""
 
 
+class DamagedSeriesError(UserError):
+    """A series has checkpoints, but none is intact."""
+
+
 class Checkpoints:
     """A series of checkpoints in its own folder, for one process at a time."""
 
@@ -50,7 +58,7 @@ class Checkpoints:
         steps.mkdir(parents=True, exist_ok=True)
         for entry in steps.iterdir():
             if not self._record(entry.name).exists():
-                shutil.rmtree(entry)
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(steps, options=options)
 
@@ -61,12 +69,17 @@ class Checkpoints:
             step: larger than all previously saved steps.
             tree: the carry; it may be donated afterwards. Weak types are restored as strong types.
             notes: JSON-compatible values, such as the elapsed seconds.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
         """
+        leaves = jax.tree.leaves(tree)
+        reserve(self._folder / "steps", sum(leaf.nbytes for leaf in leaves) + BYTES_PER_ARRAY * (len(leaves) + 32))
         self._manager.save(step, args=ocp.args.StandardSave(_without_empty(tree)), force=True)
         self._manager.wait_until_finished()
         record = {"notes": dict(notes or {}), "sha256": _digests(self._step_folder(step))}
-        write_atomically(self._record(step), json.dumps(record, indent=1))
-        for old in sorted(self._manager.all_steps())[:-KEPT]:
+        write_sealed(self._record(step), json.dumps(record, indent=1))
+        for old in self._steps()[:-KEPT]:
             self._drop(old)
 
     def restore(self, template: Tree) -> Restored[Tree] | None:
@@ -76,11 +89,11 @@ class Checkpoints:
             template: a carry of the same structure, shapes, dtypes and devices.
 
         Raises:
-            UserError: there are checkpoints but none is intact.
+            DamagedSeriesError: there are checkpoints but none is intact.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(template))
         damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in reversed(self._steps()):
             notes = self._notes_if_intact(step)
             if notes is not None:
                 for later in damaged:
@@ -91,12 +104,18 @@ class Checkpoints:
                 return Restored(step, tree, notes)
             damaged.append(step)
         if damaged:
-            raise UserError(f"no checkpoint in {self._folder} is intact; delete the run folder to restart the run")
+            raise DamagedSeriesError(
+                f"no checkpoint in {self._folder} is intact; delete the run folder to restart the run"
+            )
         return None
 
     def close(self) -> None:
         """Stops the threads of Orbax."""
         self._manager.close()
+
+    def _steps(self) -> list[int]:
+        """The steps that have a record, in ascending order."""
+        return sorted(int(record.stem) for record in self._folder.glob("*.json") if record.stem.isdecimal())
 
     def _record(self, step: int | str) -> Path:
         return self._folder / f"{step}.json"
@@ -106,14 +125,15 @@ class Checkpoints:
 
     def _notes_if_intact(self, step: int) -> dict[str, Any] | None:
         try:
-            record = json.loads(self._record(step).read_text(encoding="utf-8"))
+            record = json.loads(read_sealed(self._record(step)))
             return record["notes"] if record["sha256"] == _digests(self._step_folder(step)) else None
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _drop(self, step: int) -> None:
         self._record(step).unlink(missing_ok=True)
-        shutil.rmtree(self._step_folder(step))
+        if self._step_folder(step).exists():
+            shutil.rmtree(self._step_folder(step))
         self._manager.reload()
 
 
@@ -121,6 +141,24 @@ def single_device_template(tree: Tree, device: Any) -> Tree:
     """The template of a pytree, of arrays or their shapes, that is restored to one device."""
     sharding = jax.sharding.SingleDeviceSharding(device)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def open_cached(entry: Path, template: Tree) -> tuple[Checkpoints, Restored[Tree] | None]:
+    """Opens the series of an entry of the cache, and restores its latest intact checkpoint; hold the entry's lock.
+
+    A series without an intact checkpoint is quarantined with a warning, and an empty one takes its place.
+
+    Args:
+        entry: folder of the series.
+        template: see `Checkpoints.restore`.
+    """
+    checkpoints = Checkpoints(entry)
+    try:
+        return checkpoints, checkpoints.restore(template)
+    except DamagedSeriesError:
+        checkpoints.close()
+        quarantine(entry, "no checkpoint in it is intact")
+        return Checkpoints(entry), None
 
 
 def _without_empty(tree: Any) -> Any:
@@ -131,4 +169,4 @@ def _without_empty(tree: Any) -> Any:
 def _digests(folder: Path) -> dict[str, str]:
     """Returns the SHA-256 of every file in a folder, by its relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): digest(path) for path in files}

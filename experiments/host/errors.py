@@ -5,9 +5,12 @@ import errno
 import io
 import os
 import re
+import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import jax
 import tyro
@@ -29,6 +32,28 @@ class UserError(Exception):
     """An error that the user must correct; the message is one line with error, location and remedy."""
 
 
+class Terminated(SystemExit):
+    """SIGTERM arrived."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Raises `Terminated` in the main thread when SIGTERM arrives; does nothing in another thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first is enough
+        raise Terminated(143)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Wraps a whole program: converts errors that the user must correct into one line on stderr and an exit status.
@@ -36,17 +61,22 @@ def one_line_errors() -> Iterator[None]:
     Raises:
         SystemExit: status 2 for a `UserError`, a `VaultError`, a `RangeError`, double precision, a full disk or a path
             that is not writable (also if a library raises its own exception for it); status 130 for a
-            `KeyboardInterrupt`. Any other exception is a bug and keeps its traceback.
+            `KeyboardInterrupt` and 143 for SIGTERM, with the command that continues. Any other exception is a bug and
+            keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # an encoding without Greek letters prints question marks
     try:
         if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
             raise UserError("JAX_ENABLE_X64 is set, but the commands compute in single precision; unset it")
-        yield
+        with sigterm_raises():
+            yield
     except KeyboardInterrupt:
-        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        print(f"interrupted: {_how_to_continue()}", file=sys.stderr)
         sys.exit(130)
+    except Terminated:
+        print(f"terminated: {_how_to_continue()}", file=sys.stderr)
+        sys.exit(143)
     except (UserError, VaultError, RangeError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
@@ -138,6 +168,10 @@ def _chosen_preset(args: Sequence[str], presets: Mapping[str, Config]) -> Config
     if chosen not in presets:
         raise UserError(f"--preset is '{chosen}'; choose one of: {', '.join(presets)}")
     return presets[chosen]
+
+
+def _how_to_continue() -> str:
+    return f"the same command continues from the last checkpoint: {shlex.join(sys.orig_argv)}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,20 +3,21 @@
 config.yaml       the resolved configuration; a folder belongs to one configuration
 provenance.json   code, libraries and machine that began the run, and the changes at each resume
 data.json         digest of the dataset; absent from older folders
-metrics.csv       long form: one row a seed and evaluation
+metrics.csv       long form: one row a seed and evaluation; checkpoints have its rows too
 checkpoints/      series of checkpoints, one for each phase that can be resumed
 figures/          figures
+SHA256SUMS        checksums of the files above but checkpoints and figures, and of the summary
 summary.json      the result, written last; its presence means that the run is finished
 """
 
 import contextlib
 import csv
 import fcntl
+import hashlib
 import io
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from experiments.host.cache import key_of, plain
 from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import warn
 from experiments.host.errors import UserError
-from experiments.host.files import write_atomically
+from experiments.host.files import CHECKSUMS, digest, verify, write_atomically, write_checksums
 from experiments.host.provenance import provenance
-from experiments.host.yaml_files import read_yaml
+from experiments.host.records import parse_file, parse_mapping
 
 _LOCK = ".lock"
 _AFFECTS_NUMBERS = (
@@ -65,16 +66,19 @@ def default_run_dir(*, task: str, dataset: str, augmentation: str, guidance: flo
 
 
 class Metrics:
-    """`metrics.csv`: one row per seed and evaluation; the first columns are `round` and `seed`."""
+    """`metrics.csv`: one row per seed and evaluation; the first columns are `round` and `seed`.
+
+    `text` is what this process has recorded or restored. Keep it in the notes of a checkpoint: `restore` makes the file
+    again from it, whatever happened to the file.
+    """
 
     def __init__(self, path: Path):
-        """Opens the file, which need not exist yet."""
+        """Represents the file, which need not exist yet."""
         self.path = path
+        self.text = ""
 
     def append(self, round_: int, seeds: ArrayLike, columns: Mapping[str, ArrayLike]) -> None:
         """Appends the rows of one evaluation; returns when they are on disk.
-
-        Call it before the checkpoint of that round is saved: `cut_back` can remove rows, but not restore them.
 
         Args:
             round_: the round; 0 for measurements before the first.
@@ -86,32 +90,40 @@ class Metrics:
         """
         seeds = np.asarray(seeds)
         values = [np.broadcast_to(np.asarray(column), seeds.shape) for column in columns.values()]
-        header = ["round", "seed", *columns]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        if not self.path.exists():
-            writer.writerow(header)
-        elif header != (found := self._header()):
-            raise ValueError(f"{self.path} has the columns {found}, not {header}")
-        writer.writerows([round_, seed, *map(str, row)] for seed, *row in zip(seeds, *values, strict=True))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
+        rows = [[round_, seed, *map(str, row)] for seed, *row in zip(seeds, *values, strict=True)]
+        header = _csv([["round", "seed", *columns]])
+        if not self.text.startswith(header) and self.text:
+            raise ValueError(f"{self.path} has the columns {self.text.splitlines()[0]}, not {header.strip()}")
+        self.restore((self.text or header) + _csv(rows))
+
+    def restore(self, text: str) -> None:
+        """Replaces the file by a `text` of an earlier process; the empty text removes it."""
+        self.text = text
+        if text:
+            write_atomically(self.path, text)
+        else:
+            self.path.unlink(missing_ok=True)
 
     def cut_back(self, round_: int) -> None:
-        """Removes the rows of all rounds after `round_`, and an unfinished line of a killed process."""
-        if not self.path.exists():
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines[1:] if line.endswith("\n") and int(line.split(",", 1)[0]) <= round_]
-        if kept:
-            write_atomically(self.path, "".join([lines[0], *kept]))
-        else:
-            self.path.unlink()
+        """Restores the file from itself without the rows after `round_`, for a checkpoint of before it had the rows.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
+        header, *rows = text.splitlines(keepends=True) or [""]
+        try:
+            kept = [row for row in rows if row.endswith("\n") and int(row.split(",", 1)[0]) <= round_]
+        except ValueError as error:
+            raise UserError(f"{self.path} is damaged; delete the run folder to restart the run") from error
+        self.restore("".join([header, *kept]) if kept else "")
 
     def read(self) -> dict[str, np.ndarray]:
-        """Returns the columns by name, each of shape `[rows]`; empty before the first evaluation."""
+        """Returns the columns by name, each of shape `[rows]`; empty before the first evaluation.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         if not self.path.exists():
             return {}
         with self.path.open(encoding="utf-8", newline="") as file:
@@ -123,9 +135,11 @@ class Metrics:
             for name, values in zip(header, columns, strict=True)
         }
 
-    def _header(self) -> list[str]:
-        with self.path.open(encoding="utf-8", newline="") as file:
-            return next(csv.reader(file))
+
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 class RunFolder:
@@ -136,19 +150,37 @@ class RunFolder:
         self.path = path
         self.figures = path / "figures"
         self.metrics = Metrics(path / "metrics.csv")
+        self._summary = path / "summary.json"
 
     @property
     def finished(self) -> bool:
         """Whether the run is finished."""
-        return (self.path / "summary.json").exists()
+        return self._summary.exists()
 
-    def read_summary(self) -> dict[str, Any]:
-        """Returns the result of a finished run."""
-        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+    def read_summary(self, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Returns the result of a finished run, whose files are verified.
+
+        Args:
+            fields: the type of each field that must be there; see `records.parse_mapping`.
+
+        Raises:
+            UserError: the summary or another file with a checksum is damaged.
+        """
+        advice = f"delete {self._summary} to make the result again from the last checkpoint"
+        for file in self._recorded():
+            verify(file, advice)
+        return parse_mapping(self._summary, json.loads, fields or {}, advice)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes the result; thereby the run is finished."""
-        write_atomically(self.path / "summary.json", json.dumps(dict(summary), indent=2) + "\n")
+        """Writes the result and the checksums; thereby the run is finished."""
+        text = json.dumps(dict(summary), indent=2) + "\n"
+        digests = [(file.name, digest(file)) for file in self._recorded() if file != self._summary]
+        write_checksums(self.path, [*digests, (self._summary.name, hashlib.sha256(text.encode()).hexdigest())])
+        write_atomically(self._summary, text)
+
+    def _recorded(self) -> list[Path]:
+        """The files that have a checksum."""
+        return sorted(file for file in self.path.glob("[!.]*.*") if file.suffix in (".csv", ".json", ".yaml"))
 
     def check_dataset(self, digest: str) -> None:
         """Compares the digest of the dataset with the one in the folder, or stores it if the run is unfinished.
@@ -158,7 +190,8 @@ class RunFolder:
         """
         file = self.path / "data.json"
         if file.exists():
-            stored = json.loads(file.read_text(encoding="utf-8"))["dataset"]
+            advice = "restore it, or choose another --run-dir"
+            stored = parse_mapping(file, json.loads, {"dataset": str}, advice)["dataset"]
             if stored != digest:
                 raise UserError(
                     f"{self.path} belongs to another dataset, with digest {stored[:12]} there and {digest[:12]} here; "
@@ -212,6 +245,7 @@ def open_run_folder(
             write_atomically(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
         folder = RunFolder(path)
         if not folder.finished:
+            (path / CHECKSUMS).unlink(missing_ok=True)
             _check_provenance(path / "provenance.json", provenance(num_devices), allow_other_devices)
             folder.figures.mkdir(exist_ok=True)
         yield folder
@@ -220,10 +254,7 @@ def open_run_folder(
 def check_settings(path: Path, config: Any, defaults: Any = None) -> None:
     """Raises a `UserError` if the `config.yaml` of a run folder has other settings; see `open_run_folder`."""
     file = path / "config.yaml"
-    try:
-        stored = read_yaml(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read; choose another --run-dir") from error
+    stored = parse_file(file, yaml.safe_load, "choose another --run-dir")
     difference = _first_difference(_completed(stored, plain(defaults)), plain(config))
     if difference is not None:
         setting, there, here = difference
@@ -258,7 +289,8 @@ def _check_provenance(file: Path, current: dict[str, Any], allow_other_devices: 
     if not file.exists():
         write_atomically(file, json.dumps(current | {"resumed": []}, indent=2) + "\n")
         return
-    first = json.loads(file.read_text(encoding="utf-8"))
+    advice = "delete it to continue without the record of the machine that began the run"
+    first = parse_mapping(file, json.loads, {"num_devices": int, "resumed": list}, advice)
     if first["num_devices"] != current["num_devices"] and not allow_other_devices:
         raise UserError(
             f"{file.parent} was begun on {first['num_devices']} devices, here are {current['num_devices']}, which "

@@ -16,7 +16,7 @@ from coda_jax.dynamics.ensemble import Dynamics, make_dynamics
 from coda_jax.prior import Prior, TrajectoryModel, encode, fit_transform, fit_updates, held_out_loss, make_model
 from coda_jax.types import Metrics, PRNGKey, TaskSpec
 from experiments.host.cache import cache_folder, cache_key, lock
-from experiments.host.checkpoints import Checkpoints, single_device_template
+from experiments.host.checkpoints import Checkpoints, open_cached, single_device_template
 from experiments.host.console import phase
 from experiments.host.errors import UserError
 from experiments.pipeline.settings import ExperimentConfig
@@ -101,8 +101,7 @@ def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     jitted_encode = jax.jit(encode)
     entry = cache_folder() / "denoisers" / cache_key(_identity(config, fit))
     with lock(entry, f"the denoiser of {spec.name}"):
-        checkpoints = Checkpoints(entry)
-        restored = checkpoints.restore(state)
+        checkpoints, restored = open_cached(entry, state)
         if restored is not None:
             state = restored.tree
         if int(state.step) < config.denoiser.num_updates:
@@ -132,8 +131,8 @@ def _with_dynamics(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     identity = {"data": fit.data, "config": config.dynamics, "horizon": fit.model.horizon, "seed": config.fit_seed}
     entry = cache_folder() / "dynamics" / cache_key(identity)
     with lock(entry, f"the one-step model of {spec.name}"):
-        checkpoints = Checkpoints(entry)
-        restored = checkpoints.restore(single_device_template(jax.eval_shape(fitted, dataset, key), device))
+        template = single_device_template(jax.eval_shape(fitted, dataset, key), device)
+        checkpoints, restored = open_cached(entry, template)
         if restored is None:
             with phase("fitting the one-step model"):
                 dynamics = jax.block_until_ready(jax.jit(fitted)(dataset, key))

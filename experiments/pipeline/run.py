@@ -24,6 +24,7 @@ from experiments.pipeline.fitting import Fit, fit_prior
 from experiments.pipeline.learners import DEFAULT_ALGORITHM
 from experiments.pipeline.quality import show_quality
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, uses
+from experiments.pipeline.summary import SUMMARY
 from experiments.pipeline.training import PHASES, make_job, train_policies
 
 NOT_NUMBERS = ("run_dir", "allow_other_devices")
@@ -74,7 +75,7 @@ def run(config: ExperimentConfig) -> None:
         else:
             print_config(identity)
             _train(config, vault, mesh, folder)
-        show(folder.read_summary())
+        show(folder.read_summary(SUMMARY))
 
 
 def _check_dataset(config: ExperimentConfig, folder: RunFolder) -> None:

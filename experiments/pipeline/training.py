@@ -129,7 +129,7 @@ class Training:
 
     def start(self) -> None:
         """Plays round 0: the untrained policy and the first synthetic data, each timed by a call of its own."""
-        self.folder.metrics.cut_back(-1)
+        self.folder.metrics.restore("")
         self.clock.lap()
         for scheduled in self.schedule:
             if scheduled.number > 0:
@@ -163,7 +163,10 @@ class Training:
             )
         self.state, self.times, self.first_quality = restored.tree, notes["times"], notes.get("quality", {})
         self.clock.add(notes["seconds"])
-        self.folder.metrics.cut_back(restored.step)
+        if "metrics" in notes:
+            self.folder.metrics.restore(notes["metrics"])
+        else:  # an older checkpoint
+            self.folder.metrics.cut_back(restored.step)
         return restored.step
 
     def train(self, done: int) -> None:
@@ -217,7 +220,7 @@ class Training:
     def _save(self, number: int) -> None:
         digests = {"data": self.job.fit.data, "denoiser": self.job.fit.denoiser}
         notes = {"times": self.times, "quality": self.first_quality, "seconds": self.clock.seconds}
-        self.checkpoints.save(number, self.state, {**notes, **digests})
+        self.checkpoints.save(number, self.state, {**notes, **digests, "metrics": self.folder.metrics.text})
 
 
 def train_policies(job: Job, folder: RunFolder, checkpoints: Checkpoints, clock: Clock) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from coda_jax.prior import Prior, TrajectoryModel, fit_prior, fit_transform, mak
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey
 from experiments.host.cache import cache_folder, cache_key, lock
-from experiments.host.checkpoints import Checkpoints, single_device_template
+from experiments.host.checkpoints import open_cached, single_device_template
 from experiments.host.errors import UserError
 from experiments.pipeline.learners import make_learner
 from experiments.tasks.settings import CoordinationConfig, Method
@@ -74,12 +74,10 @@ def make_world(config: CoordinationConfig) -> World:
 
     entry = cache_folder() / "coordination" / cache_key([config.data, config.denoiser, config.dynamics])
     with lock(entry, "the models of a coordination task"):
-        checkpoints = Checkpoints(entry)
         denoiser = jax.eval_shape(lambda key: model.generator.init(key).ema, key_fit)
         prior = Prior(transform=fit_transform(dataset, env.spec), denoiser=denoiser)
-        restored = checkpoints.restore(
-            single_device_template((prior, jax.eval_shape(one_step.fit, dataset, key_dynamics)), jax.devices()[0])
-        )
+        shapes = prior, jax.eval_shape(one_step.fit, dataset, key_dynamics)
+        checkpoints, restored = open_cached(entry, single_device_template(shapes, jax.devices()[0]))
         if restored is None:
             fitted = fit_prior(model, dataset, key_fit), jax.jit(one_step.fit)(dataset, key_dynamics)
             checkpoints.save(config.denoiser.num_updates, fitted)

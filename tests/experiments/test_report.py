@@ -400,7 +400,11 @@ def test_a_steering_run_s_own_policies_are_no_runs_of_the_table(tmp_path):
         ("config.yaml", "preset: laptop"),
         ("metrics.csv", "round,seed,updates\n0,0,0\n"),
         ("metrics.csv", "round,seed,updates,return\n0,0,0,1.0\n"),
+        ("metrics.csv", "round,seed,updates,return\n0,0,0,x\n"),
+        ("metrics.csv", ""),
         ("provenance.json", "{}"),
+        ("provenance.json", '{"device": "cpu", "backend": "cpu", "visible_cores": "2", "platform": "x"}'),
+        ("provenance.json", "[1]"),
     ],
 )
 def test_a_damaged_run_is_named_in_one_line(tmp_path, capsys, name, content):

@@ -58,7 +58,7 @@ def test_rollouts_with_early_ends_are_complete(teams, schedule):
     assert np.flatnonzero(episodes.truncation).tolist() == list(range(4, 37 * 5, 5))
 
 
-def test_each_named_dataset_has_its_own_vault(teams, tmp_path, monkeypatch):
+def test_each_named_dataset_has_its_own_vault(teams, tmp_path, monkeypatch, capsys):
     save_teams(tmp_path / "drift.npz", teams)
     monkeypatch.setenv("CODA_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets, "assets", lambda task: tmp_path / "drift.npz")
@@ -80,3 +80,18 @@ def test_each_named_dataset_has_its_own_vault(teams, tmp_path, monkeypatch):
     assert len(recorded) == 4  # the fifth came from the cache
     vaults = sorted(path.name for path in (tmp_path / "cache" / "datasets" / "2halfcheetah").iterdir())
     assert vaults == ["Good.vlt", "Medium.vlt", "Poor.vlt", "Replay.vlt"]
+
+    (damaged,) = (
+        path for path in (tmp_path / "cache" / "datasets" / "2halfcheetah" / "Good.vlt").iterdir() if path.is_dir()
+    )
+    for harm in ("truncated", "without its card"):
+        if harm == "truncated":
+            largest = max((p for p in damaged.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+            largest.write_bytes(largest.read_bytes()[:10])
+        else:
+            (damaged / "card.json").unlink()
+        healed = load_dataset(env, "good", 8, mesh_of(2))
+        jax.tree.map(np.testing.assert_array_equal, healed, built["good"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(damaged) in line and "cache" in line
+        assert damaged.with_name(f".{damaged.name}.damaged").is_dir()

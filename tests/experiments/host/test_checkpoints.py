@@ -1,3 +1,6 @@
+import errno
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments.host.checkpoints import KEPT, Checkpoints
+from experiments.host.checkpoints import KEPT, Checkpoints, open_cached
 from experiments.host.errors import UserError
 from experiments.host.run_folder import Metrics
 
@@ -131,19 +134,59 @@ def test_a_flipped_bit_is_detected_and_the_previous_checkpoint_restored(series, 
     assert series.restore(template).step == 2
 
 
-@pytest.mark.parametrize("damage", ["bit", "missing file", "record"])
+@pytest.mark.parametrize("damage", ["bit", "missing file", "missing folder", "record", "list", "notes"])
 def test_without_intact_checkpoints_the_user_must_decide(series, tmp_path, damage):
-    series.save(1, {"x": jnp.arange(1000)})
+    series.save(1, {"x": jnp.arange(1000)}, {"seconds": 1.5})
     step = tmp_path / "train" / "steps" / "1"
     if damage == "bit":
         flip_a_bit(step)
     elif damage == "missing file":
         next(path for path in step.rglob("*") if path.is_file()).unlink()
+    elif damage == "missing folder":
+        shutil.rmtree(step)
     else:
-        (tmp_path / "train" / "1.json").write_text("{")
+        record = tmp_path / "train" / "1.json"
+        record.write_text({"record": "{", "list": "[]", "notes": record.read_text().replace("1.5", "1.7")}[damage])
     for _ in range(2):  # nor does the second attempt start over silently
         with pytest.raises(UserError, match=r"no checkpoint in .* is intact; delete"):
             series.restore({"x": jnp.zeros(1000, jnp.int32)})
+
+
+def test_records_of_older_versions_have_no_digest(series, tmp_path):
+    series.save(1, {"x": jnp.arange(10)}, {"seconds": 1.5})
+    record = tmp_path / "train" / "1.json"
+    record.write_text(record.read_text().rpartition("\n")[0])
+    assert series.restore({"x": jnp.zeros(10, jnp.int32)}).notes == {"seconds": 1.5}
+
+
+def test_a_damaged_series_of_the_cache_heals(series, tmp_path, capsys):
+    series.save(1, {"x": jnp.arange(1000)})
+    entry, template = tmp_path / "train", {"x": jnp.zeros(1000, jnp.int32)}
+    flip_a_bit(entry / "steps" / "1")
+    opened, restored = open_cached(entry, template)
+    assert restored is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(entry) in line and "cache" in line and "run folder" not in line
+    opened.save(1, {"x": jnp.arange(1000)})
+    opened.close()
+    again, restored = open_cached(entry, template)
+    again.close()
+    chex.assert_trees_all_equal(restored.tree["x"], jnp.arange(1000))
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / ".train.damaged" / "1.json").exists()
+
+
+def test_a_full_disk_is_noticed_before_threads_write(series, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    series.save(1, {"x": jnp.arange(1000)})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="steps") as error:
+        patch.setattr(os, "posix_fallocate", full)
+        series.save(2, {"x": jnp.arange(1000)})
+    assert error.value.errno == errno.ENOSPC
+    assert [path.name for path in (tmp_path / "train" / "steps").iterdir()] == ["1"]
+    series.save(2, {"x": jnp.arange(1000)})
 
 
 def test_a_step_without_its_record_was_never_saved(series, tmp_path):
@@ -167,10 +210,11 @@ folder = Path(sys.argv[1])
 metrics, train = Metrics(folder / "metrics.csv"), Checkpoints(folder / "train")
 restored = train.restore({"x": jnp.zeros(100_000, jnp.int32), "key": jax.random.key(0)})
 start = 0 if restored is None else restored.step
-metrics.cut_back(start)
+metrics.restore("" if restored is None else restored.notes["metrics"])
 for step in range(start + 1, 10_000):
     metrics.append(step, [0, 1], {"return": jnp.full(2, float(step))})
-    train.save(step, {"x": jnp.full(100_000, step), "key": jax.random.key(step)}, {"step": step})
+    notes = {"step": step, "metrics": metrics.text}
+    train.save(step, {"x": jnp.full(100_000, step), "key": jax.random.key(step)}, notes)
     print(step, flush=True)
 """
 
@@ -190,10 +234,10 @@ def test_a_run_can_be_resumed_after_sigkill_at_any_time(tmp_path):
         restored = train.restore({"x": jnp.zeros(100_000, jnp.int32), "key": jax.random.key(0)})
         step = 0 if restored is None else restored.step
         if restored is not None:
-            assert restored.notes == {"step": step}
+            assert restored.notes["step"] == step
             chex.assert_trees_all_equal(restored.tree["x"], jnp.full(100_000, step))
             chex.assert_trees_all_equal(raw(restored.tree["key"]), jax.random.key_data(jax.random.key(step)))
-        metrics.cut_back(step)
+            metrics.restore(restored.notes["metrics"])
         train.close()
         rows = metrics.read()
         assert rows.get("round", jnp.zeros(0)).tolist() == [r for r in range(1, step + 1) for _ in range(2)]

@@ -2,6 +2,10 @@ import dataclasses
 import errno
 import io
 import os
+import shlex
+import signal
+import sys
+import time
 from typing import Literal
 
 import jax
@@ -62,6 +66,16 @@ def test_a_full_disk_is_recognised_inside_a_library_error(capsys):
 def test_an_interrupt_says_how_to_resume(capsys):
     status, line = exits_with(KeyboardInterrupt(), capsys)
     assert status == 130 and "same command" in line
+
+
+def test_sigterm_says_how_to_resume(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_, one_line_errors():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert exit_.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("terminated: the same command continues") and line.endswith(shlex.join(sys.orig_argv))
 
 
 @pytest.mark.parametrize("error", [ValueError("shapes"), FileNotFoundError(errno.ENOENT, "none", "x")])

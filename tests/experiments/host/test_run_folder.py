@@ -169,22 +169,79 @@ def test_metrics_keep_their_columns(tmp_path):
         metrics.append(2, [0, 1], {"returns": np.zeros(2)})
 
 
+def test_a_damaged_file_of_metrics_is_made_again_from_the_notes(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.csv")
+    for round_ in (1, 2):
+        metrics.append(round_, [0, 1], {"return": np.full(2, 10.0 * round_)})
+    notes, whole = metrics.text, metrics.path.read_bytes()
+    metrics.append(3, [0, 1], {"return": np.full(2, 30.0)})
+    metrics.path.write_bytes(b"\xff" + whole[:9])
+    resumed = Metrics(tmp_path / "metrics.csv")
+    resumed.restore(notes)
+    assert resumed.path.read_bytes() == whole
+    resumed.append(3, [0, 1], {"return": np.full(2, 30.0)})
+    assert resumed.read()["return"].tolist() == [10.0, 10.0, 20.0, 20.0, 30.0, 30.0]
+    resumed.restore("")
+    assert resumed.read() == {}
+
+
 @pytest.mark.parametrize("torn", ["", "3,", "3,0,1", "3,0,1.0,30.0"])
-def test_metrics_are_cut_back_to_a_round(tmp_path, torn):
+def test_metrics_of_older_checkpoints_are_cut_back(tmp_path, torn):
     metrics = Metrics(tmp_path / "metrics.csv")
     metrics.cut_back(0)
     for round_ in (1, 2):
         metrics.append(round_, [0, 1], {"return": np.full(2, 10.0 * round_)})
-    whole = metrics.path.read_text()
+    whole = metrics.text
     metrics.path.write_text(whole + torn)
     metrics.cut_back(2)
-    assert metrics.path.read_text() == whole
+    assert metrics.path.read_text() == metrics.text == whole
     metrics.cut_back(1)
     assert metrics.read()["return"].tolist() == [10.0, 10.0]
-    metrics.append(2, [0, 1], {"return": np.full(2, 20.0)})
-    assert metrics.path.read_text() == whole
     metrics.cut_back(0)
     assert metrics.read() == {}
+    metrics.path.write_text("round,seed\nx,0\n")
+    with pytest.raises(UserError, match="damaged"):
+        metrics.cut_back(1)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.yaml", "provenance.json", "metrics.csv", "SHA256SUMS"])
+def test_a_flipped_bit_in_a_finished_run_is_one_line(tmp_path, name):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2) as folder:
+        folder.metrics.append(1, [0, 1], {"return": np.zeros(2)})
+        folder.write_summary({"mean": 1.5})
+    assert folder.read_summary({"mean": float}) == {"mean": 1.5}
+    content = bytearray((tmp_path / name).read_bytes())
+    for position in range(0, len(content), max(1, len(content) // 20)):
+        (tmp_path / name).write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(UserError, match=r"damaged.*; delete .*summary\.json"):
+            folder.read_summary()
+    (tmp_path / name).write_bytes(content)
+    assert folder.read_summary() == {"mean": 1.5}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff", b'{"mean": "1"}', b'{"mean": true}', b"{}", b"[" * 10**5]
+)
+def test_a_damaged_summary_without_checksums_is_one_line(tmp_path, content):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2) as folder:
+        folder.write_summary({"mean": 1.5})
+    (tmp_path / "SHA256SUMS").unlink()  # as in older runs
+    (tmp_path / "summary.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"summary\.json .*; delete .*summary\.json"):
+        folder.read_summary({"mean": float})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"num_devices": "2", "resumed": []}', '{"resumed": []}'])
+def test_a_damaged_provenance_can_be_deleted(tmp_path, content):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
+    (tmp_path / "provenance.json").write_text(content)
+    words = r"provenance\.json .*; delete it to continue"
+    with pytest.raises(UserError, match=words), open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
+    (tmp_path / "provenance.json").unlink()
+    with open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
 
 
 def test_the_default_folder_derives_from_the_config():

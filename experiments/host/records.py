@@ -1,0 +1,78 @@
+"""Reading the files of run folders: damage of any kind (truncation, flipped bits, wrong types) is one line."""
+
+import csv
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from experiments.host.errors import UserError
+from experiments.host.files import verify
+
+Content = TypeVar("Content")
+
+
+def parse_file(file: Path, parse: Callable[[str], Content], advice: str) -> Content:
+    """Reads a text file of a run folder and verifies it against the folder's checksums.
+
+    Args:
+        file: the file, in UTF-8.
+        parse: converts the text.
+        advice: the end of the message: what to do about a damaged file.
+
+    Raises:
+        UserError: the file is damaged.
+        OSError: the file cannot be read.
+    """
+    verify(file, advice)
+    try:
+        return parse(file.read_text(encoding="utf-8"))
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}; {advice}") from error
+
+
+def parse_mapping(file: Path, parse: Callable[[str], Any], fields: Mapping[str, Any], advice: str) -> dict[str, Any]:
+    """Reads a file that holds a mapping with certain fields.
+
+    Args:
+        file: the file, in UTF-8.
+        parse: converts the text, such as `json.loads`.
+        fields: the type of each field that must be there, such as `list[int]` or `float | None`.
+        advice: the end of the message: what to do about a damaged file.
+
+    Raises:
+        UserError: the file is damaged, or lacks a field, or a field is of another type.
+        OSError: the file cannot be read.
+    """
+    found = parse_file(file, parse, advice)
+    if not isinstance(found, dict):
+        raise UserError(f"{file} cannot be read: it holds no mapping; {advice}")
+    missing = sorted(set(fields) - set(found))
+    if missing:
+        raise UserError(f"{file} is not of this version: it has no {', '.join(missing)}; {advice}")
+    for name, hint in fields.items():
+        if not conforms(found[name], hint):
+            raise UserError(f"{file} is damaged: {name} is {json.dumps(found[name], default=str)[:60]}; {advice}")
+    return found
+
+
+def conforms(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON has a type: a class, a union, `list[...]` or `dict[str, ...]`; an int is also a float."""
+    arguments = typing.get_args(hint)
+    match typing.get_origin(hint) or hint:
+        case types.UnionType:
+            return any(conforms(value, one) for one in arguments)
+        case builtin if builtin is list and arguments:
+            return isinstance(value, list) and all(conforms(item, arguments[0]) for item in value)
+        case builtin if builtin is dict and arguments:
+            return isinstance(value, dict) and all(conforms(item, arguments[1]) for item in value.values())
+        case types.NoneType:
+            return value is None
+        case builtin if builtin in (int, float):
+            return isinstance(value, int | builtin) and not isinstance(value, bool)
+        case kind:
+            return isinstance(value, kind)
