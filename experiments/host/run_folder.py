@@ -3,6 +3,8 @@
 config.yaml       the resolved configuration; a folder belongs to one configuration
 provenance.json   code, libraries and machine that began the run, and the changes at each resume
 metrics.csv       long form: one row a seed and evaluation
+policy.npz        policies after the last saved round, of all seeds (`coda_jax.load_policy`)
+prior.npz         the fitted prior (`coda_jax.load_prior`)
 checkpoints/      series of checkpoints, one for each phase that can be resumed
 figures/          figures
 summary.json      the result, written last; its presence means that the run is finished

@@ -12,7 +12,17 @@ from jaxtyping import Array, Float
 from coda_jax import transforms
 from coda_jax.data.dataset import Dataset, Episodes, make_dataset
 from coda_jax.diffusion.generator import GeneratorConfig, GeneratorState
-from coda_jax.prior import Prior, TrajectoryModel, encode, fit_transform, fit_updates, held_out_loss, make_model
+from coda_jax.prior import (
+    FILE,
+    Prior,
+    TrajectoryModel,
+    encode,
+    fit_transform,
+    fit_updates,
+    held_out_loss,
+    make_model,
+    save_prior,
+)
 from coda_jax.types import Metrics, PRNGKey, TaskSpec
 from experiments.host.cache import cache_folder, key_of, lock
 from experiments.host.checkpoints import Checkpoints
@@ -101,10 +111,13 @@ def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
             z = jitted_encode(transform, fit.dataset, jax.device_put(key_encode, shared))
             state = _fit(fit, config.denoiser, state, z, key_updates, mesh, checkpoints)
         checkpoints.close()
+        prior = Prior(transform=transform, denoiser=state.ema)
+        if not (entry / FILE).exists():
+            save_prior(entry / FILE, fit.model, prior)
     measure = jax.jit(functools.partial(held_out_loss, generator, num_windows=HELD_OUT_WINDOWS))
     held_out_z = jitted_encode(transform, fit.held_out, jax.random.key(2))
     loss = measure(state.ema, fit.held_out, held_out_z, jax.random.key(3))
-    return fit._replace(prior=Prior(transform=transform, denoiser=state.ema), held_out_loss=float(loss))
+    return fit._replace(prior=prior, held_out_loss=float(loss))
 
 
 def _identity(config: ExperimentConfig, fit: Fit) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from coda_jax.data.conventions import Convention, load_vault
 from coda_jax.data.dataset import Episodes, split_episodes, statistics
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
+from coda_jax.prior import FILE as PRIOR_FILE
+from coda_jax.prior import Prior, save_prior
 from experiments.datasets.named import load_dataset
 from experiments.host.cache import enable_compilation_cache, flat, plain
 from experiments.host.clock import Clock
@@ -113,7 +115,8 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
     clock.lap("collect")
     fit = fit_episodes(config, env, episodes, mesh, uses(config.augmentation, "fit_seed"))
     del vault, episodes  # a large vault stays on the devices only
-    if fit.held_out_loss is not None:
+    if isinstance(fit.prior, Prior):
+        save_prior(folder.path / PRIOR_FILE, fit.model, fit.prior)
         say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
     clock.lap("fit")
     with folder.checkpoints("train") as checkpoints:

@@ -15,6 +15,7 @@ from coda_jax.envs.base import Environment
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner
 from coda_jax.marl.maddpg_bc import maddpg_bc
+from coda_jax.policy import FILE, policy_of, save_policy
 from coda_jax.schedule import ScheduledRound
 from coda_jax.types import Trajectory
 from experiments.host.checkpoints import Checkpoints, Restored
@@ -148,6 +149,7 @@ class Training:
         self.state, self.times, self.first_quality = restored.tree, notes["times"], notes.get("quality", {})
         self.clock.add(notes["seconds"])
         self.folder.metrics.cut_back(restored.step)
+        self._save_policy(restored.step)
         return restored.step
 
     def train(self, done: int) -> None:
@@ -201,6 +203,11 @@ class Training:
     def _save(self, number: int) -> None:
         notes = {"times": self.times, "data": self.job.fit.data, "quality": self.first_quality}
         self.checkpoints.save(number, self.state, {**notes, "seconds": self.clock.seconds})
+        self._save_policy(number)
+
+    def _save_policy(self, number: int) -> None:
+        policy = policy_of(self.job.env.spec, self.state.learner, tuple(self.job.seeds.tolist()), number)
+        save_policy(self.folder.path / FILE, policy)
 
 
 def train_policies(job: Job, folder: RunFolder, checkpoints: Checkpoints, clock: Clock) -> dict[str, Any]:
