@@ -29,6 +29,7 @@ import yaml
 from experiments.host.console import Phase, duration, phase, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.run_folder import check_settings
+from experiments.pipeline.flags import flag
 from experiments.pipeline.run import identity_of, run_dir_of
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, uses
 
@@ -193,14 +194,6 @@ def parsed(settings: Mapping[str, Any]) -> tuple[tuple[str, ...], ExperimentConf
     config = parse_command(ExperimentConfig, flags, presets=PRESETS)
     check(config)
     return flags, config
-
-
-def flag(name: str, value: Any) -> list[str]:
-    """Converts a setting into command line arguments."""
-    if isinstance(value, bool):
-        *outer, last = name.split(".")
-        return [f"--{'.'.join([*outer, last if value else f'no-{last}'])}"]
-    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
 
 
 def shard(runs: Sequence[Run], which: str) -> list[Run]:

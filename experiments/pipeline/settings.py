@@ -39,7 +39,10 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains MADDPG+BC with its samples."""
+    """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains MADDPG+BC with its samples.
+
+    `--config FILE` starts from the settings in the `config.yaml` of a run folder; the other flags override them.
+    """
 
     task: str = "2halfcheetah"
     """Task: `2halfcheetah`, `4ant` (of which there is `replay` only), or with `--vault` any other."""
