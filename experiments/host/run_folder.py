@@ -30,6 +30,7 @@ from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import warn
 from experiments.host.errors import UserError
 from experiments.host.files import write_atomically
+from experiments.host.loggers import Rows
 from experiments.host.provenance import provenance
 
 _LOCK = ".lock"
@@ -67,8 +68,9 @@ class Metrics:
     """`metrics.csv`: one row per seed and evaluation; the first columns are `round` and `seed`."""
 
     def __init__(self, path: Path):
-        """Opens the file, which need not exist yet."""
+        """Opens the file, which need not exist yet; each of `listeners` gets the rows after they are appended."""
         self.path = path
+        self.listeners: list[Rows] = []
 
     def append(self, round_: int, seeds: ArrayLike, columns: Mapping[str, ArrayLike]) -> None:
         """Appends the rows of one evaluation; returns when they are on disk.
@@ -97,6 +99,8 @@ class Metrics:
             file.write(text.getvalue())
             file.flush()
             os.fsync(file.fileno())
+        for listener in self.listeners:
+            listener(round_, seeds, dict(zip(columns, values, strict=True)))
 
     def cut_back(self, round_: int) -> None:
         """Removes the rows of all rounds after `round_`, and an unfinished line of a killed process."""

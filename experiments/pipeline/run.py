@@ -1,5 +1,6 @@
 """A run of the main job: data, prior, training, each picked up where an interrupted run left it."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from experiments.host.clock import Clock
 from experiments.host.console import print_config, print_table, say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError
+from experiments.host.loggers import logger
 from experiments.host.plots import learning_curve
 from experiments.host.run_folder import RunFolder, default_run_dir, open_run_folder
 from experiments.pipeline.fitting import Fit, fit_prior
@@ -24,7 +26,7 @@ from experiments.pipeline.quality import show_quality
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, uses
 from experiments.pipeline.training import PHASES, make_job, train_policies
 
-NOT_NUMBERS = ("run_dir", "allow_other_devices")
+NOT_NUMBERS = ("run_dir", "log", "allow_other_devices")
 """Settings that do not change the numbers of a run."""
 
 
@@ -119,7 +121,11 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
         save_prior(folder.path / PRIOR_FILE, fit.model, fit.prior)
         say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
     clock.lap("fit")
-    with folder.checkpoints("train") as checkpoints:
+    with folder.checkpoints("train") as checkpoints, contextlib.ExitStack() as stack:
+        if config.log is not None:
+            folder.metrics.listeners.append(
+                stack.enter_context(logger(config.log, folder.path, flat(identity_of(config))))
+            )
         trained = train_policies(make_job(config, env, fit, mesh), folder, checkpoints, clock)
     identity = identity_of(config)
     summary = {

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -65,6 +65,8 @@ class ExperimentConfig:
     """Sizes of everything: `smoke` (a look), `laptop` (20 minutes on two cores) or `paper` (for an accelerator)."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`. The same command continues its run."""
+    log: Literal["tensorboard", "wandb"] | None = None
+    """Logger beside `metrics.csv`, by the extra `coda-jax[log]`; with `WANDB_MODE=offline`, wandb needs no network."""
     allow_other_devices: bool = False
     """Continue a run that began on another number of devices, although that changes last bits."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
