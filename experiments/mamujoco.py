@@ -4,17 +4,19 @@ The run folder (see `host.run_folder`) belongs to the settings; given again, the
 shows the table of a finished one.
 """
 
+import sys
 from collections.abc import Sequence
 
-from experiments.host.errors import one_line_errors, parse_command
+from experiments.host.errors import one_line_errors
+from experiments.pipeline.flags import parse_experiment
 from experiments.pipeline.run import run
-from experiments.pipeline.settings import PRESETS, ExperimentConfig, check
+from experiments.pipeline.settings import check
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with one_line_errors():
-        config = parse_command(ExperimentConfig, args, presets=PRESETS)
+        config = parse_experiment(sys.argv[1:] if args is None else args)
         check(config)
         run(config)
 

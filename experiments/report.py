@@ -38,7 +38,12 @@ def main(args: Sequence[str] | None = None) -> None:
                 raise UserError("a comparison needs --output, a folder for its table and pictures")
             compare_runs(config.runs, config.output)
             return
-        from experiments.evidence.page import write_page  # slow to import: rliable
+        try:
+            from experiments.evidence.page import write_page  # slow to import: rliable
+        except ModuleNotFoundError as error:
+            if error.name not in ("rliable", "pandas", "arch"):
+                raise
+            raise UserError("the page of results needs rliable; install the extra: coda-jax[report]") from error
 
         output = config.output or Path("RESULTS.md")
         if output.is_dir():

@@ -27,6 +27,7 @@ from experiments.host.console import Phase, duration, phase, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.run_folder import RunFolder, check_settings
 from experiments.host.yaml_files import read_yaml
+from experiments.pipeline.flags import flag
 from experiments.pipeline.learners import ALGORITHMS, is_of_algorithm
 from experiments.pipeline.run import identity_of, run_dir_of
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, uses
@@ -178,8 +179,8 @@ def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
     if not isinstance(flags, dict) or not all(isinstance(flag, str) and flag != "help" for flag in flags):
         raise UserError(f"{where}: `{name}` needs flags of the main job, each with its value")
     spelt: dict[str, Any] = {}
-    for flag, value in flags.items():
-        hyphened = flag.replace("_", "-")
+    for name_given, value in flags.items():
+        hyphened = name_given.replace("_", "-")
         if hyphened in spelt:
             raise UserError(f"{where}: `{name}` has {hyphened} in two spellings; remove one")
         spelt[hyphened] = value
@@ -212,14 +213,6 @@ def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
 def arguments(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Converts settings into command line arguments of the main job."""
     return tuple(word for name, value in settings.items() for word in flag(name, value))
-
-
-def flag(name: str, value: Any) -> list[str]:
-    """Converts a setting into command line arguments."""
-    if isinstance(value, bool):
-        *outer, last = name.split(".")
-        return [f"--{'.'.join([*outer, last if value else f'no-{last}'])}"]
-    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
 
 
 def shard(runs: Sequence[Run], which: str) -> list[Run]:

@@ -24,6 +24,9 @@ from tests.readme import api_example
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
+OPTIONAL = frozenset({"rliable", "huggingface-hub", "gymnasium-robotics"})
+"""Distributions of extras, which commands import when they need them."""
+
 FOLDERS = ("docs", "examples", "experiments", "results", "src", "tests", "typings")
 FILES = (
     *("CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "README.md", "RESULTS.md"),
@@ -51,12 +54,13 @@ def third_party_imports(module: Path) -> set[str]:
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.add(node.module.split(".")[0])
-    return found - sys.stdlib_module_names - {"coda_jax"}
+    return found - sys.stdlib_module_names - {"coda_jax", "experiments"}
 
 
-def test_every_import_of_the_library_is_a_declared_dependency():
-    declared, provided_by = declared_dependencies(), importlib.metadata.packages_distributions()
-    imports = {module: third_party_imports(module) for module in (ROOT / "src").rglob("*.py")}
+def test_every_import_of_library_and_commands_is_a_declared_dependency():
+    declared, provided_by = declared_dependencies() | OPTIONAL, importlib.metadata.packages_distributions()
+    modules = [path for folder in ("src", "experiments") for path in (ROOT / folder).rglob("*.py")]
+    imports = {module: third_party_imports(module) for module in modules}
     assert {"jax", "numpy", "mujoco"} <= set().union(*imports.values())
     for module, packages in imports.items():
         for package in packages:
@@ -120,11 +124,11 @@ def test_the_sdist_holds_all_sources_and_the_wheel_all_of_the_library(built):
         if path.is_file() and ".egg-info" not in str(path)
     }
     assert expected <= in_sdist, sorted(expected - in_sdist)
-    library = built.source / "src"
     in_wheel = set(zipfile.ZipFile(built.wheel).namelist())
-    expected = {str(path.relative_to(library)) for path in (library / "coda_jax").rglob("*") if path.is_file()}
-    assert expected <= in_wheel, sorted(expected - in_wheel)
-    assert all(name.startswith(("coda_jax/", "coda_jax-")) for name in in_wheel)
+    for root, package in ((built.source / "src", "coda_jax"), (built.source, "experiments")):
+        expected = {str(path.relative_to(root)) for path in (root / package).rglob("*") if path.is_file()}
+        assert expected <= in_wheel, sorted(expected - in_wheel)
+    assert all(name.startswith(("coda_jax/", "experiments/", "coda_jax-")) for name in in_wheel)
 
 
 IMPORT_ALL = """
@@ -162,6 +166,19 @@ def test_every_module_of_the_wheel_alone_is_imported(installed):
 @pytest.mark.slow
 def test_the_wheel_alone_rolls_out_a_task(installed):
     assert run(installed, "-c", ROLL_OUT, folder=installed.parents[2]) == "rolled out\n"
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_has_the_commands_and_the_version(installed):
+    folder = installed.parents[2]
+    listed = subprocess.run([installed.with_name("coda-jax")], capture_output=True, text=True, cwd=folder)
+    assert listed.returncode == 0 and "coda-jax COMMAND" in listed.stdout
+    assert (
+        run(installed, "-c", "import coda_jax; print(coda_jax.__version__)", folder=folder).strip()
+        == PROJECT["version"]
+    )
+    for command in ("run", "play", "data", "report", "generate"):
+        assert "usage: coda-jax" in run(installed, "-m", "experiments", command, "--help", folder=folder)
 
 
 @pytest.mark.slow

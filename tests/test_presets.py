@@ -41,6 +41,7 @@ SHARED = {
     "learner.policy_hidden_width": 64,
     "learner.policy_linear_width": 64,
     "run_dir": None,
+    "log": None,
     "seed": 0,
     "task": "2halfcheetah",
     "training.batch_size": 32,

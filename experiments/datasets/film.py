@@ -1,8 +1,8 @@
-"""Videos of behaviour teams: the start of an episode of the best snapshot, as a video or a strip of frames."""
+"""Videos of policies and of behaviour teams: the start of an episode, as a video or a strip of frames."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -10,9 +10,10 @@ from jaxtyping import Array, Bool, Float
 from PIL import Image
 
 from coda_jax.data.teams import assets, load_teams
-from coda_jax.envs.base import EnvState
+from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.mamujoco import TASKS, make
 from coda_jax.envs.rendering import render, save_video
+from coda_jax.envs.rollout import Act
 from coda_jax.marl.matd3 import team_policy
 
 VIDEO_STEPS = 200
@@ -36,17 +37,45 @@ def film(task: str, output: Path) -> tuple[float, int]:
     weights = jax.tree.map(lambda leaf: leaf[best], teams.policy)
     env = make(task)
     apply = cast(Callable[..., Array], team_policy(env.spec, teams.width).apply)
+    num_frames = film_policy(env, lambda obs, carry, _: (apply(weights, obs), carry), (), output)
+    return float(teams.returns.max()), num_frames
 
-    def step(state: EnvState, _: None) -> tuple[EnvState, tuple[Float[Array, "Q"], Bool[Array, ""]]]:
-        return env.step(state, apply(weights, state.obs)), (state.physics.qpos, state.terminal)
 
-    start = jax.jit(env.reset)(jax.random.key(0))
-    _, (positions, terminal) = jax.jit(lambda start: jax.lax.scan(step, start, length=VIDEO_STEPS))(start)
-    positions = np.asarray(positions)[np.cumsum(terminal) - terminal == 0]
+def film_policy(env: Environment, act: Act, carry: Any, output: Path) -> int:
+    """Renders the start of an episode of a joint policy: a strip of frames for a `.png`, else a video.
+
+    Args:
+        env: a MaMuJoCo task.
+        act: the policy, without noise: `(obs [A, O], carry, key) -> (action [A, U], carry)`.
+        carry: its memory at the start.
+        output: the file.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        RenderingError: OpenGL is not available.
+    """
+    positions = _positions(env, act, carry)
+    robot = TASKS[env.spec.name][0]
     if output.suffix == ".png":
-        frames = render(TASKS[task][0], positions[STRIP_STEPS], height=160, width=160)
+        frames = render(robot, positions[STRIP_STEPS], height=160, width=160)
         Image.fromarray(np.concatenate(list(frames), axis=1)).save(output)
     else:
-        frames = render(TASKS[task][0], positions)
+        frames = render(robot, positions)
         save_video(output, frames)
-    return float(teams.returns.max()), len(frames)
+    return len(frames)
+
+
+def _positions(env: Environment, act: Act, carry: Any) -> Float[np.ndarray, "T Q"]:
+    """Generalised positions along an episode, from its start up to its end or to `VIDEO_STEPS`."""
+    key = jax.random.key(0)
+
+    def step(carried: tuple[EnvState, Any], _: None) -> tuple[Any, tuple[Float[Array, "Q"], Bool[Array, ""]]]:
+        state, memory = carried
+        action, memory = act(state.obs, memory, key)
+        return (env.step(state, action), memory), (state.physics.qpos, state.terminal)
+
+    start = (jax.jit(env.reset)(jax.random.clone(key)), carry)
+    _, (positions, terminal) = jax.jit(lambda start: jax.lax.scan(step, start, length=VIDEO_STEPS))(start)
+    return np.asarray(positions)[np.cumsum(terminal) - terminal == 0]

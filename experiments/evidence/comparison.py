@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.evidence.choice import write_choice
 from experiments.evidence.recorded_runs import SYNTHETIC, Run, dataset_name, read_run
 from experiments.host.console import say
 from experiments.host.errors import UserError
@@ -10,7 +11,7 @@ from experiments.host.plots import comparison_curves, likelihood_curves
 
 
 def compare_runs(paths: Sequence[Path], output: Path) -> None:
-    """Writes `comparison.md`, `returns.png` and `likelihood.png`, the same bytes for the same runs.
+    """Writes `comparison.md`, `returns.png`, `likelihood.png` and `choice.png`, the same bytes for the same runs.
 
     Raises:
         UserError: a run cannot be read, the runs differ in task or dataset, or the output is a file.
@@ -24,9 +25,9 @@ def compare_runs(paths: Sequence[Path], output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; name a folder")
     output.mkdir(parents=True, exist_ok=True)
-    table = markdown(runs)
-    (output / "comparison.md").write_text(table, encoding="utf-8")
     title = f"{first['task']} {dataset_name(first)}"
+    table = markdown(runs) + write_choice(runs, title, output)
+    (output / "comparison.md").write_text(table, encoding="utf-8")
     curves = [(run.label, run.metrics) for run in runs]
     comparison_curves(output / "returns.png", title, curves, [first["dataset_mean_return"]])
     likelihood_curves(output / "likelihood.png", title, curves)

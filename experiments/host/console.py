@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import rich.box
 import rich.console
 import rich.progress
 import rich.table
 import yaml
+
+ROW_NAME = 8
+"""Least width of the names of a table's rows, in characters; longer ones are broken."""
 
 LINE_PERIOD = 10.0
 """Seconds between two lines of progress without a terminal."""
@@ -37,13 +41,27 @@ def print_config(config: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:
-    """Prints a table with one column per name."""
-    table = rich.table.Table(title=title, title_justify="left")
+    """Prints a table with one column per name.
+
+    Where the screen is narrow, columns move together, then headings and row names are broken into lines. Numbers are
+    printed whole in any case, if need be beyond the screen's width.
+    """
+    table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    longest_words = numbers = 0
     for column, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if column == 0 else "right")
+        of_cells = max((len(word) for row in rows for word in row[name].split()), default=0)
+        longest_words += max(of_cells, *map(len, name.split()))
+        is_named = column == 0
+        least = min(of_cells, ROW_NAME) if is_named else of_cells
+        numbers += least
+        table.add_column(name, justify="left" if is_named else "right", overflow="fold", min_width=least)
     for row in rows:
         table.add_row(*row.values())
-    _console.print(table)
+    blanks = len(rows[0]) + 1  # a blank on either side of each column; the padding doubles it
+    table.padding = (0, 1) if longest_words + 3 * blanks <= _console.width else (0, 0)
+    if numbers + blanks > _console.width:
+        table.width = numbers + blanks
+    _console.print(table, crop=False)
 
 
 def print_histogram(values: np.ndarray, bins: int = 12, width: int = 50) -> None:

@@ -4,6 +4,8 @@ config.yaml       the resolved configuration; a folder belongs to one configurat
 provenance.json   code, libraries and machine that began the run, and the changes at each resume
 data.json         digest of the dataset; absent from older folders
 metrics.csv       long form: one row a seed and evaluation; checkpoints have its rows too
+policy.npz        policies after the last saved round, of all seeds (`coda_jax.load_policy`)
+prior.npz         the fitted prior (`coda_jax.load_prior`)
 checkpoints/      series of checkpoints, one for each phase that can be resumed
 figures/          figures
 SHA256SUMS        checksums of the files above but checkpoints and figures, and of the summary
@@ -30,6 +32,7 @@ from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import warn
 from experiments.host.errors import UserError
 from experiments.host.files import CHECKSUMS, digest, verify, write_atomically, write_checksums
+from experiments.host.loggers import Rows
 from experiments.host.provenance import provenance
 from experiments.host.records import parse_file, parse_mapping
 
@@ -73,9 +76,10 @@ class Metrics:
     """
 
     def __init__(self, path: Path):
-        """Represents the file, which need not exist yet."""
+        """Represents the file, which need not exist yet; each of `listeners` gets the rows after they are appended."""
         self.path = path
         self.text = ""
+        self.listeners: list[Rows] = []
 
     def append(self, round_: int, seeds: ArrayLike, columns: Mapping[str, ArrayLike]) -> None:
         """Appends the rows of one evaluation; returns when they are on disk.
@@ -95,6 +99,8 @@ class Metrics:
         if not self.text.startswith(header) and self.text:
             raise ValueError(f"{self.path} has the columns {self.text.splitlines()[0]}, not {header.strip()}")
         self.restore((self.text or header) + _csv(rows))
+        for listener in self.listeners:
+            listener(round_, seeds, dict(zip(columns, values, strict=True)))
 
     def restore(self, text: str) -> None:
         """Replaces the file by a `text` of an earlier process; the empty text removes it."""

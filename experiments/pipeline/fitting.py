@@ -13,7 +13,17 @@ from coda_jax import transforms
 from coda_jax.data.dataset import Dataset, Episodes, make_dataset
 from coda_jax.diffusion.generator import GeneratorConfig, GeneratorState
 from coda_jax.dynamics.ensemble import Dynamics, make_dynamics
-from coda_jax.prior import Prior, TrajectoryModel, encode, fit_transform, fit_updates, held_out_loss, make_model
+from coda_jax.prior import (
+    FILE,
+    Prior,
+    TrajectoryModel,
+    encode,
+    fit_transform,
+    fit_updates,
+    held_out_loss,
+    make_model,
+    save_prior,
+)
 from coda_jax.types import Metrics, PRNGKey, TaskSpec
 from experiments.host.cache import cache_folder, cache_key, lock
 from experiments.host.checkpoints import Checkpoints, open_cached, single_device_template
@@ -108,10 +118,12 @@ def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
             z = jitted_encode(transform, fit.dataset, jax.device_put(key_encode, shared))
             state = _fit(fit, config.denoiser, state, z, key_updates, mesh, checkpoints)
         checkpoints.close()
+        prior = Prior(transform=transform, denoiser=state.ema)
+        if not (entry / FILE).exists():
+            save_prior(entry / FILE, fit.model, prior)
     measure = jax.jit(functools.partial(held_out_loss, generator, num_windows=HELD_OUT_WINDOWS))
     held_out_z = jitted_encode(transform, fit.held_out, jax.random.key(2))
     loss = measure(state.ema, fit.held_out, held_out_z, jax.random.key(3))
-    prior = Prior(transform=transform, denoiser=state.ema)
     return fit._replace(denoiser=_digest(prior), prior=prior, held_out_loss=float(loss))
 
 

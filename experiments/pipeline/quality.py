@@ -19,6 +19,24 @@ WINDOWS = 256
 Quality = dict[str, dict[str, float]]
 """For each kind of trajectories, each error; all in standard deviations of the held-out data (`SampleQuality`)."""
 
+_COLUMNS = {
+    "guided, first round": "first round",
+    "real, actions shuffled": "actions shuffled",
+    "real, steps shuffled": "steps shuffled",
+    "simulated": METHODS["simulated"],
+}
+"""Short headings of kinds of trajectories; the others are their own."""
+
+_ROWS = {
+    "feature_distance": "feature",
+    "worst_feature_distance": "worst feature",
+    "observation_error": "obs.",
+    "dynamics_error": "dynamics",
+    "reward_error": "reward",
+    "optimism": "optimism",
+}
+"""Short names of the errors."""
+
 
 def quality_meter(env: Environment, held_out: Dataset, num: int) -> Callable[[Mapping[str, Trajectory]], Quality]:
     """A meter of sets of `num` trajectories `[num, H, ...]` against held-out ones; it compiles once."""
@@ -70,12 +88,10 @@ def spread_over_seeds(trajectory: Trajectory, num: int) -> Trajectory:
 
 
 def show_quality(quality: Quality) -> None:
-    """Prints the table."""
+    """Prints a row for each error, and a column for each kind of trajectories."""
     rows = [
-        {
-            "trajectories": name.replace("simulated", METHODS["simulated"]),
-            **{error.rsplit("_", 1)[0].replace("_", " "): f"{value:.3f}" for error, value in errors.items()},
-        }
-        for name, errors in quality.items()
+        {"error": label, **{_COLUMNS.get(kind, kind): f"{errors[error]:z.3f}" for kind, errors in quality.items()}}
+        for error, label in _ROWS.items()
+        if all(error in errors for errors in quality.values())
     ]
-    print_table("distances and errors of samples, in standard deviations of held-out data", rows)
+    print_table("errors of samples, in standard deviations of held-out data", rows)

@@ -1,5 +1,6 @@
 """A run of `experiments.mamujoco`: data, prior, training; each step resumes where it was interrupted."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from coda_jax.data.vault import vault_digest
 from coda_jax.data.vault_files import open_vault
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
+from coda_jax.prior import FILE as PRIOR_FILE
+from coda_jax.prior import Prior, save_prior
 from experiments.datasets.named import dataset_path, load_dataset
 from experiments.evidence.naming import METHODS
 from experiments.host.cache import enable_compilation_cache, flat, plain
@@ -18,6 +21,7 @@ from experiments.host.clock import Clock
 from experiments.host.console import print_config, print_table, say, warn
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError
+from experiments.host.loggers import logger
 from experiments.host.plots import learning_curve
 from experiments.host.run_folder import RunFolder, default_run_dir, open_run_folder
 from experiments.pipeline.fitting import Fit, fit_prior
@@ -27,7 +31,7 @@ from experiments.pipeline.settings import PRESETS, ExperimentConfig, uses
 from experiments.pipeline.summary import SUMMARY
 from experiments.pipeline.training import PHASES, make_job, train_policies
 
-NOT_NUMBERS = ("run_dir", "allow_other_devices")
+NOT_NUMBERS = ("run_dir", "log", "allow_other_devices")
 """Settings that do not change the numbers of a run."""
 
 
@@ -138,10 +142,15 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
     clock.lap("collect")
     fit = fit_episodes(config, env, episodes, mesh, uses(config.augmentation, "fit_seed"))
     del vault, episodes  # a large vault stays on the devices only
-    if fit.held_out_loss is not None:
+    if isinstance(fit.prior, Prior):
+        save_prior(folder.path / PRIOR_FILE, fit.model, fit.prior)
         say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
     clock.lap("fit")
-    with folder.checkpoints("train") as checkpoints:
+    with folder.checkpoints("train") as checkpoints, contextlib.ExitStack() as stack:
+        if config.log is not None:
+            folder.metrics.listeners.append(
+                stack.enter_context(logger(config.log, folder.path, flat(identity_of(config))))
+            )
         trained = train_policies(make_job(config, env, fit, mesh), folder, checkpoints, clock)
     identity = identity_of(config)
     summary = {

@@ -42,7 +42,10 @@ class DataConfig(Ranged):
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig(Ranged):
-    """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains a learner with its samples."""
+    """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains a learner with its samples.
+
+    `--config FILE` starts from the settings in the `config.yaml` of a run folder; the other flags override them.
+    """
 
     task: str = "2halfcheetah"
     """Task: `2halfcheetah`, `4ant` (dataset `replay` only), or any other with `--vault`."""
@@ -73,6 +76,8 @@ class ExperimentConfig(Ranged):
     """Set of defaults: `smoke` (a quick check), `laptop` (20 minutes on two cores) or `paper` (for an accelerator)."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`. The same command continues its run."""
+    log: Literal["tensorboard", "wandb"] | None = None
+    """Logger beside `metrics.csv`, by the extra `coda-jax[log]`; with `WANDB_MODE=offline`, wandb needs no network."""
     allow_other_devices: bool = False
     """Resume a run that was started on another number of devices, although the last bits will differ."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

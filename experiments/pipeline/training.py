@@ -16,6 +16,7 @@ from coda_jax.dynamics.ensemble import make_dynamics
 from coda_jax.envs.base import Environment
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner
+from coda_jax.policy import FILE, policy_of, save_policy
 from coda_jax.schedule import ScheduledRound
 from coda_jax.types import Trajectory
 from experiments.host.checkpoints import Checkpoints, Restored
@@ -167,6 +168,7 @@ class Training:
             self.folder.metrics.restore(notes["metrics"])
         else:  # an older checkpoint
             self.folder.metrics.cut_back(restored.step)
+        self._save_policy(restored.step)
         return restored.step
 
     def train(self, done: int) -> None:
@@ -221,6 +223,11 @@ class Training:
         digests = {"data": self.job.fit.data, "denoiser": self.job.fit.denoiser}
         notes = {"times": self.times, "quality": self.first_quality, "seconds": self.clock.seconds}
         self.checkpoints.save(number, self.state, {**notes, **digests, "metrics": self.folder.metrics.text})
+        self._save_policy(number)
+
+    def _save_policy(self, number: int) -> None:
+        policy = policy_of(self.job.env.spec, self.state.learner, tuple(self.job.seeds.tolist()), number)
+        save_policy(self.folder.path / FILE, policy)
 
 
 def train_policies(job: Job, folder: RunFolder, checkpoints: Checkpoints, clock: Clock) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 The names below are the public API; modules and names that are not exported here may change.
 """
 
+import importlib.metadata
+
+from coda_jax.artefact import ArtefactError
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.oracle import oracle
@@ -18,6 +21,8 @@ from coda_jax.data.dataset import (
     split_episodes,
 )
 from coda_jax.data.named import named_dataset
+from coda_jax.data.synthetic import episodes_from_windows
+from coda_jax.data.vault import write_vault
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig, heun_sample
 from coda_jax.envs.base import Environment, EnvState
@@ -28,13 +33,17 @@ from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner, RowWeights, uniform_weights
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.marl.maddpg_cql import MaddpgCqlConfig, maddpg_cql
+from coda_jax.policy import Policy, load_policy, policy_of, save_policy
 from coda_jax.presets import PRESETS
-from coda_jax.prior import fit_prior, make_model, sample_trajectories
+from coda_jax.prior import fit_prior, load_prior, make_model, sample_trajectories, save_prior
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import TaskSpec, Trajectory
 
+__version__ = importlib.metadata.version("coda-jax")
+
 __all__ = [
     "PRESETS",
+    "ArtefactError",
     "Augmentation",
     "CodaConfig",
     "EnvState",
@@ -44,6 +53,7 @@ __all__ = [
     "Learner",
     "MaddpgBcConfig",
     "MaddpgCqlConfig",
+    "Policy",
     "RowWeights",
     "SamplerConfig",
     "TaskSpec",
@@ -51,10 +61,13 @@ __all__ = [
     "across_seeds",
     "episode_returns",
     "episodes_from_arrays",
+    "episodes_from_windows",
     "fit_prior",
     "guided",
     "heun_sample",
     "iddpg_bc",
+    "load_policy",
+    "load_prior",
     "load_vault",
     "maddpg_bc",
     "maddpg_cql",
@@ -65,13 +78,17 @@ __all__ = [
     "named_dataset",
     "one_step_dataset",
     "oracle",
+    "policy_of",
     "proximal_replay",
     "raw_inputs",
     "rollout",
     "sample_trajectories",
     "sample_windows",
+    "save_policy",
+    "save_prior",
     "split_episodes",
     "standardised_inputs",
     "unconditional",
     "uniform_weights",
+    "write_vault",
 ]

@@ -4,20 +4,28 @@ Everything is a pure function. `fit_prior` is a whole fit in one call; `fit_tran
 `held_out_loss` are its parts, for callers that keep checkpoints, show progress or spread mini-batches over devices.
 """
 
+import dataclasses
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from coda_jax import transforms
+from coda_jax.artefact import ArtefactError, from_plain, read_artefact, write_artefact
 from coda_jax.data.dataset import Dataset, sample_index
 from coda_jax.diffusion.generator import Generator, GeneratorConfig, GeneratorState, fit_chunk, make_generator
 from coda_jax.diffusion.guidance import Denoiser, Guide
 from coda_jax.diffusion.samplers import Known, SamplerConfig, sample
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
+
+FILE = "prior.npz"
+"""Name of the artefact in a run folder, and in the cache's folder of a fitted denoiser."""
 
 Condition = Callable[[Float[Array, "B H C"], PRNGKey], Float[Array, "B K"]]
 """(transformed windows, key) -> the condition y that each is generated from in training."""
@@ -203,3 +211,74 @@ def prior_denoiser(model: TrajectoryModel, prior: Prior, condition: Float[Array,
         return model.generator.denoise(prior.denoiser, tau, sigma, condition)
 
     return denoise
+
+
+def save_prior(path: str | os.PathLike[str], model: TrajectoryModel, prior: Prior) -> None:
+    """Writes a fitted prior and the settings of its model as one `.npz`, atomically; `load_prior` reads it.
+
+    An ensemble is one file for each member.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
+        >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
+        >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
+        >>> from coda_jax.diffusion.unet import UNetConfig
+        >>> config = cj.GeneratorConfig(unet=UNetConfig(width=4), num_updates=2, batch_size=8)
+        >>> model = cj.make_model(env.spec, 1, config, cj.SamplerConfig(num_steps=4))
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "prior.npz"
+        >>> cj.save_prior(file, model, cj.fit_prior(model, dataset, jax.random.key(1)))
+        >>> cj.load_prior(file)[0].sampler.num_steps
+        4
+    """
+    description = {
+        "spec": dataclasses.asdict(model.spec),
+        "horizon": model.horizon,
+        "generator": dataclasses.asdict(model.generator.config),
+        "sampler": dataclasses.asdict(model.sampler),
+    }
+    transform = {field.name: getattr(prior.transform, field.name) for field in dataclasses.fields(prior.transform)}
+    write_artefact(path, "prior", description, {"transform": transform, "denoiser": prior.denoiser})
+
+
+def load_prior(run: str | os.PathLike[str]) -> tuple[TrajectoryModel, Prior]:
+    """Reads a fitted prior and its model, ready for `sample_trajectories` and for `guided`.
+
+    Args:
+        run: a run folder, the cache's folder of a denoiser, or a file that `save_prior` wrote.
+
+    Raises:
+        ArtefactError: there is none, or it cannot be read.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
+        >>> env, key = environment(MULTIPLICATION), jax.random.key(0)
+        >>> dataset = cj.one_step_dataset(sample_dataset(MULTIPLICATION, DatasetConfig(), key))
+        >>> from coda_jax.diffusion.unet import UNetConfig
+        >>> config = cj.GeneratorConfig(unet=UNetConfig(width=4), num_updates=2, batch_size=8)
+        >>> model = cj.make_model(env.spec, 1, config, cj.SamplerConfig(num_steps=4))
+        >>> run = pathlib.Path(tempfile.mkdtemp())
+        >>> cj.save_prior(run / "prior.npz", model, cj.fit_prior(model, dataset, jax.random.key(1)))
+        >>> model, prior = cj.load_prior(run)
+        >>> cj.sample_trajectories(model, prior, jax.random.key(2), num=6).action.shape
+        (6, 1, 2, 1)
+    """
+    path = Path(run)
+    path = path / FILE if path.is_dir() else path
+    description, arrays = read_artefact(path, "prior")
+    try:
+        model = make_model(
+            TaskSpec(**description["spec"]),
+            description["horizon"],
+            from_plain(GeneratorConfig(), description["generator"]),
+            from_plain(SamplerConfig(), description["sampler"]),
+        )
+        arrays = jax.tree.map(jnp.asarray, arrays)
+        prior = Prior(transform=transforms.CdfTransform(**arrays["transform"]), denoiser=arrays["denoiser"])
+        expected = jax.eval_shape(model.generator.init, jax.random.key(0)).ema
+        if jax.tree.map(jnp.shape, expected) != jax.tree.map(jnp.shape, prior.denoiser):
+            raise ValueError("its weights are not those of its network")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{path} is no prior ({' '.join(str(error).split())})") from error
+    return model, prior

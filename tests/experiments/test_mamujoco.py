@@ -11,8 +11,12 @@ import pytest
 import yaml
 
 from coda_jax.data.vault import write_vault
+from coda_jax.envs.rollout import episode_returns
+from coda_jax.policy import load_policy
+from coda_jax.prior import load_prior, sample_trajectories
 from experiments import mamujoco
 from experiments.evidence.recorded_runs import SYNTHETIC
+from experiments.host.cache import cache_folder
 from experiments.host.checkpoints import Checkpoints
 from experiments.pipeline import run
 from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
@@ -86,6 +90,18 @@ def test_a_run_folder_holds_what_it_promises(finished):
     assert (finished / "figures" / "learning_curve.png").stat().st_size > 5000
 
 
+def test_its_policies_and_its_prior_are_loaded_without_data(finished):
+    policy = load_policy(finished)
+    assert (policy.spec, policy.seeds, policy.rounds) == (SPEC, (0, 1), 3)
+    with jax.debug_key_reuse(False):
+        returns = episode_returns(DRIFT, policy.act(1), policy.initial_carry((3,)), jax.random.key(0), 3)
+        (entry,) = {path.parent for path in cache_folder().glob("denoisers/*/prior.npz")}
+        samples = [sample_trajectories(*load_prior(path), jax.random.key(1), 4) for path in (finished, entry)]
+    assert np.isfinite(returns).all() and np.ptp(returns) > 0
+    assert samples[0].action.shape == (4, 3, 2, 1)
+    jax.tree.map(np.testing.assert_array_equal, *samples)
+
+
 def test_a_finished_run_is_shown_and_not_touched(finished, vault, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     command("--vault", str(vault), "--run-dir", str(finished))
@@ -142,6 +158,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path
     whole, resumed = (json.loads((p / "summary.json").read_text()) for p in (finished, path))
     assert whole["returns_per_seed"] == resumed["returns_per_seed"]
     assert whole["sample_quality"] == resumed["sample_quality"]
+    jax.tree.map(np.testing.assert_array_equal, load_policy(path).weights, load_policy(finished).weights)
 
 
 @pytest.mark.parametrize("augmentation", ["none", "unconditional", pytest.param("simulated", marks=pytest.mark.slow)])

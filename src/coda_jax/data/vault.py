@@ -67,6 +67,16 @@ def write_vault(path: str | os.PathLike[str], episodes: Episodes, provenance: Ma
     Raises:
         VaultError: the episodes contain NaN, infinity or actions outside [-1, 1].
         OSError: the folder is read-only, the disk is full, or flashbax cannot write to that path. No files remain.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from numpy import array, zeros
+        >>> episodes = cj.episodes_from_arrays(
+        ...     state=zeros((4, 3)), obs=zeros((4, 2, 4)), action=zeros((4, 2, 1)), reward=zeros(4),
+        ...     terminal=zeros(4), truncation=array([0, 0, 0, 1]),
+        ... )
+        >>> cj.write_vault(pathlib.Path(tempfile.mkdtemp()) / "mine.vlt" / "one", episodes)
+        True
     """
     path = Path(path).absolute()
     leaves = _leaves_from_episodes(episodes)

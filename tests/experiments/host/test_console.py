@@ -5,6 +5,7 @@ import pytest
 import rich.console
 
 from experiments.host import console
+from experiments.pipeline.quality import show_quality
 
 
 @pytest.fixture
@@ -81,6 +82,43 @@ def test_tables_and_configs_are_printed(capsys):
     out = capsys.readouterr().out
     assert "diffusion:\n  num_steps: 64\n" in out
     assert all(word in out for word in ["results", "seed", "return", "3100", "2900"])
+
+
+def on_a_screen(monkeypatch, width: int, show) -> str:
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "_console", rich.console.Console(file=screen, width=width))
+    show()
+    return screen.getvalue()
+
+
+@pytest.mark.parametrize("width", [100, 60, 30, 8])
+def test_numbers_are_printed_whole_on_any_screen(monkeypatch, width):
+    numbers = [[f"{(row + 1) * 10 ** (column + 3):,.3f}" for column in range(5)] for row in range(3)]
+    rows = [
+        {"trajectories": "real, steps shuffled", **{f"observations {c}": n for c, n in enumerate(own)}}
+        for own in numbers
+    ]
+    words = on_a_screen(monkeypatch, width, lambda: console.print_table("errors", rows)).split()
+    assert {number for own in numbers for number in own} <= set(words)
+
+
+@pytest.mark.parametrize("width", [100, 80, 60])
+def test_the_quality_of_samples_fits_the_screen(monkeypatch, width):
+    kinds = ("guided", "unguided", "guided, first round", "real", "real, actions shuffled", "real, steps shuffled")
+    errors = ("feature_distance", "worst_feature_distance", "observation_error", "dynamics_error", "reward_error")
+    values = iter(range(1000))
+    quality = {kind: {error: next(values) / 7 for error in (*errors, "optimism")} for kind in kinds}
+    text = on_a_screen(monkeypatch, width, lambda: show_quality(quality))
+    assert max(map(len, text.splitlines())) <= width
+    words = set(text.split())
+    assert {f"{value:.3f}" for own in quality.values() for value in own.values()} <= words
+    assert {"guided", "unguided", "first", "round", "real", "actions", "steps", "shuffled", "optimism"} <= words
+
+
+def test_runs_without_optimism_are_shown_too(monkeypatch):
+    old = {kind: {"dynamics_error": -1e-9} for kind in ("guided", "real")}
+    text = on_a_screen(monkeypatch, 80, lambda: show_quality(old))
+    assert "dynamics" in text and "optimism" not in text and "-0.000" not in text and text.count("0.000") == 2
 
 
 def test_long_lines_are_not_broken_nor_markup_read(capsys):

@@ -1,0 +1,62 @@
+"""Fitted priors as files: the same samples after loading."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from coda_jax.artefact import ArtefactError, from_plain, write_artefact
+from coda_jax.data.dataset import make_dataset
+from coda_jax.diffusion.edm import NoiseConfig
+from coda_jax.diffusion.generator import GeneratorConfig
+from coda_jax.diffusion.samplers import SamplerConfig
+from coda_jax.diffusion.unet import UNetConfig
+from coda_jax.prior import fit_prior, load_prior, make_model, sample_trajectories, save_prior
+from tests.drift import SPEC, drift_episodes
+
+CONFIG = GeneratorConfig(unet=UNetConfig(width=4, channel_multipliers=(1, 1)), num_updates=2, batch_size=8)
+SAMPLER = SamplerConfig(num_steps=3, sigma_max=40.0)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    model = make_model(SPEC, 3, CONFIG, SAMPLER)
+    with jax.debug_key_reuse(False):
+        return model, fit_prior(model, make_dataset(drift_episodes(20), 3), jax.random.key(0))
+
+
+def test_a_loaded_prior_samples_the_same_trajectories(fitted, tmp_path):
+    save_prior(tmp_path / "prior.npz", *fitted)
+    model, prior = load_prior(tmp_path)
+    assert (model.spec, model.horizon, model.sampler) == (SPEC, 3, SAMPLER)
+    assert model.generator.config == CONFIG
+    with jax.debug_key_reuse(False):
+        expected = sample_trajectories(fitted[0], fitted[1], jax.random.key(1), 5)
+        found = sample_trajectories(model, prior, jax.random.key(1), 5)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_weights_of_another_network_are_refused(fitted, tmp_path):
+    wider = make_model(SPEC, 3, GeneratorConfig(unet=UNetConfig(width=8)), SAMPLER)
+    save_prior(tmp_path / "prior.npz", wider, fitted[1])
+    with pytest.raises(ArtefactError, match="not those of its network"):
+        load_prior(tmp_path)
+
+
+def test_unknown_settings_and_a_later_format_are_refused(fitted, tmp_path, monkeypatch):
+    monkeypatch.setattr("coda_jax.artefact.FORMAT", 2)
+    save_prior(tmp_path / "prior.npz", *fitted)
+    monkeypatch.undo()
+    with pytest.raises(ArtefactError, match="has format 2"):
+        load_prior(tmp_path)
+    description = {"spec": {"name": "a"}, "horizon": 3, "generator": {"no_such": 1}, "sampler": {}}
+    write_artefact(tmp_path / "prior.npz", "prior", description, {"a": np.zeros(1)})
+    with pytest.raises(ArtefactError, match="is no prior"):
+        load_prior(tmp_path)
+
+
+def test_dataclasses_return_from_json():
+    config = GeneratorConfig(unet=UNetConfig(channel_multipliers=(3, 2)), noise=NoiseConfig(), max_grad_norm=0.5)
+    assert from_plain(GeneratorConfig(), json.loads(json.dumps(dataclasses.asdict(config)))) == config
