@@ -12,7 +12,7 @@ from coda_jax.data.teams import NOISE, assets, load_teams, schedule_of
 from coda_jax.data.vault import read_vault, write_vault
 from coda_jax.envs.base import Environment
 from coda_jax.envs.mamujoco import TASKS
-from experiments.host.cache import cache_folder, key_of, lock
+from experiments.host.cache import backend_identity, cache_folder, key_of, lock
 from experiments.host.console import phase
 
 
@@ -26,6 +26,7 @@ def load_dataset(env: Environment, name: str, num_episodes: int, mesh: Mesh) -> 
         "noise": NOISE,
         "robot": repr(TASKS[task][0]),
         "teams": hashlib.sha256(assets(task).read_bytes()).hexdigest(),
+        **backend_identity(),
     }
     teams = load_teams(assets(task))
     schedule = schedule_of(teams, task, name, num_episodes)

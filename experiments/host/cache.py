@@ -74,6 +74,18 @@ def key_of(config: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
+def backend_identity(precision: str | None = None) -> dict[str, Any]:
+    """The part of the configuration of an entry by which results of an accelerator differ; empty on a CPU.
+
+    Args:
+        precision: of the matrix products, for entries that networks have a part in.
+    """
+    if jax.default_backend() == "cpu":
+        return {}
+    device = {"device": jax.devices()[0].device_kind}
+    return device if precision is None else device | {"precision": precision}
+
+
 def plain(config: Any) -> Any:
     """Converts a configuration into dicts, lists and scalars for YAML and JSON.
 

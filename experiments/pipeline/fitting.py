@@ -14,7 +14,7 @@ from coda_jax.data.dataset import Dataset, Episodes, make_dataset
 from coda_jax.diffusion.generator import GeneratorConfig, GeneratorState
 from coda_jax.prior import Prior, TrajectoryModel, encode, fit_transform, fit_updates, held_out_loss, make_model
 from coda_jax.types import Metrics, PRNGKey, TaskSpec
-from experiments.host.cache import cache_folder, key_of, lock
+from experiments.host.cache import backend_identity, cache_folder, key_of, lock
 from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import phase
 from experiments.host.errors import UserError
@@ -114,8 +114,10 @@ def _identity(config: ExperimentConfig, fit: Fit) -> dict[str, Any]:
         "config": config.denoiser,
         "horizon": fit.model.horizon,
     }
-    # The first fit keeps the name that it had before there were others.
-    return identity | {"seed": config.fit_seed} if config.fit_seed else identity
+    # A fit on a CPU and the first seed's keep the names that they had before there were others.
+    if config.fit_seed:
+        identity["seed"] = config.fit_seed
+    return identity | backend_identity(config.precision)
 
 
 def _fit_key(part: int, seed: int) -> PRNGKey:

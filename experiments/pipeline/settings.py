@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from coda_jax import presets
+from coda_jax.backend import Precision
 from coda_jax.data.teams import named_datasets
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
@@ -60,6 +61,9 @@ class ExperimentConfig:
     """Seed of the denoiser's fit, which all policy seeds share: they do not sample its variance, this does."""
     preset: str = "laptop"
     """Sizes of everything: `smoke` (a look), `laptop` (20 minutes on two cores) or `paper` (for an accelerator)."""
+    precision: Precision = "highest"
+    """Precision of the networks' matrix products on an accelerator: `highest` (float32), `high` (TF32 on a GPU, three
+    passes of bfloat16 on a TPU) or `default` (TF32 or bfloat16). Physics, evaluation and a CPU always use float32."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`. The same command continues its run."""
     allow_other_devices: bool = False

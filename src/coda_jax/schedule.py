@@ -40,8 +40,8 @@ class CodaConfig:
     static_trajectories: int = 10_000
     """Synthetic trajectories a seed of the unconditional baseline, which samples once for the whole run. Our choice."""
     chunk_size: int = 16_000
-    """Trajectories that a device samples at once, all its seeds together; on a CPU they should fit the cache, about 64.
-    Our choice."""
+    """Trajectories of a chunk, all seeds of a device together; on a CPU a chunk should fit the cache, about 64. An
+    accelerator samples several small chunks at once. Our choice."""
     evaluation_episodes: int = 10
     """Noise-free episodes a seed and round; their starts are the same in every round. 0 evaluates nothing."""
     reference_trajectories: int = 256
