@@ -122,7 +122,8 @@ def main(args: Sequence[str] | None = None) -> None:
         for number, (name, variant) in enumerate(variants.items()):
             if name not in results:
                 say(f"variant {number + 1} of {len(VARIANTS)}: {name}")
-                results[name] = {"settings": key_of(variant), **measure(variant, env, episodes, mesh)}
+                with jax.default_matmul_precision(variant.precision):
+                    results[name] = {"settings": key_of(variant), **measure(variant, env, episodes, mesh)}
                 write_atomically(file, json.dumps(results, indent=1) + "\n")
                 write_atomically(config.output / "quality.md", markdown(results))
         say(markdown(results).rstrip())

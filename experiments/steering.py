@@ -82,7 +82,8 @@ def run(config: SteeringConfig, base: ExperimentConfig) -> None:
     path = config.run_dir or Path("runs", f"steering-{base.task}-{base.dataset}-{key_of(identity)}")
     mesh = set_up_devices(base.num_seeds)
     enable_compilation_cache()
-    with open_run_folder(path, identity, num_devices=mesh.size) as folder:
+    precision = jax.default_matmul_precision(base.precision)
+    with precision, open_run_folder(path, identity, num_devices=mesh.size) as folder:
         say(f"run folder: {path}")
         if not folder.finished:
             print_config(asked)

@@ -4,6 +4,9 @@ import logging
 import os
 import pathlib
 
+# Also where an accelerator exists; before the first import of jax. `JAX_PLATFORMS=cuda` runs the tests there.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import hypothesis
 import jax
 import mujoco

@@ -40,6 +40,7 @@ SHARED = {
     "learner.discount": 0.99,
     "learner.policy_hidden_width": 64,
     "learner.policy_linear_width": 64,
+    "precision": "highest",
     "run_dir": None,
     "log": None,
     "seed": 0,

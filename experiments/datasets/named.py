@@ -15,7 +15,7 @@ from coda_jax.data.teams import NOISE, assets, load_teams, schedule_of
 from coda_jax.data.vault import VaultError, read_vault, write_vault
 from coda_jax.envs.base import Environment
 from coda_jax.envs.mamujoco import TASKS
-from experiments.host.cache import cache_folder, cache_key, lock, quarantine
+from experiments.host.cache import backend_identity, cache_folder, cache_key, lock, quarantine
 from experiments.host.console import phase
 from experiments.host.files import reserve
 
@@ -67,6 +67,7 @@ def _entry(task: str, name: str, num_episodes: int) -> tuple[Path, dict[str, Any
         "noise": NOISE,
         "robot": repr(TASKS[task][0]),
         "teams": hashlib.sha256(assets(task).read_bytes()).hexdigest(),
+        **backend_identity(),
     }
     if name != "replay":
         schedule = schedule_of(load_teams(assets(task)), task, name, num_episodes)

@@ -97,10 +97,22 @@ FORMAT = 1
 def cache_key(config: Any) -> str:
     """Returns the key of a cache entry: of its configuration, its format, the version of JAX and the backend.
 
-    The backend and the version decide the last bits of an entry.
+    The backend and the version decide the last bits of an entry, and on an accelerator its kind (`backend_identity`).
     """
     surroundings = {"format": FORMAT, "jax": jax.__version__, "backend": jax.default_backend()}
     return key_of({**surroundings, "config": config})
+
+
+def backend_identity(precision: str | None = None) -> dict[str, Any]:
+    """The part of the configuration of an entry by which results of an accelerator differ; empty on a CPU.
+
+    Args:
+        precision: of the matrix products, for entries that networks have a part in.
+    """
+    if jax.default_backend() == "cpu":
+        return {}
+    device = {"device": jax.devices()[0].device_kind}
+    return device if precision is None else device | {"precision": precision}
 
 
 def plain(config: Any) -> Any:

@@ -49,7 +49,8 @@ def provenance(num_devices: int) -> dict[str, Any]:
 
     Returns:
         `commit` and `diff` (None outside of a checkout), `versions` by package, `python`, `platform`, `backend`,
-        `device`, `processor`, `num_devices`, `visible_cores`, `numerics` and `command`.
+        `device`, `matmul_precision` (of the networks; see `coda_jax.backend`), `processor`, `num_devices`,
+        `visible_cores`, `numerics` and `command`.
     """
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -59,6 +60,7 @@ def provenance(num_devices: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
         "processor": processor(),
         "num_devices": num_devices,
         "visible_cores": visible_cores(),

@@ -25,7 +25,7 @@ from coda_jax.prior import (
     save_prior,
 )
 from coda_jax.types import Metrics, PRNGKey, TaskSpec
-from experiments.host.cache import cache_folder, cache_key, lock
+from experiments.host.cache import backend_identity, cache_folder, cache_key, lock
 from experiments.host.checkpoints import Checkpoints, open_cached, single_device_template
 from experiments.host.console import phase
 from experiments.host.errors import UserError
@@ -165,8 +165,10 @@ def _identity(config: ExperimentConfig, fit: Fit) -> dict[str, Any]:
         "config": config.denoiser,
         "horizon": fit.model.horizon,
     }
-    # The first fit keeps the name that it had before there were others.
-    return identity | {"seed": config.fit_seed} if config.fit_seed else identity
+    # A fit on a CPU and the first seed's keep the names that they had before there were others.
+    if config.fit_seed:
+        identity["seed"] = config.fit_seed
+    return identity | backend_identity(config.precision)
 
 
 def _fit_key(part: int, seed: int) -> PRNGKey:

@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from coda_jax.data.conventions import Convention, load_vault
@@ -60,6 +61,11 @@ def run(config: ExperimentConfig) -> None:
         UserError: a run folder of other settings, an unsuitable vault, or NaNs in the training.
         VaultError: a vault that cannot be used.
     """
+    with jax.default_matmul_precision(config.precision):
+        _run(config)
+
+
+def _run(config: ExperimentConfig) -> None:
     identity, path = identity_of(config), config.run_dir or run_dir_of(config)
     mesh = set_up_devices(config.num_seeds)
     enable_compilation_cache()

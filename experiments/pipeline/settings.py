@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from coda_jax import presets
+from coda_jax.backend import Precision
 from coda_jax.data.teams import named_datasets
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
@@ -74,6 +75,9 @@ class ExperimentConfig(Ranged):
     """Seed of the denoiser's fit, which all policy seeds share; vary it to measure the variance between fits."""
     preset: str = "laptop"
     """Set of defaults: `smoke` (a quick check), `laptop` (20 minutes on two cores) or `paper` (for an accelerator)."""
+    precision: Precision = "highest"
+    """Precision of the networks' matrix products on an accelerator: `highest` (float32), `high` (TF32 on a GPU, three
+    passes of bfloat16 on a TPU) or `default` (TF32 or bfloat16). Physics, evaluation and a CPU always use float32."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`. The same command continues its run."""
     log: Literal["tensorboard", "wandb"] | None = None

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from coda_jax import transforms
 from coda_jax.augmentation.base import Augmentation, sample_in_chunks
+from coda_jax.backend import sizes
 from coda_jax.data.dataset import Dataset, sample_windows
 from coda_jax.envs.base import Environment
 from coda_jax.evaluation import action_log_likelihood, policy_returns
@@ -118,6 +119,7 @@ def make_trainer(
         (4, 10)
     """
     chunk_size = max(1, config.chunk_size // seeds_per_device)
+    chunks_at_once = max(1, sizes().trajectories // config.chunk_size)
     num_synthetic = 1 if augmentation is None else config.num_samples(augmentation)
     num_reference = min(config.reference_trajectories, num_synthetic)
 
@@ -142,7 +144,7 @@ def make_trainer(
 
         return jax.lax.cond(
             plan.generate,
-            lambda: sample_in_chunks(sample_chunk, key, num_synthetic, chunk_size),
+            lambda: sample_in_chunks(sample_chunk, key, num_synthetic, chunk_size, chunks_at_once),
             lambda: state.synthetic,
         )
 

@@ -14,16 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from coda_jax import transforms
+from coda_jax.backend import full_precision, sizes
 from coda_jax.diffusion.guidance import gaussian_log_prob
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import episode_returns
 from coda_jax.marl.learner import Learner, LearnerState, unroll
 from coda_jax.types import PRNGKey, Trajectory
 
-SIMULATIONS = 64
-"""Environments simulated in parallel; on a CPU their data should fit into the cache."""
 
-
+@full_precision
 def policy_returns(
     env: Environment, learner: Learner, state: LearnerState, key: PRNGKey, num_episodes: int
 ) -> Float[Array, "num_episodes"]:
@@ -36,6 +35,7 @@ def policy_returns(
     return episode_returns(env, act, learner.initial_carry((num_episodes,)), key, num_episodes)
 
 
+@full_precision
 def action_log_likelihood(learner: Learner, state: LearnerState, trajectory: Trajectory) -> Float[Array, "B"]:
     """Log N(a; mu(o), 1) of trajectories `[B, H, ...]`, summed over horizon and agents (Sec. 6.2.1)."""
     return gaussian_log_prob(trajectory.action, unroll(learner, state, trajectory.obs))
@@ -65,6 +65,7 @@ class SampleQuality:
     optimism: Float[Array, "*batch"]
 
 
+@full_precision
 def sample_quality(env: Environment, trajectory: Trajectory, reference: Trajectory) -> SampleQuality:
     """Computes the errors of trajectories `[B, H, ...]`, H at least 2, with as many held-out real ones as reference."""
     obs_channels = transforms.obs_channels(env.spec)
@@ -114,13 +115,14 @@ def _simulate(
         return jax.lax.scan(step, env.set_state(states[0]), states_and_actions)[1]
 
     steps = (trajectory.state[:, :-1], trajectory.action[:, :-1])
-    return jax.lax.map(simulate_one, steps, batch_size=SIMULATIONS // 2)
+    return jax.lax.map(simulate_one, steps, batch_size=sizes().simulations // 2)
 
 
 MAX_RESPONSE = 10.0
 """Changes of the next state above this number of standard deviations are excluded, as from infeasible poses."""
 
 
+@full_precision
 def action_response(
     env: Environment, guided: Trajectory, unguided: Trajectory, state_std: Float[Array, "S"]
 ) -> Float[Array, ""]:
@@ -150,7 +152,7 @@ def action_response(
         return leaf.reshape(-1, *leaf.shape[2:])
 
     steps = [x for samples in (guided, unguided) for x in (flat(samples.state[:, :-1]), flat(samples.action[:, :-1]))]
-    stepped = jax.lax.map(simulate, tuple(steps), batch_size=SIMULATIONS // 4) / unit[None, None]
+    stepped = jax.lax.map(simulate, tuple(steps), batch_size=sizes().simulations // 4) / unit[None, None]
     end, end_0 = (flat(samples.state[:, 1:]) / unit[None] for samples in (guided, unguided))
     caused = stepped[:, 0] - stepped[:, 1]
     followed = (end - stepped[:, 1]) - (end_0 - stepped[:, 2])

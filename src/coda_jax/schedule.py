@@ -41,7 +41,8 @@ class CodaConfig(Ranged):
     static_trajectories: Count = 10_000
     """Synthetic trajectories a seed of the unconditional baseline, which samples once for the whole run. Our choice."""
     chunk_size: Count = 16_000
-    """Trajectories per sampling call of a device, over all its seeds; about 64 fit a CPU's cache. Our choice."""
+    """Trajectories of a chunk, all seeds of a device together; on a CPU a chunk should fit the cache, about 64. An
+    accelerator samples several small chunks at once. Our choice."""
     evaluation_episodes: NonNegativeCount = 10
     """Noise-free episodes per seed and round, with the same starts in every round; 0 for no evaluation."""
     reference_trajectories: NonNegativeCount = 256

@@ -11,9 +11,11 @@ import pytest
 from coda_jax.diffusion import edm
 from coda_jax.diffusion.generator import (
     GeneratorConfig,
+    accumulated_gradient,
     fit_chunk,
     learning_rate_schedule,
     make_generator,
+    num_micro_batches,
     update_ema,
 )
 from coda_jax.diffusion.unet import UNetConfig
@@ -190,3 +192,48 @@ def test_vmapped_seeds_with_a_shared_denoiser_equal_a_loop():
     mapped = jax.jit(jax.vmap(generator.denoise, in_axes=(None, 0, None)))(params, tau, 0.4)
     looped = jnp.stack([jax.jit(generator.denoise)(params, tau[seed], 0.4) for seed in range(3)])
     np.testing.assert_allclose(mapped, looped, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", ["edm", "plain"])
+@pytest.mark.parametrize("condition_dim", [0, 2])
+def test_micro_batches_make_the_update_of_the_full_batch(weight, condition_dim):
+    config = dataclasses.replace(TINY, weight=weight, condition_dim=condition_dim, condition_dropout=0.5)
+    z = jax.random.normal(jax.random.key(1), (12, HORIZON, CHANNELS))
+    condition = jax.random.normal(jax.random.key(2), (12, condition_dim)) if condition_dim else None
+
+    def fit(max_windows):
+        generator = make_generator(config, CHANNELS, HORIZON, max_windows)
+
+        def chunk(state):
+            return fit_chunk(generator, state, lambda key: (z, condition), jax.random.key(3), 4)
+
+        return jax.jit(chunk)(jax.jit(generator.init)(jax.random.key(0)))
+
+    with jax.debug_key_reuse(False):
+        (full, of_full), (parts, of_parts) = fit(12), fit(5)  # 3 micro-batches of 4
+    assert int(parts.step) == 4
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), of_parts, of_full)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), parts.params, full.params)
+
+
+def test_the_gradient_of_micro_batches_is_that_of_the_mean():
+    x = jnp.arange(12.0)
+    value, gradient = accumulated_gradient(lambda w, x: jnp.mean(jnp.square(w - x)), jnp.float32(2.0), x, 4)
+    np.testing.assert_allclose(value, np.mean((2.0 - np.arange(12)) ** 2), rtol=1e-6)
+    np.testing.assert_allclose(gradient, 2 * (2.0 - 5.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("batch", "most", "parts"), [(128, 4096, 1), (100_000, 20_000, 5), (12, 5, 3), (7, 3, 7)])
+def test_micro_batches_are_equal_and_fit(batch, most, parts):
+    assert num_micro_batches(batch, most) == parts
+
+
+def test_micro_batches_need_less_memory():
+    def bytes_of(max_windows):
+        generator = make_generator(TINY, CHANNELS, HORIZON, max_windows)
+        state = jax.eval_shape(generator.init, jax.random.key(0))
+        z = jax.ShapeDtypeStruct((4096, HORIZON, CHANNELS), jnp.float32)
+        program = jax.jit(generator.update).lower(state, z, jax.random.key(1)).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(512) < bytes_of(4096) / 3

@@ -41,9 +41,13 @@ class Augmentation(NamedTuple):
 
 
 def sample_in_chunks(
-    sample: Callable[[PRNGKey, int], Samples], key: PRNGKey, num_samples: int, chunk_size: int
+    sample: Callable[[PRNGKey, int], Samples],
+    key: PRNGKey,
+    num_samples: int,
+    chunk_size: int,
+    chunks_at_once: int = 1,
 ) -> Samples:
-    """Draws `num_samples` trajectories, at most `chunk_size` at a time, so that a chunk fits the processor's cache.
+    """Draws `num_samples` trajectories in chunks of at most `chunk_size`, which should fit the processor's cache.
 
     The chunks are equal, ceil(num_samples / number of chunks), and those beyond `num_samples` are dropped.
     Under `vmap` over seeds a chunk holds that many trajectories *a seed*: divide `chunk_size` by the seeds of a device.
@@ -52,9 +56,13 @@ def sample_in_chunks(
         sample: (key, B) -> trajectories `[B, H, ...]` (or any pytree of arrays with that leading axis), B static.
         key: consumed; chunk c is `sample(jax.random.fold_in(key, c), B)`.
         num_samples: trajectories in all.
-        chunk_size: the most to draw at a time.
+        chunk_size: the most trajectories of a chunk.
+        chunks_at_once: chunks that are drawn together, by `vmap`; the trajectories do not depend on it.
     """
     num_chunks = math.ceil(num_samples / chunk_size)
     size = math.ceil(num_samples / num_chunks)
-    chunks = jax.lax.map(lambda c: sample(jax.random.fold_in(key, c), size), jnp.arange(num_chunks))
+    batch_size = chunks_at_once if chunks_at_once > 1 else None
+    chunks = jax.lax.map(
+        lambda c: sample(jax.random.fold_in(key, c), size), jnp.arange(num_chunks), batch_size=batch_size
+    )
     return jax.tree.map(lambda leaf: leaf.reshape(num_chunks * size, *leaf.shape[2:])[:num_samples], chunks)

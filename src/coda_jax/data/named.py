@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
+from coda_jax.backend import full_precision, sizes
 from coda_jax.data.dataset import Episodes, concatenate
 from coda_jax.data.teams import (
     NOISE,
@@ -21,9 +22,11 @@ from coda_jax.data.teams import (
 )
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
+from coda_jax.envs.rollout import Rollout
+from coda_jax.types import Params, PRNGKey
 
-ENVS_PER_DEVICE = 16
-"""Episodes rolled out together on a device; fixed, so that the data do not depend on the number of devices."""
+GROUP = 16
+"""Episodes that share a key; fixed, so that the data do not depend on the number of devices or on the backend."""
 
 STREAMS = ("replay", "good", "medium", "poor")
 """Each named dataset has random numbers of its own: its place in this list is their seed."""
@@ -76,30 +79,36 @@ def record(
         seed: of the random numbers.
         on_progress: called on the host with the number of episodes after each chunk.
     """
-    num_rollouts, chunk = len(schedule), ENVS_PER_DEVICE * mesh.size
+    num_rollouts = len(schedule)
+    # Groups of episodes that a device rolls out together: no more than there are.
+    groups = min(max(1, sizes().episodes // GROUP), -(-num_rollouts // (GROUP * mesh.size)))
+    chunk = GROUP * groups * mesh.size
     # The last chunk is filled up with rollouts that are dropped, so that all have one compiled shape.
     padded = schedule[np.arange(-(-num_rollouts // chunk) * chunk) % num_rollouts]
-
-    shards = PartitionSpec("seed")
-    roll_out = recorder(env, teams.width, NOISE)
-    record_chunk = jax.jit(
-        jax.shard_map(
-            lambda weights, keys: jax.tree.map(lambda leaf: leaf[None], roll_out(weights, keys[0])),
-            mesh=mesh,
-            in_specs=(shards, shards),
-            out_specs=shards,
-            check_vma=False,
-        )
-    )
-    keys = list(jax.random.split(jax.random.key(seed), len(padded) // ENVS_PER_DEVICE).reshape(-1, mesh.size))
+    record_chunk = _record_chunk(env, teams.width, mesh)
+    keys = jax.random.split(jax.random.key(seed), len(padded) // GROUP)
     parts: list[Episodes] = []
-    for first, chunk_keys in zip(range(0, len(padded), chunk), keys, strict=True):
-        weights = snapshots_at(teams, padded[first : first + chunk])
-        arguments = jax.device_put((weights, chunk_keys), NamedSharding(mesh, shards))
+    for first in range(0, len(padded), chunk):
+        weights = snapshots_at(teams, padded[first : first + chunk].reshape(-1, GROUP, 2))
+        arguments = (weights, keys[first // GROUP : (first + chunk) // GROUP])
+        arguments = jax.device_put(arguments, NamedSharding(mesh, PartitionSpec("seed")))
         recorded = jax.device_get(record_chunk(*arguments))
-        for device in range(mesh.size):
-            wanted = min(ENVS_PER_DEVICE, num_rollouts - first - device * ENVS_PER_DEVICE)
+        for group in range(groups * mesh.size):
+            wanted = min(GROUP, num_rollouts - first - group * GROUP)
             if wanted > 0:
-                parts.append(to_episodes(jax.tree.map(lambda leaf, d=device, n=wanted: leaf[d][:, :n], recorded)))
+                parts.append(to_episodes(jax.tree.map(lambda leaf, g=group, n=wanted: leaf[g][:, :n], recorded)))
         on_progress(min(chunk, num_rollouts - first))
     return concatenate(parts)
+
+
+def _record_chunk(env: Environment, width: int, mesh: Mesh) -> Callable[[Params, PRNGKey], Rollout]:
+    """(weights `[G, 16, ...]`, keys `[G]`) -> the rollouts of G groups `[G, T, 16, ...]`, spread over the mesh."""
+    shards = PartitionSpec("seed")
+    roll_out = full_precision(recorder(env, width, NOISE))
+
+    def of_device(weights: Params, keys: PRNGKey) -> Rollout:
+        if keys.shape[0] == 1:  # without the axis of groups, a batched product less on a CPU
+            return jax.tree.map(lambda leaf: leaf[None], roll_out(jax.tree.map(lambda leaf: leaf[0], weights), keys[0]))
+        return jax.vmap(roll_out)(weights, keys)
+
+    return jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=(shards, shards), out_specs=shards, check_vma=False))

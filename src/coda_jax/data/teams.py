@@ -113,9 +113,9 @@ def schedule_of(teams: Teams, task: str, dataset: str, num_episodes: int) -> Int
     return level_schedule(teams, PUBLISHED_CARDS[task, dataset].mean, num_episodes)
 
 
-def snapshots_at(teams: Teams, schedule: Int[np.ndarray, "N 2"]) -> Params:
-    """The weights for N (team, snapshot) pairs; leaves are `[N, ...]`."""
-    return jax.tree.map(lambda leaf: leaf[schedule[:, 0], schedule[:, 1]], teams.policy)
+def snapshots_at(teams: Teams, schedule: Int[np.ndarray, "*N 2"]) -> Params:
+    """The weights for N (team, snapshot) pairs; leaves are `[*N, ...]`."""
+    return jax.tree.map(lambda leaf: leaf[schedule[..., 0], schedule[..., 1]], teams.policy)
 
 
 def recorder(env: Environment, width: int, noise: float) -> Callable[[Params, PRNGKey], Rollout]:

@@ -119,8 +119,29 @@ def loss(
 
     Each trajectory has its own noise level. For data ~ N(0, sigma_data^2) the minimum of the `edm` weighting is 1.
     """
+    sigma, eps = draw_noise(z0, key, noise)
+    return loss_at(denoise, z0, sigma, eps, condition, sigma_data=sigma_data, weight=weight)
+
+
+def draw_noise(
+    z0: Float[Array, "*batch H C"], key: PRNGKey, noise: NoiseConfig = NoiseConfig()
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch H C"]]:
+    """The noise level sigma of each trajectory, and eps ~ N(0, I). The key is consumed."""
     key_sigma, key_noise = jax.random.split(key)
-    sigma = training_sigmas(key_sigma, z0.shape[:-2], noise)
-    tau = z0 + sigma[..., None, None] * jax.random.normal(key_noise, z0.shape)  # Eq. 26
+    return training_sigmas(key_sigma, z0.shape[:-2], noise), jax.random.normal(key_noise, z0.shape)
+
+
+def loss_at(
+    denoise: Denoise,
+    z0: Float[Array, "*batch H C"],
+    sigma: Float[Array, "*batch"],
+    eps: Float[Array, "*batch H C"],
+    condition: Float[Array, "*batch K"] | None = None,
+    *,
+    sigma_data: float = 1.0,
+    weight: Weight = "edm",
+) -> Float[Array, ""]:
+    """`loss` for given noise, of which it is a mean over trajectories."""
+    tau = z0 + sigma[..., None, None] * eps  # Eq. 26
     squared_error = jnp.mean((denoise(tau, sigma, condition) - z0) ** 2, axis=(-2, -1))  # Eq. 27
     return jnp.mean(loss_weight(sigma, sigma_data, weight) * squared_error)

@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Annotated, NamedTuple, Protocol, cast
+from typing import Annotated, Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from annotated_types import Interval
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from coda_jax.backend import sizes
 from coda_jax.diffusion import edm
 from coda_jax.diffusion.unet import UNet, UNetConfig
 from coda_jax.ranges import Count, NonNegativeCount, Positive, Ranged, RangeError, Share
@@ -132,8 +133,60 @@ def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) 
     return jax.tree.map(lambda average, new: average + (1 - warm_decay) * (new - average), ema, params)
 
 
-def make_generator(config: GeneratorConfig, num_channels: int, horizon: int) -> Generator:
-    """Builds the prior over windows of `horizon` tokens of `num_channels` channels."""
+class _NoisyBatch(NamedTuple):
+    """A mini-batch with all its random draws; every leaf has a leading axis of windows."""
+
+    z: Float[Array, "B H C"]
+    sigma: Float[Array, "B"]
+    eps: Float[Array, "B H C"]
+    condition: Float[Array, "B K"] | None
+    dropped: Bool[Array, "B"] | None
+
+
+def num_micro_batches(batch_size: int, max_windows: int) -> int:
+    """The least number of equal micro-batches of at most `max_windows` windows into which a mini-batch divides."""
+    return next(n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n <= max_windows)
+
+
+def accumulated_gradient(
+    loss_of: Callable[[Params, Any], Float[Array, ""]], params: Params, batch: Any, num_parts: int
+) -> tuple[Float[Array, ""], Params]:
+    """Value and gradient of a mean over windows, in `num_parts` micro-batches of equal size, one after the other.
+
+    Part i takes the windows i, i + num_parts, ...: each device of a sharded mini-batch has its share of every part.
+
+    Args:
+        loss_of: (weights, windows) -> the mean of their losses.
+        params: the weights.
+        batch: a pytree whose leaves have a leading axis of windows.
+        num_parts: a divisor of the number of windows; static.
+    """
+    if num_parts == 1:
+        return jax.value_and_grad(loss_of)(params, batch)
+
+    def split(leaf: Array) -> Array:
+        return jnp.swapaxes(leaf.reshape(-1, num_parts, *leaf.shape[1:]), 0, 1)
+
+    def add(total: tuple[Array, Params], part: Any) -> tuple[tuple[Array, Params], None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, part)), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(add, zero, jax.tree.map(split, batch))
+    return jax.tree.map(lambda leaf: leaf / num_parts, total)
+
+
+def make_generator(
+    config: GeneratorConfig, num_channels: int, horizon: int, max_windows: int | None = None
+) -> Generator:
+    """Builds the prior over windows of `horizon` tokens of `num_channels` channels.
+
+    Args:
+        config: its settings.
+        num_channels: C.
+        horizon: H.
+        max_windows: the most windows of a mini-batch whose gradient is computed together, which bounds the memory of
+            an update; by default the backend's (`coda_jax.backend.Sizes.windows`).
+    """
     network = UNet(config.unet, horizon, config.condition_dim)
     apply = cast(Callable[..., Array], network.apply)
     optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate_schedule(config)))
@@ -146,24 +199,33 @@ def make_generator(config: GeneratorConfig, num_channels: int, horizon: int) -> 
     def denoise(params, tau, sigma, condition=None):
         return edm.precondition(functools.partial(apply, params), config.sigma_data)(tau, sigma, condition)
 
-    def loss(params, z, key, condition=None):
+    def draw(z: Array, key: PRNGKey, condition: Array | None) -> _NoisyBatch:
         key_drop, key_loss = jax.random.split(key)
         dropped = None
         if condition is not None:
             dropped = jax.random.bernoulli(key_drop, config.condition_dropout, condition.shape[:-1])
-        network_dropped = functools.partial(apply, params, dropped=dropped)
-        return edm.loss(
+        sigma, eps = edm.draw_noise(z, key_loss, config.noise)
+        return _NoisyBatch(z, sigma, eps, condition, dropped)
+
+    def loss_of(params: Params, batch: _NoisyBatch) -> Array:
+        network_dropped = functools.partial(apply, params, dropped=batch.dropped)
+        return edm.loss_at(
             edm.precondition(network_dropped, config.sigma_data),
-            z,
-            key_loss,
-            condition,
-            noise=config.noise,
+            batch.z,
+            batch.sigma,
+            batch.eps,
+            batch.condition,
             sigma_data=config.sigma_data,
             weight=config.weight,
         )
 
+    def loss(params, z, key, condition=None):
+        return loss_of(params, draw(z, key, condition))
+
     def update(state, z, key, condition=None):
-        value, grads = jax.value_and_grad(loss)(state.params, z, key, condition)
+        num_parts = num_micro_batches(z.shape[0], sizes().windows if max_windows is None else max_windows)
+        batch = draw(z, key, condition)
+        value, grads = accumulated_gradient(loss_of, state.params, batch, num_parts)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1

@@ -22,6 +22,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from coda_jax.backend import full_precision
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.factorization import Factorization, Feature, JointGraph, Span, factorize
 from coda_jax.envs.kinematics import kinematics
@@ -65,7 +66,8 @@ def build(name: str, robot: Robot, graph: JointGraph, obsk: int | None = 1) -> E
         action_dim=factorization.action_index.shape[1],
         episode_length=robot.episode_length,
     )
-    return Environment(*_simulation(robot, model, factorization), spec)
+    reset, step, set_state = _simulation(robot, model, factorization)
+    return Environment(full_precision(reset), full_precision(step), full_precision(set_state), spec)
 
 
 def _simulation(

@@ -127,3 +127,15 @@ def test_a_waiting_process_prints_what_it_waits_for(tmp_path, capsys):
     thread.join()
     assert order == ["first", "second"]
     assert "waiting for another process that builds the dataset replay" in capsys.readouterr().out
+
+
+def test_entries_of_an_accelerator_have_names_of_their_own(monkeypatch):
+    assert cache.backend_identity("default") == {}  # on a CPU, as before
+
+    class Device:
+        device_kind = "NVIDIA H100"
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [Device])
+    assert cache.backend_identity() == {"device": "NVIDIA H100"}
+    assert cache.backend_identity("high") == {"device": "NVIDIA H100", "precision": "high"}
