@@ -101,7 +101,7 @@ def write(config: CoordinationConfig, world: World, trained: dict[str, Trained],
             "dataset_mean_return": world.dataset_return,
             "convention_return": convention_return(config.data.task),
             "returns_per_seed": {name: each.returns[-1].tolist() for name, each in trained.items()},
-            "seconds": {name: each.seconds for name, each in trained.items()},
+            "wall_seconds": sum(each.seconds for each in trained.values()),
         }
     )
 
@@ -116,7 +116,7 @@ def show(summary: dict[str, Any]) -> None:
     rows.append({"method": "recorded episodes", "return": f"{summary['dataset_mean_return']:.2f}", "worst seed": ""})
     rows.append({"method": "one convention", "return": f"{summary['convention_return']:.2f}", "worst seed": ""})
     print_table(f"{summary['task']}: return after {summary['updates']} updates, {summary['num_seeds']} seeds", rows)
-    say(f"{sum(summary['seconds'].values()):.0f} s of training")
+    say(f"{summary['wall_seconds']:.0f} s")
 
 
 if __name__ == "__main__":

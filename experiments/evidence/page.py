@@ -20,6 +20,7 @@ from experiments.evidence.claims import (
     game_claims,
     steering_claims,
 )
+from experiments.evidence.coordination import coordination_headline, coordination_sections, find_comparisons
 from experiments.evidence.gathering import CODA, Evidence, cell_order, gather
 from experiments.evidence.intervals import differences, paired_difference
 from experiments.evidence.naming import guidance_name, method_name
@@ -72,6 +73,7 @@ def write_page(results: Path, output: Path) -> str:
     evidence = gather(results)
     figures = results / "figures"
     drawn = draw_all(evidence, figures)
+    comparisons = find_comparisons(results)
     by_topic = {
         "Polynomial games": game_claims(evidence.games),
         "Steering": steering_claims(evidence.steering),
@@ -82,10 +84,11 @@ def write_page(results: Path, output: Path) -> str:
     own_words = results / DISCUSSION
     sections = [
         "# Results",
-        headlines(by_topic, evidence),
+        headlines(by_topic, evidence, coordination_headline(comparisons)),
         RULES,
         "## The paper's claims",
         claims_table(claims, link),
+        *coordination_sections(comparisons, Path(os.path.relpath(results / "coordination", output.parent)).as_posix()),
         *downstream_sections(evidence, link),
         *steering_sections(evidence, link),
         "## How sample quality and steering explain the returns",
@@ -104,8 +107,8 @@ EFFECTS = {1: "a gain, decided", -1: "harm, decided", 0: "not decided"}
 """Both intervals of a paired difference above zero, below zero, or neither."""
 
 
-def headlines(by_topic: Mapping[str, Sequence[Claim]], evidence: Evidence) -> str:
-    """Five lines: the verdicts by topic, the decided effect of CODA on returns, and the scale."""
+def headlines(by_topic: Mapping[str, Sequence[Claim]], evidence: Evidence, coordination: str) -> str:
+    """Six lines: the verdicts by topic, the decided effect of CODA on returns, coordination, and the scale."""
     lines = []
     for topic, claims in by_topic.items():
         counts = Counter(claim.verdict for claim in claims)
@@ -117,6 +120,7 @@ def headlines(by_topic: Mapping[str, Sequence[Claim]], evidence: Evidence) -> st
         if gain is not None:
             effects.append(f"{' '.join(benchmark[1:])} {gain.mean:+.0f} ({EFFECTS[gain.sign]})")
     lines.append(f"- **CODA at lambda 0.6 less no augmentation**: {'; '.join(effects) or 'no recorded runs'}.")
+    lines.append(coordination)
     lines.append(
         "- **Scale**: a laptop's, a thirtieth of the paper's updates, on datasets of our own; the paper's returns are "
         "neither confirmed nor refuted at its own scale."

@@ -8,6 +8,7 @@ import importlib.metadata
 from coda_jax.artefact import ArtefactError
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
+from coda_jax.augmentation.model_based import PriorWithDynamics, model_consequences, model_rollouts
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.proximal_replay import proximal_replay
 from coda_jax.augmentation.unconditional import unconditional
@@ -25,6 +26,7 @@ from coda_jax.data.synthetic import episodes_from_windows
 from coda_jax.data.vault import write_vault
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig, heun_sample
+from coda_jax.dynamics.ensemble import DynamicsConfig, make_dynamics
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.mamujoco import make as make_env
 from coda_jax.envs.rollout import episode_returns, rollout
@@ -46,6 +48,7 @@ __all__ = [
     "ArtefactError",
     "Augmentation",
     "CodaConfig",
+    "DynamicsConfig",
     "EnvState",
     "Environment",
     "GeneratorConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "MaddpgBcConfig",
     "MaddpgCqlConfig",
     "Policy",
+    "PriorWithDynamics",
     "RowWeights",
     "SamplerConfig",
     "TaskSpec",
@@ -72,9 +76,12 @@ __all__ = [
     "maddpg_bc",
     "maddpg_cql",
     "make_dataset",
+    "make_dynamics",
     "make_env",
     "make_model",
     "make_trainer",
+    "model_consequences",
+    "model_rollouts",
     "named_dataset",
     "one_step_dataset",
     "oracle",

@@ -26,6 +26,19 @@ class PriorWithDynamics:
 
     prior:    that of the augmentation whose consequences are replaced, such as a fitted `Prior`.
     dynamics: the fitted ensemble.
+
+    Examples:
+        >>> from coda_jax.envs.coordination import same_side
+        >>> env = same_side()
+        >>> from numpy import array, zeros
+        >>> episodes = cj.episodes_from_arrays(
+        ...     state=zeros((8, 3)), obs=zeros((8, 2, 2)), action=zeros((8, 2, 1)), reward=zeros(8),
+        ...     terminal=zeros(8), truncation=array([0, 0, 0, 1, 0, 0, 0, 1]),
+        ... )
+        >>> dataset = cj.make_dataset(episodes, 3)
+        >>> model = cj.make_dynamics(env.spec, cj.DynamicsConfig(widths=(8,), num_updates=2, batch_size=4))
+        >>> cj.PriorWithDynamics(prior=(), dynamics=model.fit(dataset, jax.random.key(0))).dynamics.target_std.shape
+        (4,)
     """
 
     prior: Any
@@ -45,6 +58,23 @@ def model_rollouts(
         learner: whose policy acts.
         horizon: H.
         noise: standard deviation of Gaussian noise on the actions.
+
+    Examples:
+        >>> from coda_jax.envs.coordination import same_side
+        >>> env = same_side()
+        >>> from numpy import array, zeros
+        >>> episodes = cj.episodes_from_arrays(
+        ...     state=zeros((8, 3)), obs=zeros((8, 2, 2)), action=zeros((8, 2, 1)), reward=zeros(8),
+        ...     terminal=zeros(8), truncation=array([0, 0, 0, 1, 0, 0, 0, 1]),
+        ... )
+        >>> dataset = cj.make_dataset(episodes, 3)
+        >>> model = cj.make_dynamics(env.spec, cj.DynamicsConfig(widths=(8,), num_updates=2, batch_size=4))
+        >>> learner = cj.maddpg_bc(env.spec, cj.MaddpgBcConfig(), cj.raw_inputs(env.spec))
+        >>> rolled_out = cj.model_rollouts(env, model, learner, horizon=3, noise=0.2)
+        >>> state = learner.init(jax.random.key(1))
+        >>> dynamics = model.fit(dataset, jax.random.key(0))
+        >>> rolled_out.sample(state, dataset, dynamics, jnp.float32(0.0), jax.random.key(2), 6).reward.shape
+        (6, 3)
     """
 
     def sample(
@@ -71,6 +101,25 @@ def model_consequences(
         env: the task of the data, for the observations of predicted states.
         model: the ensemble's functions.
         learner: whose policy acts.
+
+    Examples:
+        >>> from coda_jax.envs.coordination import same_side
+        >>> env = same_side()
+        >>> from numpy import array, zeros
+        >>> episodes = cj.episodes_from_arrays(
+        ...     state=zeros((8, 3)), obs=zeros((8, 2, 2)), action=zeros((8, 2, 1)), reward=zeros(8),
+        ...     terminal=zeros(8), truncation=array([0, 0, 0, 1, 0, 0, 0, 1]),
+        ... )
+        >>> dataset = cj.make_dataset(episodes, 3)
+        >>> model = cj.make_dynamics(env.spec, cj.DynamicsConfig(widths=(8,), num_updates=2, batch_size=4))
+        >>> learner = cj.maddpg_bc(env.spec, cj.MaddpgBcConfig(), cj.raw_inputs(env.spec))
+        >>> def replay(learner_state, dataset, prior, guidance, key, num):
+        ...     return cj.sample_windows(dataset, key, num, horizon=3)
+        >>> followed = cj.model_consequences(cj.Augmentation(replay), env, model, learner)
+        >>> prior = cj.PriorWithDynamics(prior=(), dynamics=model.fit(dataset, jax.random.key(0)))
+        >>> state = learner.init(jax.random.key(1))
+        >>> followed.sample(state, dataset, prior, jnp.float32(0.0), jax.random.key(2), 6).state.shape
+        (6, 3, 3)
     """
 
     def sample(

@@ -24,7 +24,12 @@ from coda_jax.types import Params, PRNGKey, TaskSpec, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class DynamicsConfig(Ranged):
-    """Sizes and fit of the ensemble; the paper has no such model, so all values are our choice."""
+    """Sizes and fit of the ensemble; the paper has no such model, so all values are our choice.
+
+    Examples:
+        >>> cj.DynamicsConfig(num_members=5).widths
+        (256, 256, 256)
+    """
 
     num_members: Count = 3
     """Networks."""
@@ -101,7 +106,22 @@ class _Member(nn.Module):
 
 
 def make_dynamics(spec: TaskSpec, config: DynamicsConfig = DynamicsConfig()) -> DynamicsModel:
-    """Builds the ensemble of a task."""
+    """Builds the ensemble of a task.
+
+    Examples:
+        >>> from coda_jax.envs.coordination import same_side
+        >>> env = same_side()
+        >>> from numpy import array, zeros
+        >>> episodes = cj.episodes_from_arrays(
+        ...     state=zeros((8, 3)), obs=zeros((8, 2, 2)), action=zeros((8, 2, 1)), reward=zeros(8),
+        ...     terminal=zeros(8), truncation=array([0, 0, 0, 1, 0, 0, 0, 1]),
+        ... )
+        >>> dataset = cj.make_dataset(episodes, 3)
+        >>> model = cj.make_dynamics(env.spec, cj.DynamicsConfig(widths=(8,), num_updates=2, batch_size=4))
+        >>> dynamics = model.fit(dataset, jax.random.key(0))
+        >>> model.predict(dynamics, jnp.zeros((5, 3)), jnp.zeros((5, 2, 1))).state.shape
+        (5, 3)
+    """
     network = _Member(config.widths, spec.state_dim + 1)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(1, config.num_updates // 50), config.num_updates

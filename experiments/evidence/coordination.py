@@ -1,0 +1,117 @@
+"""The recorded comparisons on coordination tasks: returns of all methods, and verdicts on CODA+.
+
+Verdicts follow the rule of `claims`, over paired seeds.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.evidence.claims import judge, words
+from experiments.evidence.intervals import paired_difference
+from experiments.evidence.page_tables import spread, table
+from experiments.evidence.recorded_runs import read_json, read_settings
+
+FIELDS = {
+    "task": str,
+    "num_seeds": int,
+    "updates": int,
+    "dataset_mean_return": float,
+    "convention_return": float,
+    "returns_per_seed": dict[str, list[float]],
+}
+"""Fields of a comparison's summary, and their types."""
+
+PLUS, ORACLE, NONE = "CODA+", "oracle, split rows", "no augmentation"
+BASELINES = (NONE, "unconditional", "joint-action actor", "model alone, split rows", "CODA (paper)")
+
+
+class Comparison(NamedTuple):
+    """A finished run of `experiments.coordination`."""
+
+    path: Path
+    summary: dict[str, Any]
+    settings: dict[str, Any]
+
+    @property
+    def returns(self) -> dict[str, list[float]]:
+        """The final return of each seed, by method."""
+        return self.summary["returns_per_seed"]
+
+    @property
+    def title(self) -> str:
+        """The task and its dials."""
+        names = ("num_agents", "half_width", "sharpness", "coverage")
+        dials = ", ".join(f"{name.replace('_', ' ')} {self.settings[name]:g}" for name in names)
+        return f"{self.summary['task'].replace('-', ' ')}, {dials}"
+
+    @property
+    def command(self) -> str:
+        """The command of the run, without the settings that are the defaults of all recorded ones."""
+        flags = " ".join(
+            f"--{name.replace('_', '-')} {self.settings[name]:g}" for name in ("num_agents", "sharpness", "coverage")
+        )
+        return f"python -m experiments.coordination {flags}"
+
+    def difference(self, method: str, other: str):
+        """The paired difference of two methods."""
+        a, b = (dict(enumerate(self.returns[name])) for name in (method, other))
+        return paired_difference(a, b)
+
+
+def find_comparisons(results: Path) -> list[Comparison]:
+    """The finished comparisons below `results/coordination`, by path.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    files = sorted(results.glob("coordination/*/summary.json"))
+    return [Comparison(f.parent, read_json(f, FIELDS), read_settings(f.parent)) for f in files]
+
+
+def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[str]:
+    """For each comparison the command, the returns of all methods, the verdicts and the pictures."""
+    if not comparisons:
+        return []
+    sections = [
+        "## Coordination over time",
+        "Tasks of our own on which miscoordination costs most of the return (docs/coordination.md). CODA+ is not the "
+        "paper's method: its trajectories begin at recorded states, a one-step model fitted to the data gives their "
+        "consequences, the actor's Q term sees synthetic rows alone and cloning recorded rows alone. *Worst* is the "
+        "worst seed; the oracle rolls the policy out in the task itself.",
+    ]
+    for run in comparisons:
+        name = run.path.name
+        rows = [
+            (method, spread(returns, 2), f"{min(returns):.2f}", f"{np.median(returns):.2f}")
+            for method, returns in run.returns.items()
+        ]
+        rows.append(("recorded episodes", f"{run.summary['dataset_mean_return']:.2f}", "", ""))
+        rows.append(("all agents to one side at full speed", f"{run.summary['convention_return']:.2f}", "", ""))
+        verdicts = [
+            (f"CODA+ above {other}", f"**{judge(found, 1)}**", words(found, 2))
+            for other in BASELINES
+            if other in run.returns
+            for found in [run.difference(PLUS, other)]
+        ]
+        sections += [
+            f"### {run.title[0].upper()}{run.title[1:]}",
+            f"`{run.command}`, {run.summary['num_seeds']} seeds, {run.summary['updates']:,} updates.",
+            table(("method", "return", "worst", "median"), rows),
+            table(("statement", "verdict", "numbers"), verdicts),
+            f"![returns]({link}/{name}/figures/returns.png)\n![conventions]({link}/{name}/figures/conventions.png)",
+        ]
+    return sections
+
+
+def coordination_headline(comparisons: Sequence[Comparison]) -> str:
+    """One line: how far CODA and CODA+ go from no augmentation to the oracle, in each comparison."""
+    parts = []
+    for run in comparisons:
+        none, plus, paper, oracle = (np.mean(run.returns[name]) for name in (NONE, PLUS, "CODA (paper)", ORACLE))
+        parts.append(
+            f"{run.title}: {none:.1f} without augmentation, {paper:.1f} CODA, {plus:.1f} CODA+, {oracle:.1f} the oracle"
+        )
+    return f"- **Coordination over time**, returns: {'; '.join(parts) or 'no recorded runs'}."
