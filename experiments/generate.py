@@ -5,7 +5,6 @@ the layout of OG-MARL. Each trajectory is an episode of H steps, or fewer where 
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +21,7 @@ from coda_jax.data.synthetic import episodes_from_windows
 from coda_jax.data.vault import write_vault
 from coda_jax.policy import load_policy
 from coda_jax.prior import load_prior, sample_trajectories
+from coda_jax.ranges import Count, NonNegative, Ranged, Seed
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import phase, say
@@ -32,7 +32,7 @@ CHUNK_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(Ranged):
     """Samples synthetic trajectories from the prior of a run, and writes them for other programs."""
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -40,13 +40,13 @@ class GenerateConfig:
     output: Path
     """A `.npz` of the arrays of `coda_jax.episodes_from_arrays`, or the folder of a new vault, such as
     `2halfcheetah.vlt/Synthetic`."""
-    num: int = 1000
+    num: Count = 1000
     """Trajectories."""
-    guidance: float = 0.0
+    guidance: NonNegative = 0.0
     """Guidance scale lambda toward the run's trained policy; 0 samples without guidance."""
-    policy_seed: int | None = None
+    policy_seed: Seed | None = None
     """Policy seed that guides; the run's first by default."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the samples."""
 
 
@@ -107,12 +107,6 @@ def sample(config: GenerateConfig) -> Trajectory:
 
 def _check(config: GenerateConfig) -> None:
     """Refuses flags that cannot work, before anything is sampled."""
-    if config.num < 1:
-        raise UserError(f"--num is {config.num}; it must be at least 1")
-    if not (math.isfinite(config.guidance) and config.guidance >= 0):
-        raise UserError(f"--guidance is {config.guidance}; it must be a finite number, zero or larger")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"--seed is {config.seed}; it must be from 0 to 4294967295")
     if config.policy_seed is not None and config.guidance == 0:
         raise UserError("--policy-seed needs --guidance above 0: without guidance no policy takes part")
     if config.guidance > 0 and not config.run.is_dir():

@@ -23,6 +23,7 @@ from coda_jax.envs.base import Environment
 from coda_jax.envs.rendering import RenderingError
 from coda_jax.envs.rollout import episode_returns
 from coda_jax.policy import FILE, Policy, PolicyWeights, export_policy, load_policy, save_policy
+from coda_jax.ranges import Count, Ranged, Seed
 from coda_jax.types import PRNGKey
 from experiments.datasets.film import film_policy
 from experiments.host.cache import enable_compilation_cache
@@ -41,16 +42,16 @@ FILMS = (".gif", ".webp", ".png")
 
 
 @dataclasses.dataclass(frozen=True)
-class PlayConfig:
+class PlayConfig(Ranged):
     """Evaluates the trained policies of a run; films and exports them if asked."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder of the main job, finished or not, or a `policy.npz`."""
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     """Policy seeds to play; all by default."""
-    episodes: int = 32
+    episodes: Count = 32
     """Episodes of each seed, without exploration noise; all seeds have the same starts."""
-    start_seed: int = 0
+    start_seed: Seed = 0
     """Seed of the episodes' starts; another one gives independent episodes."""
     output: Path | None = None
     """CSV file for the return of every episode."""
@@ -171,10 +172,6 @@ def _environment(policy: Policy) -> Environment:
 
 def _check(config: PlayConfig) -> None:
     """Refuses flags that cannot work, before anything is simulated."""
-    if config.episodes < 1:
-        raise UserError(f"--episodes is {config.episodes}; it must be at least 1")
-    if not 0 <= config.start_seed < 2**32:
-        raise UserError(f"--start-seed is {config.start_seed}; it must be from 0 to 4294967295")
     if config.film_each and config.film is None:
         raise UserError("--film-each needs --film, the name of the files")
     if config.film is not None and config.film.suffix not in FILMS:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.evidence.claims import judge, words
-from experiments.evidence.intervals import paired_difference
+from experiments.evidence.intervals import Difference, paired_difference
 from experiments.evidence.page_tables import spread, table
 from experiments.evidence.recorded_runs import read_json, read_settings
 
@@ -43,19 +43,18 @@ class Comparison(NamedTuple):
     @property
     def title(self) -> str:
         """The task and its dials."""
-        names = ("num_agents", "half_width", "sharpness", "coverage")
-        dials = ", ".join(f"{name.replace('_', ' ')} {self.settings[name]:g}" for name in names)
-        return f"{self.summary['task'].replace('-', ' ')}, {dials}"
+        dials = ", ".join(f"{name} {self.settings[name]:g}" for name in ("sharpness", "coverage"))
+        return f"{self.summary['task'].replace('-', ' ')}, {self.settings['num_agents']} agents, {dials}"
 
     @property
     def command(self) -> str:
-        """The command of the run, without the settings that are the defaults of all recorded ones."""
+        """The command of the run; the other settings are the defaults."""
         flags = " ".join(
             f"--{name.replace('_', '-')} {self.settings[name]:g}" for name in ("num_agents", "sharpness", "coverage")
         )
         return f"python -m experiments.coordination {flags}"
 
-    def difference(self, method: str, other: str):
+    def difference(self, method: str, other: str) -> Difference | None:
         """The paired difference of two methods."""
         a, b = (dict(enumerate(self.returns[name])) for name in (method, other))
         return paired_difference(a, b)

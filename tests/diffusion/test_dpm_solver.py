@@ -230,5 +230,5 @@ def test_lowers_for_accelerators(through_denoiser):
 
 
 def test_churn_is_refused():
-    with pytest.raises(ValueError, match="S_churn must be 0"):
+    with pytest.raises(ValueError, match="must be 0 with the solver"):
         dpm(8, S_churn=1.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import coordination
-from experiments.tasks.settings import METHODS
+from experiments.tasks import settings
 
 TINY = shlex.split(
     "--num-seeds 2 --num-episodes 20 --denoiser.unet.width 4 --denoiser.num-updates 2 --denoiser.batch-size 4 "
@@ -26,7 +26,7 @@ def world(tmp_path_factory):
     """A cache of the test's own, and two of the methods."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(coordination, "enable_compilation_cache", lambda: None)
-        patch.setattr(coordination, "METHODS", {name: METHODS[name] for name in CHOSEN})
+        patch.setattr(settings, "METHODS", {name: settings.METHODS[name] for name in CHOSEN})
         patch.setenv("CODA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -82,7 +82,7 @@ def test_an_interrupted_run_continues_with_the_method_it_was_at(finished, tmp_pa
     [
         (("--task", "chess"), "--task is 'chess'"),
         (("--training.horizon", "5"), "--training.horizon must be 10"),
-        (("--half-width", "0"), "half_width positive"),
+        (("--half-width", "0"), "--half-width is 0"),
         (("--coverage", "2"), "coverage"),
     ],
 )

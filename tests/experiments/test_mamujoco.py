@@ -113,6 +113,7 @@ def test_a_finished_run_of_a_replaced_vault_is_refused(finished, vault, tmp_path
     """The vault under its path becomes another; folders without a digest, or without their vault, still open."""
     path, moved = tmp_path / "run", tmp_path / "vault"
     shutil.copytree(finished, path)
+    (path / "SHA256SUMS").unlink()
     config = yaml.safe_load((path / "config.yaml").read_text())
     (path / "config.yaml").write_text(yaml.safe_dump(config | {"vault": str(moved)}, sort_keys=False))
     shutil.copytree(vault, moved)

@@ -17,9 +17,10 @@ import coda_jax
 import experiments
 from coda_jax import ranges
 from experiments import benchmark, collect, coordination, data, fit_study, mamujoco, polynomial, steering
+from experiments.pipeline.settings import ExperimentConfig
 
 COMMANDS: dict[str, tuple[types.ModuleType, type, list[str]]] = {
-    "mamujoco": (mamujoco, mamujoco.ExperimentConfig, []),
+    "mamujoco": (mamujoco, ExperimentConfig, []),
     "polynomial": (polynomial, polynomial.PolynomialConfig, []),
     "coordination": (coordination, coordination.CoordinationConfig, []),
     "steering": (steering, steering.SteeringConfig, []),
@@ -87,12 +88,13 @@ FLAGS = [
 @pytest.mark.parametrize(("command", "flag", "value"), FLAGS)
 def test_a_flag_out_of_range_is_refused_in_one_line(command, flag, value, monkeypatch, capsys):
     module, _, required = COMMANDS[command]
-    parse = module.parse_command
+    parser = "parse_experiment" if hasattr(module, "parse_experiment") else "parse_command"
+    parse = getattr(module, parser)
 
     def parse_and_stop(*args, **options):
         raise AssertionError(f"accepted: {parse(*args, **options)}")
 
-    monkeypatch.setattr(module, "parse_command", parse_and_stop)
+    monkeypatch.setattr(module, parser, parse_and_stop)
     with pytest.raises(SystemExit) as exit_:
         module.main([*required, f"--{flag.replace('_', '-')}", *value])
     out, err = capsys.readouterr()
