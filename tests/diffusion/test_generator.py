@@ -194,8 +194,10 @@ def test_vmapped_seeds_with_a_shared_denoiser_equal_a_loop():
     np.testing.assert_allclose(mapped, looped, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("weight", ["edm", "plain"])
-@pytest.mark.parametrize("condition_dim", [0, 2])
+@pytest.mark.parametrize(
+    ("weight", "condition_dim"),
+    [("edm", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("edm", 0), ("plain", 0), ("plain", 2)))],
+)
 def test_micro_batches_make_the_update_of_the_full_batch(weight, condition_dim):
     config = dataclasses.replace(TINY, weight=weight, condition_dim=condition_dim, condition_dropout=0.5)
     z = jax.random.normal(jax.random.key(1), (12, HORIZON, CHANNELS))
