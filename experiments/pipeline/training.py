@@ -77,7 +77,7 @@ def _augmentation(
                 return coda, fit.prior
             model = make_dynamics(env.spec, config.dynamics)
             fitted = PriorWithDynamics(prior=fit.prior, dynamics=fit.dynamics)
-            return model_consequences(coda, env, model, learner), fitted
+            return model_consequences(coda, env, model, learner, config.rollout_noise), fitted
         case "unconditional":
             return unconditional(fit.model), fit.prior
         case "simulated":

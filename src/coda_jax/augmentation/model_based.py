@@ -8,6 +8,7 @@ model-based methods do (Barde et al. 2024).
 from typing import Any
 
 import chex
+import jax
 from jaxtyping import Array, Float
 
 from coda_jax.augmentation.base import Augmentation
@@ -87,13 +88,14 @@ def model_rollouts(
 
 
 def model_consequences(
-    augmentation: Augmentation, env: Environment, model: DynamicsModel, learner: Learner
+    augmentation: Augmentation, env: Environment, model: DynamicsModel, learner: Learner, noise: float = 0.0
 ) -> Augmentation:
     """The trajectories of an augmentation, their consequences replaced by those of a learned model.
 
     From the first state of each trajectory on, the policy acts in the model; a generated action's deviation from the
     policy at its generated observation is added to the policy's action at the predicted observation. So starts and the
-    spread of actions are the augmentation's, and states, observations, rewards and ends follow from the actions.
+    spread of actions are the augmentation's, and states, observations, rewards and ends follow from the actions. Where
+    guidance leaves the actions hardly any spread, `noise` gives the critic other actions to compare.
     The `prior` of the result is a `PriorWithDynamics`.
 
     Args:
@@ -101,6 +103,7 @@ def model_consequences(
         env: the task of the data, for the observations of predicted states.
         model: the ensemble's functions.
         learner: whose policy acts.
+        noise: standard deviation of Gaussian noise added to the deviations.
 
     Examples:
         >>> from coda_jax.envs.coordination import same_side
@@ -130,8 +133,11 @@ def model_consequences(
         key: PRNGKey,
         num: int,
     ) -> Trajectory:
-        generated = augmentation.sample(state, dataset, prior.prior, guidance, key, num)
+        key_sample, key_noise = (key, None) if noise == 0.0 else jax.random.split(key)
+        generated = augmentation.sample(state, dataset, prior.prior, guidance, key_sample, num)
         deviation = generated.action - unroll(learner, state, generated.obs)
+        if key_noise is not None:
+            deviation = deviation + noise * jax.random.normal(key_noise, deviation.shape)
         world = learned_environment(env, model, prior.dynamics)
         return policy_rollouts(world, learner, state, generated.state[:, 0], deviation)
 

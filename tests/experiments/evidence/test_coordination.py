@@ -1,0 +1,60 @@
+"""Verdicts on recorded comparisons: those of made-up returns whose order is known."""
+
+import json
+
+import pytest
+
+from experiments.evidence.coordination import coordination_headline, coordination_sections, find_comparisons
+from experiments.host.errors import UserError
+
+RETURNS = {
+    "no augmentation": [0.0, 0.1, -0.1, 0.05],
+    "unconditional": [5.0, 5.1, 4.9, 5.05],
+    "CODA (paper)": [1.0, -1.0, 1.5, -1.5],
+    "CODA+": [5.05, 5.05, 4.95, 5.0],
+    "oracle, split rows": [5.0, 5.0, 5.0, 5.0],
+}
+SETTINGS = "num_agents: 2\nhalf_width: 1.0\nsharpness: 4.0\ncoverage: 0.0\n"
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "coordination" / "one"
+    folder.mkdir(parents=True)
+    summary = {"task": "same-side", "num_seeds": 4, "updates": 1200, "dataset_mean_return": 6.0}
+    summary |= {"convention_return": 7.0, "returns_per_seed": RETURNS}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.yaml").write_text(SETTINGS)
+    return tmp_path
+
+
+def test_the_section_has_all_returns_and_the_verdicts(results):
+    page = "\n".join(coordination_sections(find_comparisons(results), "results/coordination"))
+    assert "| CODA+ | 5.01 +- 0.02 | 4.95 |" in page
+    verdicts = {
+        line.split(" | ")[0]: line.split(" | ")[1] for line in page.splitlines() if line.startswith("| CODA+ ab")
+    }
+    assert verdicts == {
+        "| CODA+ above no augmentation": "**holds**",
+        "| CODA+ above unconditional": "**not decidable at this scale**",
+        "| CODA+ above CODA (paper)": "**holds**",
+    }
+    assert (
+        "--num-agents 2 --sharpness 4 --coverage 0`" in page and "results/coordination/one/figures/returns.png" in page
+    )
+
+
+def test_the_headline_has_the_means(results):
+    line = coordination_headline(find_comparisons(results))
+    assert "0.0 without augmentation, 0.0 CODA, 5.0 CODA+, 5.0 the oracle" in line
+
+
+def test_without_runs_there_is_no_section(tmp_path):
+    assert coordination_sections(find_comparisons(tmp_path), "") == []
+    assert "no recorded runs" in coordination_headline([])
+
+
+def test_a_damaged_summary_is_refused(results):
+    (results / "coordination/one/summary.json").write_text('{"task": "same-side"}')
+    with pytest.raises(UserError, match=r"summary\.json"):
+        find_comparisons(results)
