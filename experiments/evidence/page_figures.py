@@ -1,5 +1,6 @@
 """The pictures of RESULTS.md: Figure 3, Figure 4, Figures 5 to 8 and ablations, drawn from the recorded runs."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def draw_variants(
             for cell in table:
                 if cell.method == "none" and "none" not in varied:
                     mean_curve(axes, method_name("none"), cell.metrics, "return", color="C0", linestyle=dashes["none"])
-            axes.set_title(", ".join(map(setting_name, settings)), fontsize=9)
+            axes.set_title(textwrap.fill(", ".join(map(setting_name, settings)), 45), fontsize=9)
             axes.set(xlabel="learner updates", ylabel="return of an episode")
             axes.legend(loc="best", fontsize=7)
         limits = [limit for axes in used for limit in axes.get_ylim()]
