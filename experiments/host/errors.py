@@ -117,6 +117,8 @@ def parse_command(
 
 def _program() -> str | None:
     """The command as the user gives it, if this process was started by `python -m`."""
+    if sys.argv[0].startswith("coda-jax "):  # set by `experiments.__main__`
+        return sys.argv[0]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
 

@@ -15,7 +15,7 @@ from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.dynamics.ensemble import DynamicsConfig
 from coda_jax.envs.mamujoco import TASKS
 from coda_jax.presets import Preset
-from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Ranged, Seed, check_seeds
+from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Ranged, RangeError, Seed, check_seeds
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
 from experiments.host.yaml_files import read_yaml
@@ -180,6 +180,11 @@ def check(config: ExperimentConfig) -> None:
         if config.data.max_transitions is not None:
             raise UserError("--data.max-transitions is for --vault; --data.num-episodes sizes a named dataset")
     check_choice("--augmentation", config.augmentation, AUGMENTATIONS)
+    if config.augmentation != "none":
+        try:
+            config.training.check_share()
+        except RangeError as error:
+            raise UserError(f"--training.mix-ratio {error.problem}") from error
     check_choice("--algorithm", config.algorithm, ALGORITHMS)
     check_learner(config.algorithm, config.learner, PRESETS[config.preset].learner)
     for flag, value, least in (

@@ -161,4 +161,6 @@ def check(config: CoordinationConfig) -> None:
     if config.training.horizon != EPISODE_LENGTH or config.training.evaluation_episodes < 1:
         raise UserError(f"--training.horizon must be {EPISODE_LENGTH} and --training.evaluation-episodes at least 1")
     if not config.training.synthetic_per_batch:
-        raise UserError("--training.mix-ratio is 0; the methods differ in their synthetic trajectories")
+        raise UserError(
+            f"--training.mix-ratio is {config.training.mix_ratio}; it must give each mini-batch a synthetic trajectory"
+        )

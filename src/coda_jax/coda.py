@@ -117,7 +117,12 @@ def make_trainer(
         [(0, 'evaluate'), (0, 'generate'), (1, 'train'), (2, 'train')]
         >>> reports.returns.shape  # rounds, evaluation episodes
         (4, 10)
+
+    Raises:
+        RangeError: with an augmentation, a mix ratio that rounds to no trajectory of a mini-batch.
     """
+    if augmentation is not None:
+        config.check_share()
     chunk_size = max(1, config.chunk_size // seeds_per_device)
     chunks_at_once = max(1, sizes().trajectories // config.chunk_size)
     num_synthetic = 1 if augmentation is None else config.num_samples(augmentation)

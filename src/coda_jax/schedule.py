@@ -62,6 +62,9 @@ class CodaConfig(Ranged):
         super().__post_init__()
         if not self.burn_in < self.num_rounds:
             raise RangeError("burn_in", self.burn_in, f"it must leave some of the {self.num_rounds} rounds")
+
+    def check_share(self) -> None:
+        """Refuses a share of synthetic trajectories that rounds to none of a mini-batch, by a `RangeError`."""
         if self.mix_ratio > 0.0 and not self.synthetic_per_batch:
             raise RangeError(
                 "mix_ratio",

@@ -14,7 +14,7 @@ import yaml
 
 from coda_jax.data.vault import write_vault
 from experiments import sweep
-from tests.drift import SPEC, noise_episodes
+from tests.drift import drift_episodes
 
 SWEEPS = Path(sweep.__file__).parent / "sweeps"
 
@@ -234,7 +234,7 @@ def test_bad_sweeps_are_one_line_errors(tmp_path, capsys, content, flags, words)
 def test_a_killed_sweep_of_real_runs_ends_with_the_same_numbers(tmp_path):
     """The main job in an environment without physics: a sweep killed in its second run, and an uninterrupted one."""
     vault = tmp_path / "vaults" / "drift" / "Replay.vlt" / "one"
-    write_vault(vault, noise_episodes(SPEC, 20, 5))
+    write_vault(vault, drift_episodes(20))
     settings = {
         "preset": "smoke",
         "vault": str(vault),
@@ -244,6 +244,7 @@ def test_a_killed_sweep_of_real_runs_ends_with_the_same_numbers(tmp_path):
         "denoiser.unet.width": 4,
         "training.horizon": 3,
         "training.batch-size": 4,
+        "training.mix-ratio": 0.5,
         "training.num-rounds": 3,
         "training.updates-per-epoch": 2,
         "training.num-trajectories": 4,
