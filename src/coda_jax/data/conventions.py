@@ -313,7 +313,7 @@ def _observations(env: Environment, state: Float[np.ndarray, "T S"]) -> Float[np
     return obs
 
 
-def load_vault(task: str, path: Path, max_transitions: int | None = None) -> tuple[Convention, Episodes]:
+def load_vault(task: str, path: str | Path, max_transitions: int | None = None) -> tuple[Convention, Episodes]:
     """Reads a vault of a task, or a part of it, in the convention in which it was recorded.
 
     Args:
@@ -330,7 +330,7 @@ def load_vault(task: str, path: Path, max_transitions: int | None = None) -> tup
         Traceback (most recent call last):
         coda_jax.data.vault_files.VaultError: ...nowhere/Replay.vlt...
     """
-    opened = open_vault(path)
+    opened = open_vault(Path(path))
     robot = task.removesuffix(OLD_WRAPPER)
     names = [name for name in TASKS if name == robot or name.startswith(f"{robot}-")]
     convention = recognise(opened, {name: mamujoco.make(name) for name in names})
