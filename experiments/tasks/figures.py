@@ -16,10 +16,11 @@ def draw_curves(path: Path, title: str, returns: Mapping[str, Float[np.ndarray, 
         (axis,) = np.ravel(axes)
         for number, (method, values) in enumerate(returns.items()):
             mean = values.mean(axis=1)
-            error = values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
             colour = plt.get_cmap("tab20")(number)
             axis.plot(updates, mean, color=colour, label=method)
-            axis.fill_between(updates, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+            if values.shape[1] > 1:
+                error = values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
+                axis.fill_between(updates, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
         axis.set(title=title, xlabel="updates", ylabel="return")
         axis.legend(fontsize=6)
 

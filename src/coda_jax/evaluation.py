@@ -18,7 +18,7 @@ from coda_jax.backend import full_precision, sizes
 from coda_jax.diffusion.guidance import gaussian_log_prob
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import episode_returns
-from coda_jax.marl.learner import Learner, LearnerState, unroll
+from coda_jax.marl.learner import Carry, Learner, LearnerState, unroll
 from coda_jax.types import PRNGKey, Trajectory
 
 
@@ -28,7 +28,7 @@ def policy_returns(
 ) -> Float[Array, "num_episodes"]:
     """Undiscounted returns of whole episodes of the policy without noise; the key (consumed) sets the starts."""
 
-    def act(obs: Array, carry: Array, key: PRNGKey) -> tuple[Array, Array]:
+    def act(obs: Array, carry: Carry, key: PRNGKey) -> tuple[Array, Carry]:
         del key
         return learner.act(state, obs, carry)
 
