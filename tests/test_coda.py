@@ -331,6 +331,7 @@ def test_each_term_sees_the_rows_that_the_settings_name():
         np.testing.assert_array_equal(weights.cloning, np.ones(8))
 
 
+@pytest.mark.slow
 def test_a_round_passes_the_weights_on(learner, model, dataset, prior):
     seen = []
 
@@ -345,6 +346,7 @@ def test_a_round_passes_the_weights_on(learner, model, dataset, prior):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learner))
 
 
+@pytest.mark.slow
 def test_recorded_starts_hold_states_and_observations_of_recorded_windows(learner, model, dataset, prior):
     state = learner.init(jax.random.key(2))
     sample = jax.jit(

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from coda_jax.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +68,7 @@ def test_links_out_of_the_docs_lead_somewhere():
             assert (page.parent / target).exists(), (page.name, target)
 
 
+@pytest.mark.slow
 def test_the_code_of_extending_runs(capsys):
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / "extending.md").read_text(), re.M | re.S)
     assert blocks

@@ -33,7 +33,10 @@ def test_an_example_has_less_than_30_lines():
     assert max(lengths.values()) < 30, lengths
 
 
-@pytest.mark.parametrize("name", sorted(PRINTS))
+SLOW = ("guided_sampling",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in sorted(PRINTS)])
 def test_an_example_runs(name):
     assert PRINTS[name] in run(name)
 

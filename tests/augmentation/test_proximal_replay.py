@@ -35,6 +35,7 @@ def test_priorities_fall_with_the_mean_distance_of_joint_actions_to_a_floor():
     np.testing.assert_allclose(priorities(mu, one_token, 4.0, 1e-3)[0], np.exp(-0.16), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_windows_are_drawn_by_their_priorities(dataset):
     """The mean absolute distance of draws is that of the whole dataset, weighted by its priorities."""
     theta = (0.3, -0.2)

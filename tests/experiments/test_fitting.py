@@ -14,7 +14,8 @@ from experiments.pipeline import fitting
 from experiments.pipeline.settings import PRESETS
 
 
-@pytest.mark.parametrize("num_updates", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_updates", [2, 3])
 def test_a_fit_makes_as_many_updates_as_are_asked_for(num_updates, monkeypatch, tmp_path):
     monkeypatch.setenv("CODA_JAX_CACHE", str(tmp_path))
     monkeypatch.setattr(fitting, "UPDATES_PER_CHUNK", 2)

@@ -19,6 +19,7 @@ from experiments.generate import GenerateConfig, sample
 from tests.drift import SPEC, drift_episodes
 
 HORIZON = 4
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

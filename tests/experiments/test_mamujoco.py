@@ -162,7 +162,9 @@ def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path
     jax.tree.map(np.testing.assert_array_equal, load_policy(path).weights, load_policy(finished).weights)
 
 
-@pytest.mark.parametrize("augmentation", ["none", "unconditional", pytest.param("simulated", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "augmentation", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unconditional", "simulated"))]
+)
 def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentation):
     path = tmp_path / augmentation
     command("--vault", str(vault), "--run-dir", str(path), "--augmentation", augmentation)
@@ -179,6 +181,7 @@ def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentatio
         assert quality["simulated"]["dynamics_error"] < 1e-3 < quality["real, actions shuffled"]["dynamics_error"]
 
 
+@pytest.mark.slow
 def test_burn_in_is_on_recorded_data_alone(vault, tmp_path, finished):
     common = ("--vault", str(vault), "--training.num-rounds", "2")
     command(*common, "--run-dir", str(tmp_path / "unmixed"), "--training.mix-ratio", "0")
@@ -190,6 +193,7 @@ def test_burn_in_is_on_recorded_data_alone(vault, tmp_path, finished):
     assert [float(row["synthetic_log_likelihood"]) < 0 for row in burnt_in] == [False] * 4 + [True] * 2
 
 
+@pytest.mark.slow
 def test_a_one_step_model_gives_the_consequences(vault, tmp_path, finished):
     flags = ("--vault", str(vault), "--consequences", "model", "--recorded-steps", "1")
     sizes = ("--dynamics.widths", "32", "--dynamics.num-updates", "400", "--training.num-rounds", "1")

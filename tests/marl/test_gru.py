@@ -37,6 +37,7 @@ def assert_close(one, other):
 
 @settings(max_examples=6)
 @given(horizon=st.integers(1, 6), num_sequences=st.integers(1, 3))
+@pytest.mark.slow
 def test_values_and_all_gradients_are_those_of_the_scanned_cell(horizon, num_sequences):
     arguments = inputs(horizon, num_sequences)
     weight = jax.random.normal(jax.random.key(5), (horizon, num_sequences, FEATURES))
