@@ -65,7 +65,7 @@ class ExperimentConfig(Ranged):
     """Source of a guided trajectory's states and rewards. `denoiser`: sampled with the actions, as in the paper.
     `model`: a one-step model fitted to the data continues each trajectory from its first state."""
     rollout_noise: NonNegative = 0.0
-    """Standard deviation of noise on the actions that the one-step model continues with."""
+    """Standard deviation of noise on the actions that the one-step model, or the oracle, rolls out."""
     algorithm: str = DEFAULT_ALGORITHM
     """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
     Q-learning in place of cloning)."""
@@ -127,7 +127,9 @@ def uses(augmentation: str, setting: str) -> bool:
     """Whether a setting, by its dotted name, affects the numbers of a run with that augmentation."""
     if augmentation == "coda":
         return setting != "training.static_trajectories"
-    if setting in ("recorded_steps", "consequences", "rollout_noise") or setting.startswith("dynamics."):
+    if setting == "rollout_noise":
+        return augmentation == "simulated"
+    if setting in ("recorded_steps", "consequences") or setting.startswith("dynamics."):
         return False
     if augmentation == "unconditional":
         of_guidance = ("guidance", "diffusion.guidance_schedule", "diffusion.through_denoiser")

@@ -81,7 +81,7 @@ def _augmentation(
         case "unconditional":
             return unconditional(fit.model), fit.prior
         case "simulated":
-            return oracle(env, learner, config.training.horizon), ()
+            return oracle(env, learner, config.training.horizon, config.rollout_noise), ()
     return None, ()
 
 
