@@ -359,6 +359,16 @@ def test_recorded_starts_hold_states_and_observations_of_recorded_windows(learne
     successors = {tuple(np.round(np.concatenate(pair), 4)) for pair in itertools.pairwise(recorded)}
     held = np.round(np.asarray(windows.state[:, :2]).reshape(16, -1), 4)
     assert sum(tuple(row) in successors for row in held) >= 15  # the transform rounds
+    both = guided(model, learner, 0.6, recorded_steps=2, recorded_actions=True)
+    whole = both.sample(state, dataset, prior, jnp.float32(0.6), jax.random.key(3), 16)
+    actions = {tuple(np.round(row, 4)) for row in np.asarray(dataset.steps.action).reshape(-1, SPEC.num_agents)}
+
+    def num_recorded(trajectory, token):
+        return sum(tuple(np.round(row, 4)) in actions for row in np.asarray(trajectory.action[:, token, :, 0]))
+
+    assert num_recorded(whole, 0) >= 15
+    assert num_recorded(whole, 1) < 8  # the last held step's action is guided
+    assert num_recorded(windows, 0) < 8
     free = guided(model, learner, 0.6).sample(state, dataset, prior, jnp.float32(0.6), jax.random.key(4), 16)
     starts = {tuple(np.round(row, 4)) for row in recorded}
     assert sum(tuple(np.round(row, 4)) in starts for row in np.asarray(free.state[:, 0])) < 8

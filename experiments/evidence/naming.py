@@ -20,6 +20,7 @@ SETTINGS = {
     "training.critic_rows": "critic's rows",
     "consequences": "consequences by",
     "recorded_steps": "recorded steps",
+    "recorded_actions": "recorded actions",
     "rollout_noise": "noise of roll-outs",
     "training.updates_per_epoch": "updates an epoch",
     "training.evaluation_episodes": "evaluation episodes",

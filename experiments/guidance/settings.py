@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Interval, MinLen
 
@@ -39,6 +39,8 @@ class SteeringConfig(Ranged):
     """Seed of the denoiser's fit; by default that of the run, or 0."""
     through_denoiser: bool | None = None
     """Whether guidance is carried back through the denoiser; by default as in the run or the preset."""
+    solver: Literal["heun", "dpm++"] | None = None
+    """Solver of the sampler; by default as in the run or the preset."""
     num_trajectories: Count = 2048
     """Trajectories per point and seed; 256 is enough on a laptop."""
     num_steps: Annotated[tuple[Annotated[int, Interval(ge=2, lt=2**31)], ...], MinLen(1)] = (32, 128)
@@ -92,7 +94,6 @@ def base_of(config: SteeringConfig) -> ExperimentConfig:
 
 
 def _guided(base: ExperimentConfig, config: SteeringConfig) -> ExperimentConfig:
-    if config.through_denoiser is None:
-        return base
-    diffusion = dataclasses.replace(base.diffusion, through_denoiser=config.through_denoiser)
-    return dataclasses.replace(base, diffusion=diffusion)
+    asked = {"through_denoiser": config.through_denoiser, "solver": config.solver}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    return dataclasses.replace(base, diffusion=dataclasses.replace(base.diffusion, **changes))

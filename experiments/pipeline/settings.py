@@ -61,9 +61,12 @@ class ExperimentConfig(Ranged):
     """Guidance scale lambda; only `coda` is guided."""
     recorded_steps: NonNegativeCount = 0
     """Tokens of a guided trajectory whose states and observations are held to a recorded window's; not in the paper."""
+    recorded_actions: bool = False
+    """Whether the tokens before the last held one keep their recorded actions and rewards too; not in the paper."""
     consequences: Literal["denoiser", "model"] = "denoiser"
     """Source of a guided trajectory's states and rewards. `denoiser`: sampled with the actions, as in the paper.
-    `model`: a one-step model fitted to the data continues each trajectory from its first state."""
+    `model`: a one-step model fitted to the data continues each trajectory from its first state, or with
+    `--recorded-actions` from the last recorded one."""
     rollout_noise: NonNegative = 0.0
     """Standard deviation of noise on the actions that the one-step model, or the oracle, rolls out."""
     algorithm: str = DEFAULT_ALGORITHM
@@ -129,7 +132,7 @@ def uses(augmentation: str, setting: str) -> bool:
         return setting != "training.static_trajectories"
     if setting == "rollout_noise":
         return augmentation == "simulated"
-    if setting in ("recorded_steps", "consequences") or setting.startswith("dynamics."):
+    if setting in ("recorded_steps", "recorded_actions", "consequences") or setting.startswith("dynamics."):
         return False
     if augmentation == "unconditional":
         of_guidance = ("guidance", "diffusion.guidance_schedule", "diffusion.through_denoiser")
@@ -195,6 +198,10 @@ def check(config: ExperimentConfig) -> None:
     ):
         if value < least:
             raise UserError(f"{flag} is {value}; it must be at least {least}")
+    if config.recorded_actions and config.recorded_steps < 2:
+        raise UserError(
+            "--recorded-actions keeps those before the last recorded step; it needs --recorded-steps of 2 or more"
+        )
     if config.recorded_steps > config.training.horizon:
         raise UserError(
             f"--recorded-steps is {config.recorded_steps}; it must be at most the horizon, {config.training.horizon}"

@@ -72,12 +72,13 @@ def _augmentation(
     """The source of synthetic trajectories, and the fitted models that it samples from."""
     match config.augmentation:
         case "coda":
-            coda = guided(fit.model, learner, config.guidance, config.recorded_steps)
+            coda = guided(fit.model, learner, config.guidance, config.recorded_steps, config.recorded_actions)
             if fit.dynamics is None:
                 return coda, fit.prior
             model = make_dynamics(env.spec, config.dynamics)
             fitted = PriorWithDynamics(prior=fit.prior, dynamics=fit.dynamics)
-            return model_consequences(coda, env, model, learner, config.rollout_noise), fitted
+            prefix = config.recorded_steps - 1 if config.recorded_actions else 0
+            return model_consequences(coda, env, model, learner, config.rollout_noise, prefix), fitted
         case "unconditional":
             return unconditional(fit.model), fit.prior
         case "simulated":

@@ -90,3 +90,23 @@ def test_consequences_follow_from_the_actions(setting):
     deviation = recorded.action - oracle_actions(learner, state, recorded)
     expected = jnp.clip(oracle_actions(learner, state, made) + deviation, -1.0, 1.0)
     np.testing.assert_allclose(made.action, expected, atol=1e-5)
+
+
+def test_a_recorded_prefix_stays_and_warms_the_policy_s_memory(setting):
+    """Recorded windows in an exact model: the prefix is kept; then actions follow the memory of the whole window."""
+    learner, state, dataset = setting
+
+    def replay(learner_state, dataset, prior, guidance, key, num):
+        return sample_windows(dataset, key, num, HORIZON)
+
+    key, prior = jax.random.key(5), PriorWithDynamics(prior=(), dynamics=DYNAMICS)
+    source = Augmentation(replay)
+    result = model_consequences(source, DRIFT, EXACT, learner, prefix=2)
+    made = result.sample(state, dataset, prior, jnp.zeros(()), key, 9)
+    recorded = source.sample(state, dataset, (), jnp.zeros(()), jax.random.clone(key), 9)
+    jax.tree.map(lambda m, r: np.testing.assert_array_equal(m[:, :2], r[:, :2]), made, recorded)
+    np.testing.assert_allclose(made.state[:, 2], recorded.state[:, 2], atol=1e-6)
+    np.testing.assert_allclose(made.state[:, 3], made.state[:, 2] + 0.1 * made.action[:, 2, :, 0], atol=1e-6)
+    deviation = recorded.action - oracle_actions(learner, state, recorded)
+    expected = jnp.clip(oracle_actions(learner, state, made) + deviation, -1.0, 1.0)
+    np.testing.assert_allclose(made.action[:, 2:], expected[:, 2:], atol=1e-5)

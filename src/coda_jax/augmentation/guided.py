@@ -19,12 +19,14 @@ def guided(
     learner: Learner,
     guidance: float,
     recorded_steps: int = 0,
+    recorded_actions: bool = False,
 ) -> Augmentation:
     """Trajectories guided toward the joint policy by a scale of `guidance` (lambda), renewed every round.
 
     Eq. 15 tilts whole trajectories, so guidance also moves where they start, toward states in which the teammates
     already agree. With `recorded_steps` the first tokens' states and observations are those of a recorded window, held
-    there at every denoising step; not in the paper.
+    there at every denoising step; with `recorded_actions` also the actions and rewards that lead from one held state to
+    the next, so that these transitions are true. Neither is in the paper.
 
     Args:
         model: the static side of the fitted `Prior`.
@@ -32,6 +34,7 @@ def guided(
         guidance: lambda; 0 samples the unconditional model, anew every round.
         recorded_steps: tokens whose states and observations are held to recorded ones, 0 to H; H leaves the actions
             alone to be guided, along recorded states.
+        recorded_actions: whether all tokens before the last held one are recorded as a whole.
 
     Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
@@ -54,22 +57,34 @@ def guided(
         if recorded_steps == 0:
             return sample_trajectories(model, prior, key, num, guide=guide, guidance=guidance)
         key_known, key_sample = jax.random.split(key)
-        known = recorded_start(model, prior, dataset, key_known, num, recorded_steps)
+        known = recorded_start(model, prior, dataset, key_known, num, recorded_steps, recorded_actions)
         return sample_trajectories(model, prior, key_sample, num, guide=guide, guidance=guidance, known=known)
 
     return Augmentation(sample, is_renewed=True, guidance=guidance)
 
 
 def recorded_start(
-    model: TrajectoryModel, prior: Prior, dataset: Dataset, key: PRNGKey, num: int, num_steps: int
+    model: TrajectoryModel,
+    prior: Prior,
+    dataset: Dataset,
+    key: PRNGKey,
+    num: int,
+    num_steps: int,
+    with_actions: bool = False,
 ) -> Known:
-    """States and observations of the first `num_steps` tokens of `num` recorded windows. The key is consumed."""
+    """States and observations of the first `num_steps` tokens of `num` recorded windows. The key is consumed.
+
+    With actions, the tokens before the last of these are known as a whole.
+    """
     key_windows, key_encode = jax.random.split(key)
     windows = sample_windows(dataset, key_windows, num, model.horizon)
     values = transforms.forward(prior.transform, transforms.pack(windows), key_encode)
-    channel = jnp.arange(transforms.num_channels(model.spec)) < transforms.obs_channels(model.spec).stop
-    token = jnp.arange(model.horizon) < num_steps
-    return Known(values=values, mask=(token[:, None] & channel[None])[None])
+    is_situation = jnp.arange(transforms.num_channels(model.spec)) < transforms.obs_channels(model.spec).stop
+    token = jnp.arange(model.horizon)
+    mask = (token < num_steps)[:, None] & is_situation[None]
+    if with_actions:
+        mask = mask | (token < num_steps - 1)[:, None]
+    return Known(values=values, mask=mask[None])
 
 
 def policy_guide(learner: Learner, state: LearnerState, transform: transforms.CdfTransform, spec: TaskSpec) -> Guide:

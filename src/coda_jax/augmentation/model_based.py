@@ -9,6 +9,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from coda_jax.augmentation.base import Augmentation
@@ -17,7 +18,7 @@ from coda_jax.data.dataset import Dataset
 from coda_jax.dynamics.ensemble import Dynamics, DynamicsModel
 from coda_jax.dynamics.environment import learned_environment
 from coda_jax.envs.base import Environment
-from coda_jax.marl.learner import Learner, LearnerState, unroll
+from coda_jax.marl.learner import Learner, LearnerState, follow
 from coda_jax.types import PRNGKey, Trajectory
 
 
@@ -88,11 +89,16 @@ def model_rollouts(
 
 
 def model_consequences(
-    augmentation: Augmentation, env: Environment, model: DynamicsModel, learner: Learner, noise: float = 0.0
+    augmentation: Augmentation,
+    env: Environment,
+    model: DynamicsModel,
+    learner: Learner,
+    noise: float = 0.0,
+    prefix: int = 0,
 ) -> Augmentation:
     """The trajectories of an augmentation, their consequences replaced by those of a learned model.
 
-    From the first state of each trajectory on, the policy acts in the model; a generated action's deviation from the
+    After `prefix` tokens of each trajectory, the policy acts in the model; a generated action's deviation from the
     policy at its generated observation is added to the policy's action at the predicted observation. So starts and the
     spread of actions are the augmentation's, and states, observations, rewards and ends follow from the actions. Where
     guidance leaves the actions hardly any spread, `noise` gives the critic other actions to compare.
@@ -104,6 +110,8 @@ def model_consequences(
         model: the ensemble's functions.
         learner: whose policy acts.
         noise: standard deviation of Gaussian noise added to the deviations.
+        prefix: tokens that stay as they are, with actions of their own; the policy's memory follows them. They should
+            be recorded, as those of `guided(..., recorded_steps=prefix + 1, recorded_actions=True)`.
 
     Examples:
         >>> from coda_jax.envs.coordination import same_side
@@ -135,10 +143,16 @@ def model_consequences(
     ) -> Trajectory:
         key_sample, key_noise = (key, None) if noise == 0.0 else jax.random.split(key)
         generated = augmentation.sample(state, dataset, prior.prior, guidance, key_sample, num)
-        deviation = generated.action - unroll(learner, state, generated.obs)
+        first, rest = (
+            jax.tree.map(lambda x, part=part: x[:, part], generated) for part in (slice(prefix), slice(prefix, None))
+        )
+        _, memory = follow(learner, state, first.obs, learner.initial_carry((num,)))
+        policy_action, _ = follow(learner, state, rest.obs, memory)
+        deviation = rest.action - policy_action
         if key_noise is not None:
             deviation = deviation + noise * jax.random.normal(key_noise, deviation.shape)
         world = learned_environment(env, model, prior.dynamics)
-        return policy_rollouts(world, learner, state, generated.state[:, 0], deviation)
+        followed = policy_rollouts(world, learner, state, rest.state[:, 0], memory, deviation)
+        return jax.tree.map(lambda *tokens: jnp.concatenate(tokens, axis=1), first, followed)
 
     return augmentation._replace(sample=sample)

@@ -48,7 +48,7 @@ def oracle(env: Environment, learner: Learner, horizon: int, noise: float = 0.0)
             shape = (num, horizon, env.spec.num_agents, env.spec.action_dim)
             deviation = noise * jax.random.normal(key_noise, shape)
         start = sample_windows(dataset, key, num, 1).state[:, 0]
-        return policy_rollouts(env, learner, state, start, deviation)
+        return policy_rollouts(env, learner, state, start, learner.initial_carry((num,)), deviation)
 
     return Augmentation(sample, is_renewed=True)
 
@@ -58,15 +58,17 @@ def policy_rollouts(
     learner: Learner,
     learner_state: LearnerState,
     start: Float[Array, "B S"],
+    memory: Carry,
     deviation: Float[Array, "B H A U"],
 ) -> Trajectory:
     """Trajectories `[B, H, ...]` of the joint policy in an environment.
 
     Args:
         env: where the policy acts, the true environment or a learned one.
-        learner: whose policy acts, its memory empty at first.
+        learner: whose policy acts.
         learner_state: its state.
         start: the first states.
+        memory: the policy's memory at the first states, `[B, ...]`.
         deviation: added to the policy's actions, which are then clipped to [-1, 1].
     """
 
@@ -84,6 +86,6 @@ def policy_rollouts(
         )
         return (following, memory), token
 
-    first = (jax.vmap(env.set_state)(start), learner.initial_carry((len(start),)))
+    first = (jax.vmap(env.set_state)(start), memory)
     _, tokens = jax.lax.scan(step, first, jnp.moveaxis(deviation, 1, 0))
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), tokens)

@@ -86,10 +86,18 @@ class Learner(NamedTuple):
 def unroll(learner: Learner, state: LearnerState, obs: Float[Array, "*batch H A O"]) -> Float[Array, "*batch H A U"]:
     """The actions mu(o_t) of the joint policy along windows, its memory empty at the first token, as in training."""
     *batch_shape, _, _, _ = obs.shape
+    action, _ = follow(learner, state, obs, learner.initial_carry(tuple(batch_shape)))
+    return action
+
+
+def follow(
+    learner: Learner, state: LearnerState, obs: Float[Array, "*batch H A O"], memory: Carry
+) -> tuple[Float[Array, "*batch H A U"], Carry]:
+    """The actions mu(o_t) of the joint policy along windows, and its memory behind them, from a memory before them."""
 
     def step(carry: Carry, obs_t: jax.Array) -> tuple[Carry, jax.Array]:
         action, carry = learner.act(state, obs_t, carry)
         return carry, action
 
-    _, action = jax.lax.scan(step, learner.initial_carry(tuple(batch_shape)), jnp.moveaxis(obs, -3, 0))
-    return jnp.moveaxis(action, 0, -3)
+    memory, action = jax.lax.scan(step, memory, jnp.moveaxis(obs, -3, 0))
+    return jnp.moveaxis(action, 0, -3), memory
