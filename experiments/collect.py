@@ -1,4 +1,4 @@
-"""Trains the behaviour teams of a task online, in MJX: `python -m experiments.collect --task 2halfcheetah`.
+"""Trains the behaviour teams of a task online: `python -m experiments.collect --task 2halfcheetah|spread|...`.
 
 Writes the snapshots of the teams to `--output` (by default the package's assets), and checkpoints and learning curves
 to the run folder. The same command resumes an interrupted run from the last snapshot.
@@ -17,7 +17,10 @@ from jaxtyping import Array
 
 from coda_jax.data.teams import Teams, assets, save_teams
 from coda_jax.envs import mamujoco
+from coda_jax.envs.base import Environment
+from coda_jax.envs.coordination import same_side
 from coda_jax.envs.rollout import episode_returns
+from coda_jax.envs.simple_spread import simple_spread
 from coda_jax.marl.matd3 import Matd3Config, Matd3State, matd3, team_policy
 from coda_jax.ranges import Count, Ranged, Seed, check_seeds
 from coda_jax.types import Params, PRNGKey
@@ -27,10 +30,16 @@ from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.plots import team_curves
 from experiments.host.run_folder import open_run_folder
-from experiments.pipeline.settings import check_choice
 
 EPISODES = 10
 """Number of noise-free episodes to evaluate a snapshot."""
+
+ENVIRONMENTS: dict[str, Callable[[], Environment]] = {
+    **{name: functools.partial(mamujoco.make, name) for name in mamujoco.TASKS},
+    "same-side": same_side,
+    "spread": simple_spread,
+}
+"""The environment of each task."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +47,7 @@ class CollectConfig(Ranged):
     """Trains behaviour teams by MATD3 and saves snapshots during training."""
 
     task: str = "2halfcheetah"
-    """Task, such as `2halfcheetah` or `4ant`."""
+    """Task: `spread`, `same-side`, or one of MaMuJoCo, such as `2halfcheetah`; `spread` has defaults of its own."""
     num_teams: Count = 4
     """Number of teams; each has its own seed."""
     num_snapshots: Count = 17
@@ -59,11 +68,32 @@ class CollectConfig(Ranged):
         check_seeds(self.seed, 2)  # the second draws the evaluation episodes
 
 
+DEFAULTS = {name: CollectConfig(task=name) for name in ENVIRONMENTS} | {
+    "spread": CollectConfig(
+        task="spread",
+        num_teams=3,
+        num_snapshots=9,
+        steps_per_snapshot=1000,
+        matd3=Matd3Config(
+            updates_per_step=4,
+            batch_size=128,
+            width=64,
+            buffer_size=200_000,
+            random_steps=200,
+            learning_rate=1e-3,
+            discount=0.95,
+            target_rate=0.01,
+            reward_scale=0.03,
+        ),
+    )
+}
+"""The default settings of each task."""
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with one_line_errors():
-        config = parse_command(CollectConfig, args)
-        check_choice("--task", config.task, tuple(mamujoco.TASKS))
+        config = parse_command(CollectConfig, args, DEFAULTS, "--task")
         if config.output is not None and config.output.is_dir():
             raise UserError(f"--output {config.output} is a folder; give the path of a file")
         run(config)
@@ -74,7 +104,7 @@ def run(config: CollectConfig) -> None:
     identity = {name: value for name, value in plain(config).items() if name not in ("output", "run_dir")}
     mesh = set_up_devices(config.num_teams)
     enable_compilation_cache()
-    env = mamujoco.make(config.task)
+    env = ENVIRONMENTS[config.task]()
     algorithm = matd3(env, config.matd3)
     policy = team_policy(env.spec, config.matd3.width)
     apply = cast(Callable[..., Array], policy.apply)

@@ -1,5 +1,7 @@
 """Coordination over time, a comparison of all methods: `python -m experiments.coordination --task same-side`.
 
+The other tasks are `spread`, `2reacher-notip` and `2reacher-first`.
+
 Seeds of every method learn from the same recorded episodes with the same fitted prior. The run folder holds
 `returns.csv`, `summary.json` and `figures/`; on a finished one the command prints the table again. An interrupted run
 continues with the first method that it has not finished.
@@ -14,22 +16,21 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from coda_jax.envs.coordination import convention_return
 from experiments.host.cache import enable_compilation_cache, flat, key_of, plain
 from experiments.host.console import phase, print_config, print_table, say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.host.run_folder import RunFolder, open_run_folder
-from experiments.tasks.figures import draw_conventions, draw_curves
-from experiments.tasks.settings import CoordinationConfig, Method, check, methods_of
+from experiments.tasks.figures import draw_assignments, draw_curves, draw_elbows, draw_sides
+from experiments.tasks.settings import DEFAULTS, CoordinationConfig, Method, check, methods_of, title_of
 from experiments.tasks.training import Trained, World, make_world, train
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with one_line_errors():
-        config = parse_command(CoordinationConfig, args)
+        config = parse_command(CoordinationConfig, args, DEFAULTS, "--task")
         check(config)
         run(config)
 
@@ -45,7 +46,7 @@ def run(config: CoordinationConfig) -> None:
     Raises:
         UserError: a run folder of other settings, or NaNs in the training.
     """
-    identity, usual = identity_of(config), identity_of(CoordinationConfig())
+    identity, usual = identity_of(config), identity_of(DEFAULTS[config.task])
     different = {name: value for name, value in flat(identity).items() if value != flat(usual)[name]}
     path = config.run_dir or Path("runs", f"coordination-{config.task}-{key_of(different)}")
     mesh = set_up_devices(config.num_seeds)
@@ -89,8 +90,8 @@ def write(config: CoordinationConfig, world: World, trained: dict[str, Trained],
         for number, value in zip(updates, curve, strict=True)
     ]
     write_atomically(folder.path / "returns.csv", "\n".join(["method,seed,updates,return", *rows]) + "\n")
-    title = f"{config.task}, {config.num_agents} agents, sharpness {config.sharpness:g}, coverage {config.coverage:g}"
-    draw_curves(folder.figures / "returns.png", title, {n: t.returns for n, t in trained.items()}, updates)
+    draw_curves(folder.figures / "returns.png", title_of(config), {n: t.returns for n, t in trained.items()}, updates)
+    draw_conventions = {"same-side": draw_sides, "spread": draw_assignments}.get(config.task, draw_elbows)
     draw_conventions(folder.figures / "conventions.png", {n: t.ends for n, t in trained.items()})
     folder.write_summary(
         {
@@ -99,7 +100,8 @@ def write(config: CoordinationConfig, world: World, trained: dict[str, Trained],
             "num_seeds": config.num_seeds,
             "updates": int(updates[-1]),
             "dataset_mean_return": world.dataset_return,
-            "convention_return": convention_return(config.data.task),
+            "convention_return": world.task.convention_return(),
+            "published_returns": world.task.published,
             "returns_per_seed": {name: each.returns[-1].tolist() for name, each in trained.items()},
             "wall_seconds": sum(each.seconds for each in trained.values()),
         }
@@ -107,14 +109,29 @@ def write(config: CoordinationConfig, world: World, trained: dict[str, Trained],
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Prints the final returns of each method."""
+    """Prints the final returns of each method, with scores where the literature has a scale."""
+    published = summary.get("published_returns")  # none in older summaries
+
+    def score(value: float) -> dict[str, str]:
+        """A column of the table: the return as a share of the way from random to expert play."""
+        if published is None:
+            return {}
+        random, expert = published
+        return {"score": f"{(value - random) / (expert - random):.2f}"}
+
     rows = []
     for name, values in summary["returns_per_seed"].items():
         returns = np.array(values)
         error = f" +- {returns.std(ddof=1) / np.sqrt(len(returns)):.2f}" if len(returns) > 1 else ""
-        rows.append({"method": name, "return": f"{returns.mean():.2f}{error}", "worst seed": f"{returns.min():.2f}"})
-    rows.append({"method": "recorded episodes", "return": f"{summary['dataset_mean_return']:.2f}", "worst seed": ""})
-    rows.append({"method": "one convention", "return": f"{summary['convention_return']:.2f}", "worst seed": ""})
+        worst = f"{returns.min():.2f}"
+        rows.append(
+            {"method": name, "return": f"{returns.mean():.2f}{error}", "worst seed": worst} | score(returns.mean())
+        )
+    for name, value in (
+        ("recorded episodes", summary["dataset_mean_return"]),
+        ("one convention", summary["convention_return"]),
+    ):
+        rows.append({"method": name, "return": f"{value:.2f}", "worst seed": ""} | score(value))
     print_table(f"{summary['task']}: return after {summary['updates']} updates, {summary['num_seeds']} seeds", rows)
     say(f"{summary['wall_seconds']:.0f} s")
 

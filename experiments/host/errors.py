@@ -89,20 +89,24 @@ def one_line_errors() -> Iterator[None]:
 
 
 def parse_command(
-    config: type[Config], args: Sequence[str] | None = None, presets: Mapping[str, Config] | None = None
+    config: type[Config],
+    args: Sequence[str] | None = None,
+    presets: Mapping[str, Config] | None = None,
+    chosen_by: str = "--preset",
 ) -> Config:
     """Reads a config from the command line by `tyro.cli`, with error messages of one line.
 
     Args:
         config: the dataclass whose fields are the flags.
         args: the command line without the name of the program; that of the process by default.
-        presets: configs with default values, selected by `--preset NAME`; without it, the defaults of the dataclass.
+        presets: configs with default values, selected by a flag; without it, the defaults of the dataclass.
+        chosen_by: the flag that selects one of them, by name.
 
     Raises:
         UserError: an unknown flag or preset, or an invalid value.
     """
     args = sys.argv[1:] if args is None else args
-    default = _chosen_preset(args, presets) if presets else None
+    default = _chosen_preset(args, presets, chosen_by) if presets else None
     tyro_output = io.StringIO()
     try:
         with contextlib.redirect_stderr(tyro_output):
@@ -159,16 +163,16 @@ def _range_error(error: BaseException | None) -> RangeError | None:
     return error
 
 
-def _chosen_preset(args: Sequence[str], presets: Mapping[str, Config]) -> Config | None:
+def _chosen_preset(args: Sequence[str], presets: Mapping[str, Config], chosen_by: str) -> Config | None:
     chosen = None
     for position, flag in enumerate(args):
         name, equals, value = flag.partition("=")
-        if name == "--preset":
+        if name == chosen_by:
             chosen = value if equals else next(iter(args[position + 1 :]), None)
     if chosen is None:  # the flag is missing, or lacks its value, which tyro reports
         return None
     if chosen not in presets:
-        raise UserError(f"--preset is '{chosen}'; choose one of: {', '.join(presets)}")
+        raise UserError(f"{chosen_by} is '{chosen}'; choose one of: {', '.join(presets)}")
     return presets[chosen]
 
 

@@ -8,18 +8,25 @@ from typing import Annotated, Literal, NamedTuple
 from annotated_types import Interval
 
 from coda_jax.data.coordination import SameSideData
+from coda_jax.data.reacher import ReacherData
+from coda_jax.data.spread import SpreadData
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.dynamics.ensemble import DynamicsConfig
 from coda_jax.envs.coordination import EPISODE_LENGTH, SameSide
+from coda_jax.envs.robots import REACHER
+from coda_jax.envs.simple_spread import EPISODE_LENGTH as SPREAD_LENGTH
 from coda_jax.ranges import Count, NonNegative, Positive, Ranged, Seed, Share, check_seeds
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
 from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner, is_of_algorithm
 from experiments.pipeline.settings import check_choice
 
-TASKS = ("same-side",)
+REACHERS = ("2reacher-notip", "2reacher-first")
+
+LENGTHS = {"same-side": EPISODE_LENGTH, "spread": SPREAD_LENGTH}
+"""Steps of an episode, of the tasks that are not Reachers."""
 
 _SAMPLER = SamplerConfig(num_steps=16)
 _GENERATOR = GeneratorConfig(
@@ -53,13 +60,16 @@ class CoordinationConfig(Ranged):
     """Compares all methods on a small coordination task over time."""
 
     task: str = "same-side"
-    """Task: `same-side`."""
+    """Task: `same-side`, `spread`, `2reacher-notip` or `2reacher-first`; the other defaults depend on it."""
     num_agents: Annotated[int, Interval(ge=2, lt=2**31)] = 2
     """Number of agents."""
     half_width: Positive = 1.0
-    """Starts are uniform from minus this to this."""
+    """Same side: starts are uniform from minus this to this."""
     sharpness: Annotated[float, Interval(ge=1.0, lt=math.inf)] = 1.0
-    """Weight and exponent of the penalty for agents on different sides; at 1 the reward is the smooth product."""
+    """Same side: weight and exponent of the penalty for agents on different sides; at 1 the reward is the smooth
+    product."""
+    num_conventions: Annotated[int, Interval(ge=1, le=10)] = 2
+    """Spread: number of conventions of the recorded teams."""
     coverage: Share = 0.2
     """Fraction of recorded episodes in which the agents mix conventions."""
     noise: NonNegative = 0.3
@@ -95,10 +105,48 @@ class CoordinationConfig(Ranged):
         check_seeds(self.seed, self.num_seeds)
 
     @property
-    def data(self) -> SameSideData:
+    def data(self) -> SameSideData | SpreadData | ReacherData:
         """The distribution of the recorded episodes."""
+        if self.task in REACHERS:
+            return ReacherData(self.task, self.num_episodes, self.coverage, self.noise)
+        if self.task == "spread":
+            return SpreadData(self.num_agents, self.num_conventions, self.num_episodes, self.coverage, self.noise)
         task = SameSide(num_agents=self.num_agents, sharpness=self.sharpness, half_width=self.half_width)
         return SameSideData(task, num_episodes=self.num_episodes, coverage=self.coverage, noise=self.noise)
+
+
+DEFAULTS = {
+    "same-side": CoordinationConfig(),
+    **{
+        task: CoordinationConfig(
+            task=task,
+            coverage=0.0,
+            noise=0.1,
+            num_episodes=1000,
+            rollout_noise=0.1,
+            denoiser=dataclasses.replace(_GENERATOR, num_updates=3_000),
+            training=dataclasses.replace(_TRAINING, horizon=20, num_trajectories=128, evaluation_episodes=16),
+        )
+        for task in REACHERS
+    },
+    "spread": CoordinationConfig(
+        task="spread",
+        num_agents=3,
+        coverage=0.0,
+        denoiser=dataclasses.replace(_GENERATOR, num_updates=2_000, batch_size=128),
+        learner=dataclasses.replace(_LEARNER, policy_linear_width=64, policy_hidden_width=64, critic_widths=(128, 128)),
+        training=dataclasses.replace(_TRAINING, horizon=SPREAD_LENGTH, batch_size=16, num_trajectories=128),
+    ),
+}
+"""The default settings of each task."""
+
+_DIALS = {
+    "num_agents": ("same-side", "spread"),
+    "half_width": ("same-side",),
+    "sharpness": ("same-side",),
+    "num_conventions": ("spread",),
+}
+"""The tasks that have a setting; those not named here are settings of all."""
 
 
 class Method(NamedTuple):
@@ -153,14 +201,25 @@ def check(config: CoordinationConfig) -> None:
     Raises:
         UserError: names the first such setting, its value, and the valid values.
     """
-    check_choice("--task", config.task, TASKS)
     check_choice("--algorithm", config.algorithm, ALGORITHMS)
-    check_learner(config.algorithm, config.learner, _LEARNER)
+    default = DEFAULTS[config.task]
+    check_learner(config.algorithm, config.learner, default.learner)
+    for name, tasks in _DIALS.items():
+        if config.task not in tasks and getattr(config, name) != getattr(default, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is a setting of --task {' and '.join(tasks)}; leave it out of {config.task}")
     if config.learner.actor_teammates != "data":
         raise UserError("--learner.actor-teammates is set by the methods; leave it out")
-    if config.training.horizon != EPISODE_LENGTH or config.training.evaluation_episodes < 1:
-        raise UserError(f"--training.horizon must be {EPISODE_LENGTH} and --training.evaluation-episodes at least 1")
+    length = LENGTHS.get(config.task, REACHER.episode_length)
+    if config.training.horizon > length or config.training.evaluation_episodes < 1:
+        raise UserError(f"--training.horizon must be at most {length} and --training.evaluation-episodes at least 1")
     if not config.training.synthetic_per_batch:
         raise UserError(
             f"--training.mix-ratio is {config.training.mix_ratio}; it must give each mini-batch a synthetic trajectory"
         )
+
+
+def title_of(config: CoordinationConfig) -> str:
+    """The task and its dials."""
+    dial = f"{config.num_conventions} conventions" if config.task == "spread" else f"sharpness {config.sharpness:g}"
+    return f"{config.task}, {config.num_agents} agents, {dial}, coverage {config.coverage:g}"

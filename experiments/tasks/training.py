@@ -15,11 +15,9 @@ from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.proximal_replay import proximal_replay
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import across_seeds, make_trainer
-from coda_jax.data.coordination import convention_episodes
 from coda_jax.data.dataset import Dataset, Episodes, episode_returns, make_dataset
 from coda_jax.dynamics.ensemble import Dynamics, DynamicsModel, make_dynamics
-from coda_jax.envs.base import Environment
-from coda_jax.envs.coordination import EPISODE_LENGTH, same_side
+from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import rollout
 from coda_jax.marl.input_scale import standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState
@@ -30,12 +28,17 @@ from experiments.host.cache import cache_folder, cache_key, lock
 from experiments.host.checkpoints import open_cached, single_device_template
 from experiments.host.errors import UserError
 from experiments.pipeline.learners import make_learner
+from experiments.tasks.environments import CoordinationTask, make_task
 from experiments.tasks.settings import CoordinationConfig, Method
 
 
 class World(NamedTuple):
-    """A task, its recorded episodes, and the prior and the one-step model fitted to them."""
+    """A task, its recorded episodes, and the prior and the one-step model fitted to them.
 
+    Rewards of the environment and of the episodes are in the task's units of reward.
+    """
+
+    task: CoordinationTask
     env: Environment
     episodes: Episodes
     dataset: Dataset
@@ -47,14 +50,14 @@ class World(NamedTuple):
     @property
     def dataset_return(self) -> float:
         """The mean return of the recorded episodes."""
-        return float(episode_returns(self.episodes).mean())
+        return float(episode_returns(self.episodes).mean()) * self.task.reward_unit
 
 
 class Trained(NamedTuple):
     """A method's training.
 
     returns: `[rounds + 1, seeds]` mean return of the evaluation episodes before and after each round of updates.
-    ends:    `[seeds, episodes, A]` last positions of the final policy.
+    ends:    `[seeds, episodes, A]` each agent's part in the convention at the ends of episodes of the final policy.
     seconds: compilation and training.
     """
 
@@ -66,13 +69,19 @@ class Trained(NamedTuple):
 def make_world(config: CoordinationConfig) -> World:
     """Rolls out the recorded episodes, and fits prior and one-step model to them, or takes both from the cache."""
     key_data, key_fit, key_dynamics = jax.random.split(jax.random.key(0), 3)
-    env = same_side(config.data.task)
-    episodes = convention_episodes(config.data, key_data)
+    task = make_task(config.data)
+    env = with_reward_unit(task.env, task.reward_unit)
+    episodes = task.record(key_data)
+    episodes = dataclasses.replace(episodes, reward=episodes.reward / task.reward_unit)
     dataset = make_dataset(episodes, config.training.horizon)
     model = make_model(env.spec, config.training.horizon, config.denoiser, config.diffusion)
     one_step = make_dynamics(env.spec, config.dynamics)
 
-    entry = cache_folder() / "coordination" / cache_key([config.data, config.denoiser, config.dynamics])
+    entry = (
+        cache_folder()
+        / "coordination"
+        / cache_key([config.data, config.training.horizon, config.denoiser, config.dynamics])
+    )
     with lock(entry, "the models of a coordination task"):
         denoiser = jax.eval_shape(lambda key: model.generator.init(key).ema, key_fit)
         prior = Prior(transform=fit_transform(dataset, env.spec), denoiser=denoiser)
@@ -84,7 +93,7 @@ def make_world(config: CoordinationConfig) -> World:
         else:
             fitted = restored.tree
         checkpoints.close()
-    return World(env, episodes, dataset, model, fitted[0], one_step, fitted[1])
+    return World(task, env, episodes, dataset, model, fitted[0], one_step, fitted[1])
 
 
 def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) -> Trained:
@@ -107,8 +116,8 @@ def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) 
     if not finite.all():
         raise UserError(f"NaN while training, seed {seeds[~finite][0]}")
     measured = [at for at, scheduled in enumerate(trainer.schedule) if scheduled.kind != "generate"]
-    returns = np.asarray(reports.returns)[measured].mean(axis=-1)
-    ends = jax.jit(jax.vmap(lambda learned: last_positions(world.env, learner, learned)))(state.learner)
+    returns = np.asarray(reports.returns)[measured].mean(axis=-1) * world.task.reward_unit
+    ends = jax.jit(jax.vmap(lambda learned: ends_of(world.task, learner, learned)))(state.learner)
     return Trained(returns, np.asarray(ends))
 
 
@@ -144,8 +153,18 @@ def augmentation_of(
     return None, ()
 
 
-def last_positions(env: Environment, learner: Learner, state: LearnerState) -> Float[Array, "E A"]:
-    """Positions of the agents before the last step of 32 noise-free episodes."""
+def with_reward_unit(env: Environment, unit: float) -> Environment:
+    """The environment with its rewards divided by `unit`; the critics' values are then of the order of 10."""
+
+    def step(now: EnvState, action: Float[Array, "A U"]) -> EnvState:
+        following = env.step(now, action)
+        return dataclasses.replace(following, reward=following.reward / unit)
+
+    return env._replace(step=step)
+
+
+def ends_of(task: CoordinationTask, learner: Learner, state: LearnerState) -> Float[Array, "E A"]:
+    """Each agent's part in the convention before the last step of 32 noise-free episodes."""
     num_episodes = 32
 
     def act(obs: Array, carry: Array, key: PRNGKey) -> tuple[Array, Array]:
@@ -153,5 +172,5 @@ def last_positions(env: Environment, learner: Learner, state: LearnerState) -> F
         return learner.act(state, obs, carry)
 
     carry = learner.initial_carry((num_episodes,))
-    recorded = rollout(env, act, carry, jax.random.key(1), num_episodes, EPISODE_LENGTH)
-    return recorded.steps.state[-1, :, : env.spec.num_agents]
+    recorded = rollout(task.env, act, carry, jax.random.key(1), num_episodes, task.env.spec.episode_length)
+    return task.ends(recorded.steps.state[-1])

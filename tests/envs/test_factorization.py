@@ -173,6 +173,21 @@ def test_2halfcheetah_ogmarl_indices():
     ]
 
 
+def test_reachers_that_hide_parts_of_the_state():
+    """State: cosines and sines of the joints, target, velocities, offset of the tip (8, 9); 10 means zero."""
+    observed = {}
+    for task in ("2reacher-notip", "2reacher-first"):
+        robot, graph = TASKS[task]
+        factorization = factorize(load_model(robot), graph, 1, robot.categories)
+        assert factorization.state_dim == len(factorization.features) == 10
+        assert factorization.action_index.tolist() == [[0], [1]]
+        observed[task] = factorization.obs_index.tolist()
+    # Own sine, cosine and velocity, then the target.
+    assert observed["2reacher-notip"] == [[2, 0, 6, 4, 5], [3, 1, 7, 4, 5]]
+    # The target belongs to the first agent's own features, before the other joint's sine and cosine.
+    assert observed["2reacher-first"] == [[2, 0, 6, 4, 5, 3, 1], [3, 1, 7, 2, 0, 10, 10]]
+
+
 def test_feet_have_one_neighbour_and_padded_observations():
     factorization = factorize(load_model(HALF_CHEETAH), TASKS["6halfcheetah"][1], 1, HALF_CHEETAH.categories)
     # Own position and velocity, two neighbours' positions, five globals; index 17 means zero.

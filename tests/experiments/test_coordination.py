@@ -10,6 +10,7 @@ import pytest
 
 from experiments import coordination
 from experiments.tasks import settings
+from experiments.tasks.figures import assignment_shares
 
 TINY = shlex.split(
     "--num-seeds 2 --num-episodes 20 --denoiser.unet.width 4 --denoiser.num-updates 2 --denoiser.batch-size 4 "
@@ -77,11 +78,29 @@ def test_an_interrupted_run_continues_with_the_method_it_was_at(finished, tmp_pa
     assert (path / "returns.csv").read_bytes() == (finished / "returns.csv").read_bytes()
 
 
+def test_spread_has_its_own_defaults_and_picture(tmp_path):
+    command("--task", "spread", "--run-dir", str(tmp_path / "spread"))
+    settings_of_run = (tmp_path / "spread/config.yaml").read_text()
+    assert "num_agents: 3" in settings_of_run and "horizon: 25" in settings_of_run
+    summary = json.loads((tmp_path / "spread/summary.json").read_text())
+    assert 350 < summary["dataset_mean_return"] < summary["convention_return"] < 700
+    assert {path.name for path in (tmp_path / "spread/figures").iterdir()} == {"returns.png", "conventions.png"}
+
+
+def test_shares_of_assignments():
+    landmark = np.array([[[0, 1, 2], [1, 2, 0], [1, 0, 2], [0, 0, 2]], [[2, 0, 1]] * 4], float)
+    np.testing.assert_allclose(assignment_shares(landmark), [[0.25, 0.25, 0.0, 0.25, 0.25], [0.0, 0.0, 1.0, 0.0, 0.0]])
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (("--task", "spread", "--sharpness", "2"), "--sharpness is a setting of --task same-side"),
+        (("--task", "same-side", "--num-conventions", "1"), "--num-conventions is a setting of --task spread"),
+        (("--task", "spread", "--num-conventions", "4"), "num_conventions is 4"),
+        (("--task", "2reacher-first", "--num-agents", "3"), "--num-agents is a setting of --task same-side and spread"),
         (("--task", "chess"), "--task is 'chess'"),
-        (("--training.horizon", "5"), "--training.horizon must be 10"),
+        (("--training.horizon", "11"), "--training.horizon must be at most 10"),
         (("--half-width", "0"), "--half-width is 0"),
         (("--coverage", "2"), "coverage"),
     ],

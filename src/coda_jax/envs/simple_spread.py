@@ -11,7 +11,7 @@ and the team's is the mean over agents, as OMAR reports it. Nobody observes who 
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.types import PRNGKey, TaskSpec
@@ -106,6 +106,12 @@ def team_reward(position: Float[Array, "A 2"], landmark: Float[Array, "L 2"]) ->
     touching = _distance(position[:, None] - position[None]) < 2.0 * RADIUS
     num_touching = jnp.sum(touching & ~jnp.eye(len(position), dtype=bool))
     return jnp.sum(1.0 / jnp.maximum(nearest, CLOSEST)) - TOUCH_COST * num_touching / len(position)
+
+
+def nearest_landmarks(state: Float[Array, "*batch S"]) -> Int[Array, "*batch A"]:
+    """The index of the landmark nearest to each agent."""
+    position, _, landmark = jnp.moveaxis(state[..., :-1].reshape(*state.shape[:-1], 3, -1, 2), -3, 0)
+    return jnp.argmin(_distance(position[..., :, None, :] - landmark[..., None, :, :]), axis=-1)
 
 
 def _observe(

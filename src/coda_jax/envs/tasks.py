@@ -2,7 +2,8 @@
 
 A task's name is the number of agents and the robot: `2halfcheetah`, `4ant`, `3hopper`. The partition is that of
 gymnasium-robotics' `mamujoco_v1`. Where gymnasium's versions differ, the plain name is the version of the published
-datasets: `4ant` is v4; `4ant-v5` has contact forces in the observations and in the reward.
+datasets: `4ant` is v4; `4ant-v5` has contact forces in the observations and in the reward. `2reacher-notip` and
+`2reacher-first` hide parts of the state from the agents, as in the coordination tasks of Barde et al. (2024).
 """
 
 from coda_jax.envs.factorization import JointGraph
@@ -87,6 +88,19 @@ _REACHER = JointGraph(
     },
 )
 
+# Two tasks of Barde et al. (2024, MOMA-PPO). "2x1notip": an agent observes its own joint and the target's position.
+_REACHER_NOTIP = _REACHER._replace(edges=(), views={**_REACHER.views, ("joint1", "to_target"): ()})
+# "2x1first": the first agent observes its joint, the other's angle and the target; the second both joints' angles.
+_REACHER_FIRST = _REACHER._replace(
+    root=(),
+    views={
+        ("joint0", "qpos"): _REACHER.views["joint0", "qpos"],
+        ("joint1", "qpos"): _REACHER.views["joint1", "qpos"],
+        ("joint0", "to_target"): (("qpos", 2), ("qpos", 3)),
+        ("joint1", "to_target"): (),
+    },
+)
+
 _ABDOMEN = ("abdomen_x", "abdomen_y", "abdomen_z")
 _LEFT_HIP, _RIGHT_HIP = (tuple(f"{side}_hip_{axis}" for axis in "xyz") for side in ("left", "right"))
 _LEFT_SHOULDER, _RIGHT_SHOULDER = (tuple(f"{side}_shoulder{k}" for k in (1, 2)) for side in ("left", "right"))
@@ -153,6 +167,8 @@ TASKS: dict[str, tuple[Robot, JointGraph]] = {
     "2walker": (WALKER, _WALKER),
     "2swimmer": (SWIMMER, _SWIMMER),
     "2reacher": (REACHER, _REACHER),
+    "2reacher-notip": (REACHER, _REACHER_NOTIP),
+    "2reacher-first": (REACHER, _REACHER_FIRST),
     "2humanoid": (HUMANOID, _HUMANOID),
     "2humanoidstandup": (HUMANOID_STANDUP, _HUMANOID),
     "2manysegmentant": many_segment_ant(2, 3),

@@ -1,0 +1,73 @@
+"""The tasks of the comparison: environment, recorded episodes, and what the end of an episode shows of a convention."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from coda_jax.data import reacher
+from coda_jax.data.coordination import SameSideData, convention_episodes
+from coda_jax.data.dataset import Episodes
+from coda_jax.data.reacher import ReacherData, reacher_episodes, reacher_return
+from coda_jax.data.spread import SpreadData, spread_episodes, spread_return
+from coda_jax.envs import mamujoco
+from coda_jax.envs.base import Environment
+from coda_jax.envs.coordination import convention_return, same_side
+from coda_jax.envs.simple_spread import EXPERT_RETURN, RANDOM_RETURN, nearest_landmarks, simple_spread
+
+
+class CoordinationTask(NamedTuple):
+    """A task of the comparison.
+
+    env:               the environment.
+    record:            rolls out the recorded episodes; the key is consumed.
+    convention_return: mean return of a team of one convention without noise.
+    published:         returns of random and of expert play in the literature, which are 0 and 1 on its scale.
+    reward_unit:       methods learn from rewards divided by this.
+    ends:              states `[E, S]` at the ends of E episodes -> what shows their conventions. Same side: the agents'
+                       positions. Spread: the index of each agent's nearest landmark. Reacher: the angle of the elbow
+                       and the distance from the target.
+    """
+
+    env: Environment
+    record: Callable[[jax.Array], Episodes]
+    convention_return: Callable[[], float]
+    published: tuple[float, float] | None
+    reward_unit: float
+    ends: Callable[[Float[Array, "E S"]], Float[Array, "E K"]]
+
+
+def make_task(data: SameSideData | SpreadData | ReacherData) -> CoordinationTask:
+    """The task of which these are the data."""
+    match data:
+        case SpreadData():
+            return CoordinationTask(
+                env=simple_spread(data.num_agents),
+                record=lambda key: spread_episodes(data, key),
+                convention_return=lambda: spread_return(data.num_agents),
+                published=(RANDOM_RETURN, EXPERT_RETURN) if data.num_agents == 3 else None,
+                reward_unit=10.0 * data.num_agents,  # the largest reward of a step
+                ends=lambda state: nearest_landmarks(state).astype(float),
+            )
+        case ReacherData():
+            return CoordinationTask(
+                env=mamujoco.make(data.task),
+                record=lambda key: reacher_episodes(data, key),
+                convention_return=lambda: reacher_return(data.task),
+                published=(reacher.RANDOM_RETURN, reacher.EXPERT_RETURN),
+                reward_unit=1.0,
+                ends=lambda state: jnp.stack(
+                    [jnp.arctan2(state[:, 3], state[:, 1]), jnp.hypot(state[:, 8], state[:, 9])], axis=-1
+                ),
+            )
+        case SameSideData():
+            return CoordinationTask(
+                env=same_side(data.task),
+                record=lambda key: convention_episodes(data, key),
+                convention_return=lambda: convention_return(data.task),
+                published=None,
+                reward_unit=1.0,
+                ends=lambda state: state[:, : data.task.num_agents],
+            )
