@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from annotated_types import Interval
+from annotated_types import Interval, MinLen
 
 from coda_jax.data.coordination import SameSideData
 from coda_jax.data.reacher import ReacherData
@@ -28,7 +28,7 @@ REACHERS = ("2reacher-notip", "2reacher-first")
 LENGTHS = {"same-side": EPISODE_LENGTH, "spread": SPREAD_LENGTH}
 """Steps of an episode, of the tasks that are not Reachers."""
 
-_SAMPLER = SamplerConfig(num_steps=16)
+_SAMPLER = SamplerConfig(num_steps=12, solver="dpm++", sigma_min=0.05, sigma_max=40.0)
 _GENERATOR = GeneratorConfig(
     unet=UNetConfig(width=64, channel_multipliers=(1, 1)), num_updates=4_000, batch_size=256, learning_rate=2e-3
 )
@@ -55,6 +55,46 @@ _TRAINING = CodaConfig(
 )
 
 
+class Method(NamedTuple):
+    """A method of the comparison.
+
+    augmentation:     the source of synthetic trajectories; `model` and `oracle` roll the policy out in the one-step
+                      model and in the task.
+    actor_teammates:  as in `MaddpgBcConfig`.
+    is_split:         the actor's Q term on synthetic rows alone, cloning on recorded rows alone.
+    recorded_steps:   tokens held to recorded states.
+    through_denoiser: guidance carried back through the denoiser.
+    by_model:         states and rewards of guided trajectories by the one-step model.
+    """
+
+    augmentation: Literal["none", "unconditional", "proximal", "guided", "model", "oracle"]
+    actor_teammates: Literal["data", "current"] = "data"
+    is_split: bool = False
+    recorded_steps: int = 0
+    through_denoiser: bool = False
+    by_model: bool = False
+
+
+METHODS = {
+    "no augmentation": Method("none"),
+    "joint-action actor": Method("none", actor_teammates="current"),
+    "unconditional": Method("unconditional"),
+    "PJAP": Method("proximal"),
+    "CODA (paper)": Method("guided"),
+    "CODA, split rows": Method("guided", is_split=True),
+    "CODA, split rows, recorded starts": Method("guided", is_split=True, recorded_steps=1),
+    "CODA, split rows, recorded starts, through": Method(
+        "guided", is_split=True, recorded_steps=1, through_denoiser=True
+    ),
+    "CODA, recorded starts, by model": Method("guided", recorded_steps=1, by_model=True),
+    "CODA, split rows, by model": Method("guided", is_split=True, by_model=True),
+    "CODA+": Method("guided", is_split=True, recorded_steps=1, by_model=True),
+    "model alone, split rows": Method("model", is_split=True),
+    "oracle, split rows": Method("oracle", is_split=True),
+}
+"""By name. CODA+ has split rows, recorded starts and consequences by the one-step model; others leave some out."""
+
+
 @dataclasses.dataclass(frozen=True)
 class CoordinationConfig(Ranged):
     """Compares all methods on a small coordination task over time."""
@@ -79,6 +119,8 @@ class CoordinationConfig(Ranged):
     algorithm: str = DEFAULT_ALGORITHM
     """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
     Q-learning in place of cloning)."""
+    methods: Annotated[tuple[str, ...], MinLen(1)] = tuple(METHODS)
+    """Methods to compare, by their names in the table; by default all."""
     num_seeds: Count = 16
     """Policy seeds per method: `seed`, `seed + 1`, ..."""
     seed: Seed = 0
@@ -149,50 +191,11 @@ _DIALS = {
 """The tasks that have a setting; those not named here are settings of all."""
 
 
-class Method(NamedTuple):
-    """A method of the comparison.
-
-    augmentation:     the source of synthetic trajectories; `model` and `oracle` roll the policy out in the one-step
-                      model and in the task.
-    actor_teammates:  as in `MaddpgBcConfig`.
-    is_split:         the actor's Q term on synthetic rows alone, cloning on recorded rows alone.
-    recorded_steps:   tokens held to recorded states.
-    through_denoiser: guidance carried back through the denoiser.
-    by_model:         states and rewards of guided trajectories by the one-step model.
-    """
-
-    augmentation: Literal["none", "unconditional", "proximal", "guided", "model", "oracle"]
-    actor_teammates: Literal["data", "current"] = "data"
-    is_split: bool = False
-    recorded_steps: int = 0
-    through_denoiser: bool = False
-    by_model: bool = False
-
-
-METHODS = {
-    "no augmentation": Method("none"),
-    "joint-action actor": Method("none", actor_teammates="current"),
-    "unconditional": Method("unconditional"),
-    "PJAP": Method("proximal"),
-    "CODA (paper)": Method("guided"),
-    "CODA, split rows": Method("guided", is_split=True),
-    "CODA, split rows, recorded starts": Method("guided", is_split=True, recorded_steps=1),
-    "CODA, split rows, recorded starts, through": Method(
-        "guided", is_split=True, recorded_steps=1, through_denoiser=True
-    ),
-    "CODA, recorded starts, by model": Method("guided", recorded_steps=1, by_model=True),
-    "CODA, split rows, by model": Method("guided", is_split=True, by_model=True),
-    "CODA+": Method("guided", is_split=True, recorded_steps=1, by_model=True),
-    "model alone, split rows": Method("model", is_split=True),
-    "oracle, split rows": Method("oracle", is_split=True),
-}
-"""By name. CODA+ has split rows, recorded starts and consequences by the one-step model; others leave some out."""
-
-
 def methods_of(config: CoordinationConfig) -> dict[str, Method]:
     """The methods of a comparison: independent critics see no teammates, so IDDPG+BC has no joint-action actor."""
     is_possible = is_of_algorithm(config.algorithm, "learner.actor_teammates")
-    return {name: each for name, each in METHODS.items() if is_possible or each.actor_teammates == "data"}
+    chosen = {name: METHODS[name] for name in config.methods}
+    return {name: each for name, each in chosen.items() if is_possible or each.actor_teammates == "data"}
 
 
 def check(config: CoordinationConfig) -> None:
@@ -202,6 +205,8 @@ def check(config: CoordinationConfig) -> None:
         UserError: names the first such setting, its value, and the valid values.
     """
     check_choice("--algorithm", config.algorithm, ALGORITHMS)
+    for name in config.methods:
+        check_choice("--methods", name, tuple(METHODS))
     default = DEFAULTS[config.task]
     check_learner(config.algorithm, config.learner, default.learner)
     for name, tasks in _DIALS.items():
