@@ -60,6 +60,9 @@ SEEDS = (1, 2, 4, 16)
 FLOORS = {"guided trajectories, width 16, N 128": 200, "learner updates, 4 seeds": 110, "MJX environment steps": 8000}
 """Minimum rates per second on two cores."""
 
+FEW_STEPS = SamplerConfig(num_steps=15, sigma_min=0.05, sigma_max=40.0, solver="dpm++")
+"""A sampler of few steps, whose samples are as good as those of the laptop preset."""
+
 Work = Callable[[], Any]
 
 
@@ -227,8 +230,8 @@ def generation(
     chunk_size, total = PRESETS["laptop"].training.chunk_size, 1000
     state = learner.init(jax.random.key(1))
 
-    def work(denoiser: GeneratorConfig, num_steps: int, mesh: Mesh, is_guided: bool = True) -> Work:
-        model = make_model(env.spec, HORIZON, denoiser, dataclasses.replace(sampler, num_steps=num_steps))
+    def work(denoiser: GeneratorConfig, sampler: SamplerConfig, mesh: Mesh, is_guided: bool = True) -> Work:
+        model = make_model(env.spec, HORIZON, denoiser, sampler)
         augmentation = guided(model, learner, 0.6) if is_guided else unconditional(model)
 
         def sample(key: PRNGKey, dataset: Dataset, prior: Prior, state: LearnerState) -> Trajectory:
@@ -240,17 +243,20 @@ def generation(
         return sharded(sample, mesh, dataset, random_prior(model, dataset), state)
 
     table_3 = dataclasses.replace(denoiser, unet=UNetConfig(width=16))
-    slow, slow_alone, fast, unguided = best_times(
-        work(table_3, 128, all_devices),
-        work(table_3, 128, one_device),
-        work(denoiser, sampler.num_steps, all_devices),
-        work(denoiser, sampler.num_steps, all_devices, is_guided=False),
+    many_steps = dataclasses.replace(sampler, num_steps=128)
+    slow, slow_alone, fast, unguided, few = best_times(
+        work(table_3, many_steps, all_devices),
+        work(table_3, many_steps, one_device),
+        work(denoiser, sampler, all_devices),
+        work(denoiser, sampler, all_devices, is_guided=False),
+        work(denoiser, FEW_STEPS, all_devices),
     )
     sizes = f"width {denoiser.unet.width}, N {sampler.num_steps}"
     return [
         Figure("guided trajectories, width 16, N 128", total / slow, slow_alone / slow, "one device"),
         Figure(f"guided trajectories, {sizes}", total / fast, slow / fast, "width 16, N 128"),
         Figure(f"unguided trajectories, {sizes}", total / unguided, fast / unguided, "guided"),
+        Figure(f"guided trajectories, DPM-Solver++, N {FEW_STEPS.num_steps}", total / few, fast / few, sizes),
     ]
 
 

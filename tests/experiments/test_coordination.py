@@ -11,6 +11,7 @@ import pytest
 from experiments import coordination
 from experiments.tasks import settings
 from experiments.tasks.figures import assignment_shares
+from tests.lowering import lower_for_accelerators, recorded_programs
 
 TINY = shlex.split(
     "--num-seeds 2 --num-episodes 20 --denoiser.unet.width 4 --denoiser.num-updates 2 --denoiser.batch-size 4 "
@@ -20,6 +21,7 @@ TINY = shlex.split(
     "--learner.critic-widths 8 --learner.policy-linear-width 4 --learner.policy-hidden-width 4"
 )
 CHOSEN = ("no augmentation", "CODA+")
+TINY += ["--methods", *CHOSEN]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,7 +29,6 @@ def world(tmp_path_factory):
     """A cache of the test's own, and two of the methods."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(coordination, "enable_compilation_cache", lambda: None)
-        patch.setattr(settings, "METHODS", {name: settings.METHODS[name] for name in CHOSEN})
         patch.setenv("CODA_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -110,3 +111,12 @@ def test_bad_flags_are_one_clear_line(capsys, flags, words):
         coordination.main(list(flags))
     error = capsys.readouterr().err
     assert status.value.code == 2 and words in " ".join(error.split()) and "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_every_program_lowers_for_accelerators(tmp_path, monkeypatch):
+    monkeypatch.setenv("CODA_JAX_CACHE", str(tmp_path / "cache"))
+    with recorded_programs(monkeypatch) as found:
+        command("--run-dir", str(tmp_path / "run"), "--methods", *settings.METHODS)
+    assert len(found) >= 2 * len(settings.METHODS)
+    lower_for_accelerators(found)

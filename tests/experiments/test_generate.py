@@ -17,6 +17,7 @@ from coda_jax.prior import fit_prior, make_model, save_prior
 from experiments import generate
 from experiments.generate import GenerateConfig, sample
 from tests.drift import SPEC, drift_episodes
+from tests.lowering import lower_for_accelerators, recorded_programs
 
 HORIZON = 4
 pytestmark = pytest.mark.slow
@@ -88,3 +89,9 @@ def test_bad_flags_are_one_line(run, capsys, tmp_path):
     assert "the run has the seeds (0, 1)" in refusal(run, *new, "--guidance", 1, "--policy-seed", 7)
     assert "exists" in refusal(run, "--output", run / "prior.npz")
     assert "there is no file" in refusal(tmp_path, *new)
+
+
+def test_every_program_lowers_for_accelerators(run, tmp_path, monkeypatch):
+    with recorded_programs(monkeypatch) as found:
+        command(run, "--guidance", 0.6, "--num", 4, "--output", tmp_path / "some.npz")
+    lower_for_accelerators(found)

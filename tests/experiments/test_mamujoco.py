@@ -20,6 +20,7 @@ from experiments.host.cache import cache_folder
 from experiments.host.checkpoints import Checkpoints
 from experiments.pipeline import run
 from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
+from tests.lowering import lower_for_accelerators, recorded_programs
 
 TINY = shlex.split(
     "--preset smoke --diffusion.num-steps 2 --denoiser.num-updates 2 --denoiser.batch-size 4 --denoiser.unet.width 4 "
@@ -191,6 +192,32 @@ def test_burn_in_is_on_recorded_data_alone(vault, tmp_path, finished):
     for others in (unmixed[4:], mixed[2:4]):
         assert {row["critic_loss"] for row in others}.isdisjoint(row["critic_loss"] for row in burnt_in[2:])
     assert [float(row["synthetic_log_likelihood"]) < 0 for row in burnt_in] == [False] * 4 + [True] * 2
+
+
+def test_on_a_cpu_the_precision_changes_no_number(vault, tmp_path, finished):
+    path = tmp_path / "default"
+    command("--vault", str(vault), "--run-dir", str(path), "--precision", "default")
+    assert (path / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+    provenances = [json.loads((p / "provenance.json").read_text()) for p in (finished, path)]
+    assert [p["matmul_precision"] for p in provenances] == ["highest", "default"]
+
+
+@pytest.mark.slow
+def test_every_program_lowers_for_accelerators(vault, tmp_path, monkeypatch):
+    with recorded_programs(monkeypatch) as found:
+        command("--vault", str(vault), "--run-dir", str(tmp_path / "recorded"), "--denoiser.num-updates", "3")
+    names = " ".join(name for name, *_ in found)
+    parts = (
+        "make_generator.<locals>.init",
+        "encode",
+        "_fit.<locals>.chunk",
+        "held_out_loss",
+        "sample_quality",
+        "_real_and",
+    )
+    assert all(part in names for part in parts), names
+    assert len(found) >= 8  # also the initial state and the round, which are mapped over seeds, and both datasets'
+    lower_for_accelerators(found)
 
 
 @pytest.mark.slow

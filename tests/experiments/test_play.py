@@ -16,6 +16,7 @@ from coda_jax.policy import load_policy, policy_of, save_policy
 from experiments import play
 from experiments.datasets import film
 from tests.drift import DRIFT, SPEC
+from tests.lowering import lower_for_accelerators, recorded_programs
 
 
 @chex.dataclass(frozen=True)
@@ -149,3 +150,9 @@ def test_bad_flags_are_one_line(run, capsys, tmp_path, monkeypatch):
     assert "repeat the run's command" in refusal(capsys, tmp_path / "old")
     monkeypatch.delitem(play.mamujoco.TASKS, "drift")
     assert "plays 'drift'" in refusal(capsys, run)
+
+
+def test_every_program_lowers_for_accelerators(run, tmp_path, monkeypatch):
+    with recorded_programs(monkeypatch) as found:
+        command(run, "--episodes", 2)
+    lower_for_accelerators(found)

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import polynomial
 from experiments.games import training as polynomial_training
+from tests.lowering import lower_for_accelerators, recorded_programs
 
 TINY = shlex.split(
     "--num-draws 2 --num-seeds 4 --num-transitions 50 --num-updates 3 --grid-size 2 --grid-updates 3 "
@@ -118,3 +119,10 @@ def test_the_starts_of_the_grid_are_shared_out_whole():
     np.testing.assert_array_equal(np.sort(shared.reshape(-1, 2), axis=0), np.sort(points, axis=0))
     np.testing.assert_allclose(points.mean(axis=0), 0.0, atol=1e-12)
     assert np.abs(points).max() == 0.75
+
+
+@pytest.mark.slow
+def test_every_program_lowers_for_accelerators(tmp_path, monkeypatch):
+    with recorded_programs(monkeypatch) as found:
+        command("--game", "twin-peaks", "--run-dir", str(tmp_path / "run"))
+    lower_for_accelerators(found)

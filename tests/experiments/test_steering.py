@@ -22,6 +22,7 @@ from experiments.pipeline import fitting, run
 from experiments.pipeline.learners import LearnerSettings
 from experiments.pipeline.settings import PRESETS, ExperimentConfig
 from tests.drift import DRIFT, drift_episodes
+from tests.lowering import lower_for_accelerators, recorded_programs
 
 FLAGS = shlex.split(
     "--preset tiny --num-updates 4 --num-seeds 2 --num-trajectories 6 --num-steps 32 --guidance 0 1e-6 3e-3 "
@@ -223,3 +224,10 @@ def test_a_point_is_missing_until_all_seeds_are_there():
     one, other = Part("initial", "annealed", 2, 0.0), Part("initial", "annealed", 2, 1.0)
     points = {one: {0: Errors(-1.0, 0.5, 0.1), 1: Errors(-2.0, 0.5, 0.1)}, other: {0: Errors(-3.0, 0.5, 0.1)}}
     assert missing([one, other], points, [0, 1]) == [other]
+
+
+@pytest.mark.slow
+def test_every_program_lowers_for_accelerators(tmp_path, monkeypatch):
+    with recorded_programs(monkeypatch) as found:
+        command("--run-dir", tmp_path / "run")
+    lower_for_accelerators(found)
