@@ -14,6 +14,7 @@ COMMANDS = {
     "sweep": ("sweep", "run the main job for all settings in a file"),
     "data": ("data", "inspect, download, convert and film datasets"),
     "polynomial": ("polynomial", "the polynomial games (Figures 1 and 2)"),
+    "share": ("share", "the share of on-policy data that frees the agents, in theory"),
     "coordination": ("coordination", "tasks of coordination over time"),
     "steering": ("steering", "guidance and its effect on samples (Figure 3)"),
     "fit-study": ("fit_study", "sample quality by settings of fit and sampler"),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.games.report import show, write_report
-from experiments.games.settings import GAMES, PolynomialConfig, check, dataset_of
+from experiments.games.settings import PolynomialConfig, check, dataset_of, game_of
 from experiments.games.training import train_all
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.console import print_config, say
@@ -41,10 +41,12 @@ def run(config: PolynomialConfig) -> None:
     Raises:
         UserError: a run folder of other settings, or NaNs in the training.
     """
-    game, dataset = GAMES[config.game], dataset_of(config)
+    game, dataset = game_of(config.game, config.coefficients), dataset_of(config)
     identity = {name: value for name, value in plain(config).items() if name not in ("run_dir", "allow_other_devices")}
     identity["dataset"] = dataset.name
-    path = config.run_dir or Path("runs", f"polynomial-{config.game}-{dataset.name}-{key_of(identity)}")
+    if config.coefficients is None:  # older runs know of none
+        del identity["coefficients"]
+    path = config.run_dir or Path("runs", f"polynomial-{game.name}-{dataset.name}-{key_of(identity)}")
     mesh = set_up_devices(config.num_draws)
     enable_compilation_cache()
     with open_run_folder(

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
-from coda_jax.envs.polynomial import DATASETS, MULTIPLICATION, Action, DatasetConfig, reward, twin_peaks
+from coda_jax.envs.polynomial import DATASETS, MULTIPLICATION, Action, DatasetConfig, PolynomialGame, reward, twin_peaks
 from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, stateless_maddpg
 from coda_jax.ranges import Count, Positive, Ranged, Seed, check_seeds
 from experiments.games.methods import GameCodaConfig
@@ -25,9 +26,12 @@ class PolynomialConfig(Ranged):
 
     game: str = "multiplication"
     """Game: `multiplication` (R = xy) or `twin-peaks` (R = -x^2 - y^2 - 4 x^2 y^2 + 5 x y)."""
+    coefficients: str | None = None
+    """A game of one's own in place of --game: c_jk of R = sum c_jk x^j y^k, rows j parted by semicolons, such as
+    "0 0 -1; 0 5 0; -1 0 -4" for twin-peaks."""
     dataset: str | None = None
     """Offline data: `uniform` over the square, `skewed` (its means are 0.15 and -0.05), `gaussian` or `point`.
-    By default `skewed` for multiplication and `uniform` for twin-peaks, as in Figures 1 and 2."""
+    By default `skewed` for multiplication, as in Figure 1, and `uniform` for other games, as in Figure 2."""
     centre: tuple[Action, Action] = (0.0, 0.0)
     """Mean of `gaussian`; the joint action of `point`."""
     spread: Positive = 0.2
@@ -83,7 +87,7 @@ def check(config: PolynomialConfig) -> None:
     Raises:
         UserError: names the first such setting, its value, and the valid values.
     """
-    check_choice("--game", config.game, tuple(GAMES))
+    game = game_of(config.game, config.coefficients)
     if config.dataset is not None:
         check_choice("--dataset", config.dataset, DATASETS)
     check_choice("--critic", config.critic, ("known", "learned"))
@@ -98,13 +102,32 @@ def check(config: PolynomialConfig) -> None:
             raise UserError(f"{flag} is {value}; it must be a multiple of {unit_flag} {unit}")
     try:
         dataset_of(config)
-        game = GAMES[config.game]
         stateless_maddpg(game.spec, functools.partial(reward, game), config.learner)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
+def game_of(name: str, coefficients: str | None) -> PolynomialGame:
+    """The game of that name, or of these coefficients.
+
+    Raises:
+        UserError: an unknown name, or coefficients that are no rows of numbers of equal length.
+    """
+    if coefficients is None:
+        check_choice("--game", name, tuple(GAMES))
+        return GAMES[name]
+    problem = f"--coefficients is '{coefficients}'; give rows of finite numbers of equal length, such as '0 0; 0 1'"
+    try:
+        rows = tuple(tuple(float(c) for c in row.replace(",", " ").split()) for row in coefficients.split(";"))
+    except ValueError:
+        raise UserError(problem) from None
+    if len({len(row) for row in rows}) != 1 or not rows[0] or not all(math.isfinite(c) for row in rows for c in row):
+        raise UserError(problem)
+    return PolynomialGame("own", rows)
+
+
 def dataset_of(config: PolynomialConfig) -> DatasetConfig:
     """The distribution of the offline data."""
-    name = config.dataset or DEFAULT_DATASETS[config.game]
+    usual = "uniform" if config.coefficients is not None else DEFAULT_DATASETS[config.game]
+    name = config.dataset or usual
     return DatasetConfig(name, config.centre, config.spread, config.num_transitions)

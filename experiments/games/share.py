@@ -10,69 +10,68 @@ they are drawn to a point that the data decide; it moves with alpha, until it st
 on the host, and independent of the learner's code.
 """
 
-from typing import NamedTuple
+import itertools
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.polynomial import polynomial
 
-from coda_jax.envs.polynomial import PolynomialGame
-from experiments.games.theory import Marginals, expected_gradient, true_gradient
+from coda_jax.envs.polynomial import DatasetConfig, PolynomialGame, cell_masses
+from experiments.games.theory import Marginals, marginal_rewards
 
 TOLERANCE = 1e-9
+CELLS = 2_000
+"""Cells a side of the quadrature of the data's moments."""
 
 
-class Field(NamedTuple):
-    """The expected gradient of all agents at a share of on-policy data."""
+class Field:
+    """The expected gradient of both agents at a share of on-policy data."""
 
-    game: PolynomialGame
-    marginals: Marginals
-    share: float
+    def __init__(self, game: PolynomialGame, marginals: Marginals, share: float):
+        """Each agent's objective (1 - share) E[R] over the data + share R, as coefficients of x^j y^k."""
+        objectives = [share * np.asarray(game.coefficients, np.float64) for _ in (0, 1)]
+        objectives[0][:, 0] += (1 - share) * marginals[0]
+        objectives[1][0, :] += (1 - share) * marginals[1]
+        self._gradient = [polynomial.polyder(c, axis=agent) for agent, c in enumerate(objectives)]
+        self._jacobian = [[polynomial.polyder(g, axis=other) for other in (0, 1)] for g in self._gradient]
 
-    def gradient(self, theta: Float[np.ndarray, " 2"]) -> Float[np.ndarray, " 2"]:
-        """The expected gradient g at a joint policy."""
-        return (1 - self.share) * expected_gradient(self.marginals, theta) + self.share * true_gradient(
-            self.game, theta
-        )
+    def gradient(self, theta: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch 2"]:
+        """The expected gradient g at joint policies."""
+        return np.stack([evaluate(c, theta) for c in self._gradient], axis=-1)
 
-    def jacobian(self, theta: Float[np.ndarray, " 2"]) -> Float[np.ndarray, "2 2"]:
-        """Derivatives of g, `[agent of g, agent of theta]`; the data's part is diagonal."""
-        c = np.asarray(self.game.coefficients, np.float64)
-        hessian = np.array(
-            [
-                [
-                    polynomial.polyval2d(*theta, polynomial.polyder(polynomial.polyder(c, axis=i), axis=j))
-                    for j in (0, 1)
-                ]
-                for i in (0, 1)
-            ]
-        )
-        data = [polynomial.polyval(t, polynomial.polyder(m, 2)) for t, m in zip(theta, self.marginals, strict=True)]
-        return (1 - self.share) * np.diag(data) + self.share * hessian
+    def jacobian(self, theta: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch 2 2"]:
+        """Derivatives of g, `[*batch, agent of g, agent of theta]`."""
+        rows = [np.stack([evaluate(c, theta) for c in row], axis=-1) for row in self._jacobian]
+        return np.stack(rows, axis=-2)
+
+
+def evaluate(coefficients: Float[np.ndarray, "J K"], theta: Float[np.ndarray, "*batch 2"]) -> np.ndarray:
+    """A polynomial of both actions at joint policies."""
+    return np.asarray(polynomial.polyval2d(theta[..., 0], theta[..., 1], coefficients))
 
 
 def is_stable(field: Field, theta: Float[np.ndarray, " 2"]) -> bool:
     """Whether projected ascent returns to a stationary point after any small disturbance.
 
-    At a border the gradient must point outward, or be that of a stable point inside; along the other directions the
-    Jacobian's eigenvalues must have negative real parts.
+    Agents that their gradient presses against a border stay there; along the other directions the Jacobian's
+    eigenvalues must have negative real parts.
     """
-    held = _held(field, theta)
+    held = (np.abs(theta) == 1.0) & (np.sign(theta) * field.gradient(theta) > TOLERANCE)
     inner = field.jacobian(theta)[np.ix_(~held, ~held)]
     return bool(np.all(np.linalg.eigvals(inner).real < -TOLERANCE)) if inner.size else True
 
 
 def stationary_points(field: Field, grid_size: int = 9) -> Float[np.ndarray, "K 2"]:
-    """All points of the square at which projected ascent stands still; Newton's method from a grid of starts."""
+    """The points of the square at which projected ascent stands still; Newton's method from a grid of starts."""
     axis = np.linspace(-1.0, 1.0, grid_size)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     found: list[np.ndarray] = []
-    for start in np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2):
-        for held in ((False, False), (True, False), (False, True), (True, True)):
-            mask = np.array(held)
-            if np.all(np.abs(start[mask]) == 1.0):
-                point = _newton(field, start, mask)
-                if point is not None and not any(np.allclose(point, other, atol=1e-6) for other in found):
-                    found.append(point)
+    for held in itertools.product((False, True), repeat=2):
+        mask = np.array(held)
+        starts = grid[np.all((np.abs(grid) == 1.0) | ~mask, axis=1)]
+        for point in _newton(field, starts, mask):
+            if not any(np.allclose(point, other, atol=1e-6) for other in found):
+                found.append(point)
     return np.array(found).reshape(-1, 2)
 
 
@@ -109,6 +108,19 @@ def least_share(game: PolynomialGame, marginals: Marginals, start: Float[np.ndar
     return (low + high) / 2
 
 
+def exact_marginals(game: PolynomialGame, dataset: DatasetConfig) -> Marginals:
+    """E[R(a^x, .)] and E[R(., a^y)] over a distribution of recorded joint actions, by quadrature."""
+    if dataset.name == "point":
+        return marginal_rewards(game, np.array([dataset.centre]))
+    edges = np.linspace(-1.0, 1.0, CELLS + 1)
+    masses, centres = cell_masses(dataset, edges), (edges[1:] + edges[:-1]) / 2
+    c = np.asarray(game.coefficients, np.float64)
+    x_moments, y_moments = (
+        centres ** np.arange(c.shape[agent])[:, None] @ masses.sum(axis=1 - agent) for agent in (0, 1)
+    )
+    return c @ y_moments, x_moments @ c
+
+
 def ascend(
     field: Field, start: Float[np.ndarray, " 2"], step: float = 0.01, num_steps: int = 20_000
 ) -> Float[np.ndarray, " 2"]:
@@ -124,32 +136,22 @@ def ascend(
 
 def _follow(field: Field, point: Float[np.ndarray, " 2"]) -> Float[np.ndarray, " 2"] | None:
     """The stable stationary point near `point` with the same agents at their borders, if there is one."""
-    found = _newton(field, point, np.abs(point) == 1.0)
-    if found is None or np.max(np.abs(found - point)) > 0.1 or not is_stable(field, found):
+    found = _newton(field, point[None], np.abs(point) == 1.0)
+    if not len(found) or np.max(np.abs(found[0] - point)) > 0.1 or not is_stable(field, found[0]):
         return None
-    return found
+    return found[0]
 
 
-def _held(field: Field, theta: Float[np.ndarray, " 2"]) -> Bool[np.ndarray, " 2"]:
-    """The agents that their gradient presses against a border."""
-    return (np.abs(theta) == 1.0) & (np.sign(theta) * field.gradient(theta) > TOLERANCE)
-
-
-def _newton(
-    field: Field, start: Float[np.ndarray, " 2"], held: Bool[np.ndarray, " 2"]
-) -> Float[np.ndarray, " 2"] | None:
-    """A stationary point with the held agents fixed at their borders and zero gradient of the others."""
-    theta = np.asarray(start, np.float64)
-    for _ in range(60):
-        gradient = field.gradient(theta)[~held]
-        if np.all(np.abs(gradient) < TOLERANCE):
-            break
-        jacobian = field.jacobian(theta)[np.ix_(~held, ~held)]
-        theta = theta.copy()
-        theta[~held] -= np.linalg.lstsq(jacobian, gradient, rcond=None)[0]
-        if np.any(np.abs(theta) > 2.0):
-            return None
-    is_inside = np.all(np.abs(theta) <= 1.0 + TOLERANCE)
-    is_still = np.all(np.abs(field.gradient(theta)[~held]) < 1e-6)
-    points_outward = np.all(np.sign(theta[held]) * field.gradient(theta)[held] > 0)
-    return np.clip(theta, -1.0, 1.0) if is_inside and is_still and points_outward else None
+def _newton(field: Field, starts: Float[np.ndarray, "K 2"], held: Bool[np.ndarray, " 2"]) -> Float[np.ndarray, "M 2"]:
+    """Stationary points with the held agents fixed at their borders and zero gradients of the others."""
+    theta, free = starts.astype(np.float64), np.flatnonzero(~held)
+    if free.size:
+        for _ in range(60):
+            inner = field.jacobian(theta)[:, free][:, :, free]
+            step = np.linalg.pinv(inner) @ field.gradient(theta)[:, free, None]
+            theta[:, free] = np.clip(theta[:, free] - step[..., 0], -2.0, 2.0)
+    gradient = field.gradient(theta)
+    is_inside = np.all(np.abs(theta) <= 1.0 + TOLERANCE, axis=1)
+    is_still = np.all((np.abs(gradient) < 1e-6) | held, axis=1)
+    points_outward = np.all((np.sign(theta) * gradient > 0) | ~held, axis=1)
+    return np.clip(theta[is_inside & is_still & points_outward], -1.0, 1.0)

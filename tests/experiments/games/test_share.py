@@ -20,6 +20,7 @@ from coda_jax.envs.polynomial import (
 )
 from coda_jax.marl.stateless_maddpg import StatelessMaddpgConfig, stateless_maddpg
 from coda_jax.schedule import CodaConfig
+from experiments import polynomial, share
 from experiments.games.share import Field, is_stable, least_share, stable_points, stationary_points
 from experiments.games.theory import marginal_rewards
 
@@ -41,8 +42,8 @@ def test_twin_peaks_frees_its_agents_above_the_share_derived_by_hand():
     found = least_share(game, uniform_marginals(game), np.array([-0.64, 0.65]))
     assert found == pytest.approx(by_hand, abs=1e-6)
     assert by_hand == pytest.approx(0.609, abs=5e-4)
-    for share, expected in ((by_hand - 1e-3, True), (by_hand + 1e-3, False)):
-        field = Field(game, uniform_marginals(game), share)
+    for alpha, expected in ((by_hand - 1e-3, True), (by_hand + 1e-3, False)):
+        field = Field(game, uniform_marginals(game), alpha)
         assert is_stable(field, np.zeros(2)) is expected
         assert len(stable_points(field)) == (1 if expected else 2)
 
@@ -71,8 +72,8 @@ def test_a_game_whose_optimum_the_data_find_needs_no_share():
     assert least_share(game, uniform_marginals(game), np.array([0.5, -0.3])) is None
 
 
-@pytest.mark.parametrize(("share", "is_free"), [(0.55, False), (0.67, True)])
-def test_the_learner_stays_below_the_least_share_and_leaves_above(share, is_free):
+@pytest.mark.parametrize(("alpha", "is_free"), [(0.55, False), (0.67, True)])
+def test_the_learner_stays_below_the_least_share_and_leaves_above(alpha, is_free):
     """Algorithm 2 with roll-outs of the current policy, renewed before every update, on uniform data."""
     game, env = twin_peaks(A, B, C), environment(twin_peaks(A, B, C))
     settings = StatelessMaddpgConfig(start=(0.06, 0.05), learning_rate=0.1)
@@ -80,7 +81,7 @@ def test_the_learner_stays_below_the_least_share_and_leaves_above(share, is_free
     config = CodaConfig(
         horizon=1,
         batch_size=1000,
-        mix_ratio=share,
+        mix_ratio=alpha,
         epochs_per_round=1,
         updates_per_epoch=1,
         num_rounds=300,
@@ -98,6 +99,23 @@ def test_the_learner_stays_below_the_least_share_and_leaves_above(share, is_free
     assert is_free or size < 0.05
 
     marginals = uniform_marginals(game)
-    end = stable_points(Field(game, marginals, share))
+    end = stable_points(Field(game, marginals, alpha))
     nearest = np.min(np.linalg.norm(end - np.asarray(state.learner.theta)[:, 0], axis=1))
     assert nearest < 0.05
+
+
+def test_the_command_takes_a_game_by_its_coefficients(tmp_path, capsys):
+    picture = tmp_path / "share.png"
+    share.main(["--coefficients", "0 0 -1; 0 5 0; -1 0 -4", "--output", str(picture)])
+    assert "0.6087" in capsys.readouterr().out
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("wrong", ["0 1; 2", "", "0 a; 1 1", "0 inf; 0 0"])
+@pytest.mark.parametrize("command", [share, polynomial])
+def test_wrong_coefficients_are_one_clear_line(command, wrong, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--coefficients", wrong])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: --coefficients is ") and "\n" not in error
