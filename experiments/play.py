@@ -1,6 +1,7 @@
 """Plays trained policies: `python -m experiments.play RUN` evaluates, films and exports the policies of a run.
 
-A run folder's `policy.npz` is all it needs: neither dataset nor denoiser, and any number of devices.
+A run folder's `policy.npz` is all it needs: neither dataset nor denoiser, and any number of devices. Where an older run
+lacks it, the last checkpoint stands in.
 """
 
 import csv
@@ -30,6 +31,7 @@ from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import phase, print_table, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.files import write_atomically
+from experiments.pipeline.recovery import recover_policy
 
 CONFIDENCE = 0.95
 """Coverage of the intervals."""
@@ -145,13 +147,14 @@ def show(policy: Policy, returns: Float[np.ndarray, "seeds N"]) -> None:
 
 
 def _load(config: PlayConfig) -> Policy:
-    try:
-        policy = load_policy(config.run)
-    except ArtefactError as error:
-        advice = ""
-        if (config.run / "checkpoints").is_dir():
-            advice = "; older runs lack it: delete summary.json there, and repeat the run's command to write it"
-        raise UserError(f"{error}{advice}") from error
+    if (config.run / "checkpoints" / "train").is_dir() and not (config.run / FILE).exists():
+        policy = recover_policy(config.run)
+        say(f"the run has no {FILE}; its policies are those of the checkpoint of round {policy.rounds}")
+    else:
+        try:
+            policy = load_policy(config.run)
+        except ArtefactError as error:
+            raise UserError(str(error)) from error
     if not config.seeds:
         return policy
     try:
