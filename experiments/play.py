@@ -18,12 +18,11 @@ import tyro
 from jaxtyping import Array, Float
 from scipy import stats
 
-from coda_jax.artefact import ArtefactError
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
 from coda_jax.envs.rendering import RenderingError
 from coda_jax.envs.rollout import episode_returns
-from coda_jax.policy import FILE, Policy, PolicyWeights, export_policy, load_policy, save_policy
+from coda_jax.policy import FILE, Policy, PolicyWeights, export_policy, save_policy
 from coda_jax.ranges import Count, Ranged, Seed
 from coda_jax.types import PRNGKey
 from experiments.datasets.film import check_film, film_policy
@@ -31,7 +30,7 @@ from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import phase, print_table, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.files import write_atomically
-from experiments.pipeline.recovery import recover_policy
+from experiments.pipeline.recovery import policy_of_run
 
 CONFIDENCE = 0.95
 """Coverage of the intervals."""
@@ -144,14 +143,7 @@ def show(policy: Policy, returns: Float[np.ndarray, "seeds N"]) -> None:
 
 
 def _load(config: PlayConfig) -> Policy:
-    if (config.run / "checkpoints" / "train").is_dir() and not (config.run / FILE).exists():
-        policy = recover_policy(config.run)
-        say(f"the run has no {FILE}; its policies are those of the checkpoint of round {policy.rounds}")
-    else:
-        try:
-            policy = load_policy(config.run)
-        except ArtefactError as error:
-            raise UserError(str(error)) from error
+    policy = policy_of_run(config.run)
     if not config.seeds:
         return policy
     try:

@@ -11,14 +11,31 @@ import jax
 import orbax.checkpoint as ocp
 import yaml
 
+from coda_jax.artefact import ArtefactError
 from coda_jax.data.conventions import OLD_WRAPPER
 from coda_jax.envs import mamujoco
-from coda_jax.policy import Policy, PolicyWeights
+from coda_jax.policy import FILE, Policy, PolicyWeights, load_policy
 from coda_jax.types import TaskSpec
-from experiments.host.console import warn
+from experiments.host.console import say, warn
 from experiments.host.errors import UserError
 from experiments.host.files import digest, read_sealed
 from experiments.host.records import parse_mapping
+
+
+def policy_of_run(run: Path) -> Policy:
+    """The policies of a run folder or of a `policy.npz`; those of an older run are recovered, which is said.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    if (run / "checkpoints" / "train").is_dir() and not (run / FILE).exists():
+        policy = recover_policy(run)
+        say(f"the run has no {FILE}; its policies are those of the checkpoint of round {policy.rounds}")
+        return policy
+    try:
+        return load_policy(run)
+    except ArtefactError as error:
+        raise UserError(str(error)) from error
 
 
 def recover_policy(run: Path) -> Policy:
