@@ -28,7 +28,9 @@ def policy_of_run(run: Path) -> Policy:
     Raises:
         UserError: there are none, or they cannot be read.
     """
-    if (run / "checkpoints" / "train").is_dir() and not (run / FILE).exists():
+    if run.is_dir() and not (run / FILE).exists():
+        if not (run / "checkpoints" / "train").is_dir():
+            raise UserError(f"{run} has no {FILE}; give a run folder of experiments.mamujoco that has played a round")
         policy = recover_policy(run)
         say(f"the run has no {FILE}; its policies are those of the checkpoint of round {policy.rounds}")
         return policy

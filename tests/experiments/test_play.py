@@ -201,6 +201,8 @@ def refusal(capsys, *args) -> str:
 
 def test_bad_flags_are_one_line(run, capsys, tmp_path, monkeypatch):
     assert "there is no file" in refusal(capsys, tmp_path / "nowhere")
+    (tmp_path / "coordination").mkdir()
+    assert "give a run folder of experiments.mamujoco" in refusal(capsys, tmp_path / "coordination")
     assert "--episodes is 0" in refusal(capsys, run, "--episodes", 0)
     assert "--start-seed" in refusal(capsys, run, "--start-seed", 2**32)
     assert "the run has the seeds (3, 4, 5)" in refusal(capsys, run, "--seeds", 9)
