@@ -7,7 +7,15 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-MOUNTED = ("RESULTS.md", "CHANGELOG.md", "examples/*.py", "results/**/*.md", "results/**/*.png", "results/*.json")
+MOUNTED = (
+    "RESULTS.md",
+    "CHANGELOG.md",
+    "examples/*.py",
+    "examples/*.ipynb",
+    "results/**/*.md",
+    "results/**/*.png",
+    "results/*.json",
+)
 """Files of the repository that pages may link to, as patterns."""
 
 NOT_PAGES = ("results/discussion.md",)

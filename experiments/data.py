@@ -27,7 +27,7 @@ from coda_jax.ranges import Count, Ranged
 from coda_jax.schedule import CodaConfig
 from experiments.datasets.cards import write_cards
 from experiments.datasets.download import download_vaults
-from experiments.datasets.film import film
+from experiments.datasets.film import check_film, film
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import print_histogram, say
 from experiments.host.devices import set_up_devices
@@ -80,7 +80,7 @@ class Film:
     """Renders 10 s of the best behaviour team of a task; needs OpenGL (set MUJOCO_GL=egl)."""
 
     output: Path
-    """File for the video, `.gif` or `.webp`, or for a strip of frames, `.png`."""
+    """File for the video, `.gif`, `.webp` or `.mp4` (needs ffmpeg), or for a strip of frames, `.png`."""
     task: str = "2halfcheetah"
     """A task that has behaviour teams."""
 
@@ -221,12 +221,7 @@ def cards(command: Cards) -> None:
 def render_team(command: Film) -> None:
     """Renders a behaviour team."""
     check_choice("--task", command.task, tuple(task for task in mamujoco.TASKS if named_datasets(task)))
-    if command.output.suffix not in (".gif", ".webp", ".png"):
-        raise UserError(f"--output is {command.output}; its name must end with .gif, .webp or .png")
-    if command.output.is_dir():
-        raise UserError(f"--output {command.output} is a folder; give the path of a file")
-    if not command.output.parent.is_dir():
-        raise UserError(f"--output {command.output}: its folder {command.output.parent} does not exist; create it")
+    check_film("--output", command.output)
     enable_compilation_cache()
     try:
         best, num_frames = film(command.task, command.output)

@@ -19,13 +19,13 @@ from coda_jax.augmentation.guided import policy_guide
 from coda_jax.data.dataset import statistics
 from coda_jax.data.synthetic import episodes_from_windows
 from coda_jax.data.vault import write_vault
-from coda_jax.policy import load_policy
-from coda_jax.prior import load_prior, sample_trajectories
+from coda_jax.prior import FILE, load_prior, sample_trajectories
 from coda_jax.ranges import Count, NonNegative, Ranged, Seed
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import phase, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.pipeline.recovery import policy_of_run
 
 CHUNK_SIZE = 64
 """Trajectories that are sampled at once, so that they fit the processor's cache."""
@@ -85,13 +85,13 @@ def sample(config: GenerateConfig) -> Trajectory:
     """The trajectories `[num, H, ...]`, on the device.
 
     Raises:
-        ArtefactError: the prior, or the policy that shall guide, cannot be read.
-        UserError: the run has no such policy seed.
+        ArtefactError: the prior cannot be read.
+        UserError: the run has no such policy seed, or no policy.
     """
     model, prior = load_prior(config.run)
     guide = None
     if config.guidance > 0:
-        policy = load_policy(config.run)
+        policy = policy_of_run(config.run)
         seed = policy.seeds[0] if config.policy_seed is None else config.policy_seed
         if seed not in policy.seeds:
             raise UserError(f"--policy-seed is {seed}; the run has the seeds {policy.seeds}")
@@ -111,6 +111,11 @@ def _check(config: GenerateConfig) -> None:
         raise UserError("--policy-seed needs --guidance above 0: without guidance no policy takes part")
     if config.guidance > 0 and not config.run.is_dir():
         raise UserError(f"--guidance needs the policies of a run folder, and {config.run} is a file")
+    if config.run.is_dir() and not (config.run / FILE).exists():
+        raise UserError(
+            f"{config.run} has no {FILE}: runs with --augmentation none or simulated fit no denoiser; in an older run, "
+            "delete summary.json and repeat its command to write it"
+        )
     if config.output.exists():
         raise UserError(f"--output {config.output} exists; give a new path")
 

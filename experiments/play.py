@@ -1,6 +1,7 @@
 """Plays trained policies: `python -m experiments.play RUN` evaluates, films and exports the policies of a run.
 
-A run folder's `policy.npz` is all it needs: neither dataset nor denoiser, and any number of devices.
+A run folder's `policy.npz` is all it needs: neither dataset nor denoiser, and any number of devices. Where an older run
+lacks it, the last checkpoint stands in.
 """
 
 import csv
@@ -17,28 +18,25 @@ import tyro
 from jaxtyping import Array, Float
 from scipy import stats
 
-from coda_jax.artefact import ArtefactError
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
 from coda_jax.envs.rendering import RenderingError
 from coda_jax.envs.rollout import episode_returns
-from coda_jax.policy import FILE, Policy, PolicyWeights, export_policy, load_policy, save_policy
+from coda_jax.policy import FILE, Policy, PolicyWeights, export_policy, save_policy
 from coda_jax.ranges import Count, Ranged, Seed
 from coda_jax.types import PRNGKey
-from experiments.datasets.film import film_policy
+from experiments.datasets.film import check_film, film_policy
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import phase, print_table, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.files import write_atomically
+from experiments.pipeline.recovery import policy_of_run
 
 CONFIDENCE = 0.95
 """Coverage of the intervals."""
 
 PARALLEL = 64
 """Most episodes that are simulated at once."""
-
-FILMS = (".gif", ".webp", ".png")
-"""Suffixes of a film."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +54,7 @@ class PlayConfig(Ranged):
     output: Path | None = None
     """CSV file for the return of every episode."""
     film: Path | None = None
-    """Film of the seed with the highest mean return: `.gif` or `.webp`, or `.png` for a strip of frames."""
+    """Film of the seed with the highest mean return: `.gif`, `.webp`, `.mp4` (needs ffmpeg), or `.png` for a strip."""
     film_each: bool = False
     """Film every seed instead; its number is added to the name of the file."""
     export: Path | None = None
@@ -145,13 +143,7 @@ def show(policy: Policy, returns: Float[np.ndarray, "seeds N"]) -> None:
 
 
 def _load(config: PlayConfig) -> Policy:
-    try:
-        policy = load_policy(config.run)
-    except ArtefactError as error:
-        advice = ""
-        if (config.run / "checkpoints").is_dir():
-            advice = "; older runs lack it: delete summary.json there, and repeat the run's command to write it"
-        raise UserError(f"{error}{advice}") from error
+    policy = policy_of_run(config.run)
     if not config.seeds:
         return policy
     try:
@@ -174,11 +166,10 @@ def _check(config: PlayConfig) -> None:
     """Refuses flags that cannot work, before anything is simulated."""
     if config.film_each and config.film is None:
         raise UserError("--film-each needs --film, the name of the files")
-    if config.film is not None and config.film.suffix not in FILMS:
-        raise UserError(f"--film is {config.film}; its name must end with {', '.join(FILMS)}")
-    for flag, path in (("--film", config.film), ("--output", config.output)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise UserError(f"{flag} is {path}; give the path of a file in a folder that exists")
+    if config.film is not None:
+        check_film("--film", config.film)
+    if config.output is not None and (config.output.is_dir() or not config.output.parent.is_dir()):
+        raise UserError(f"--output is {config.output}; give the path of a file in a folder that exists")
     if config.export is not None and config.export.exists() and not config.export.is_dir():
         raise UserError(f"--export is {config.export}, a file; give the path of a folder")
 

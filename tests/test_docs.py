@@ -12,7 +12,6 @@ DOCS = ROOT / "docs"
 INTERNAL = frozenset(
     f"coda_jax.{name}"
     for name in (
-        "data.coordination",
         "data.published",
         "data.survey",
         "data.vault_files",

@@ -15,12 +15,35 @@ from coda_jax.envs.mamujoco import TASKS, make
 from coda_jax.envs.rendering import render, save_video
 from coda_jax.envs.rollout import Act
 from coda_jax.marl.matd3 import team_policy
+from experiments.datasets.mp4 import find_ffmpeg, save_mp4
+from experiments.host.errors import UserError
+
+FORMATS = (".gif", ".webp", ".mp4", ".png")
+"""Suffixes of a film; `.png` is a strip of frames."""
 
 VIDEO_STEPS = 200
 """Maximum control steps of a video; a video ends with the episode."""
 
 STRIP_STEPS = slice(60, 76, 2)
 """The steps of a strip; by then the robot runs at full speed."""
+
+
+def check_film(flag: str, output: Path) -> None:
+    """Refuses a file that a film cannot be written to, before anything is simulated.
+
+    Args:
+        flag: the flag that names the file.
+        output: the file.
+
+    Raises:
+        UserError: another suffix, no such folder, or no ffmpeg for an `.mp4`.
+    """
+    if output.suffix not in FORMATS:
+        raise UserError(f"{flag} is {output}; its name must end with {', '.join(FORMATS)}")
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"{flag} is {output}; give the path of a file in a folder that exists")
+    if output.suffix == ".mp4":
+        find_ffmpeg()
 
 
 def film(task: str, output: Path) -> tuple[float, int]:
@@ -31,6 +54,7 @@ def film(task: str, output: Path) -> tuple[float, int]:
 
     Raises:
         RenderingError: OpenGL is not available.
+        UserError: ffmpeg is missing or fails.
     """
     teams = load_teams(assets(task))
     best = np.unravel_index(teams.returns.argmax(), teams.returns.shape)
@@ -55,6 +79,7 @@ def film_policy(env: Environment, act: Act, carry: Any, output: Path) -> int:
 
     Raises:
         RenderingError: OpenGL is not available.
+        UserError: ffmpeg is missing or fails.
     """
     positions = _positions(env, act, carry)
     robot = TASKS[env.spec.name][0]
@@ -63,7 +88,7 @@ def film_policy(env: Environment, act: Act, carry: Any, output: Path) -> int:
         Image.fromarray(np.concatenate(list(frames), axis=1)).save(output)
     else:
         frames = render(robot, positions)
-        save_video(output, frames)
+        (save_mp4 if output.suffix == ".mp4" else save_video)(output, frames)
     return len(frames)
 
 

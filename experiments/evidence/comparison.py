@@ -21,7 +21,10 @@ def compare_runs(paths: Sequence[Path], output: Path) -> None:
     for path, run in zip(paths, runs, strict=True):
         for name in ("task", "dataset", "vault", "dataset_mean_return"):
             if run.summary.get(name) != first.get(name):
-                raise UserError(f"{path} has {name} {run.summary.get(name)}, {paths[0]} has {first.get(name)}")
+                raise UserError(
+                    f"{path} has {name} {run.summary.get(name)}, {paths[0]} has {first.get(name)}; "
+                    "a comparison needs runs on the same episodes of one task"
+                )
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; name a folder")
     output.mkdir(parents=True, exist_ok=True)

@@ -150,7 +150,7 @@ def error_line(capsys, *args: str) -> str:
         (["convert", "nowhere.vlt", "--output", "new"], ["nowhere.vlt"]),
         (["cards", "--num-episodes", "0"], ["--num-episodes", "0"]),
         (["cards", "--output", "."], ["--output", "folder"]),
-        (["film", "--output", "team.mp4"], ["team.mp4", ".gif"]),
+        (["film", "--output", "team.mov"], ["team.mov", ".gif"]),
         (["film", "--output", "nowhere/team.gif"], ["nowhere", "folder"]),
         (["film", "--output", "team.gif", "--task", "3hopper"], ["--task", "3hopper", "2halfcheetah"]),
     ],

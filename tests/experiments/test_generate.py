@@ -88,7 +88,8 @@ def test_bad_flags_are_one_line(run, capsys, tmp_path):
     assert "--policy-seed needs" in refusal(run, *new, "--policy-seed", 1)
     assert "the run has the seeds (0, 1)" in refusal(run, *new, "--guidance", 1, "--policy-seed", 7)
     assert "exists" in refusal(run, "--output", run / "prior.npz")
-    assert "there is no file" in refusal(tmp_path, *new)
+    assert "has no prior.npz: runs with --augmentation none" in refusal(tmp_path, *new)
+    assert "there is no file" in refusal(tmp_path / "nowhere", *new)
 
 
 def test_every_program_lowers_for_accelerators(run, tmp_path, monkeypatch):

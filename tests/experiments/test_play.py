@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from jax import export
 
+from coda_jax.augmentation.oracle import oracle
+from coda_jax.coda import make_trainer
 from coda_jax.envs import mamujoco
 from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.policy import load_policy, policy_of, save_policy
+from coda_jax.schedule import CodaConfig
 from experiments import play
 from experiments.datasets import film
+from experiments.host.checkpoints import Checkpoints
 from tests.drift import DRIFT, SPEC
 from tests.lowering import lower_for_accelerators, recorded_programs
 
@@ -24,6 +28,7 @@ class Physics:
     qpos: jax.Array
 
 
+TRAINING = CodaConfig(horizon=2, num_trajectories=2, num_rounds=1)
 SEEDS = (3, 4, 5)
 BIAS = (0.5, -0.2, 0.1)
 EXPECTED = [SPEC.episode_length * SPEC.num_agents * np.tanh(b) for b in BIAS]
@@ -128,6 +133,64 @@ def test_a_film_follows_the_policy(monkeypatch):
     np.testing.assert_allclose(np.diff(positions[:, 0]), [0.0, 0.01, 0.02], atol=1e-6)
 
 
+@pytest.fixture
+def older_run(tmp_path):
+    """A run folder without `policy.npz`, whose checkpoint of round 4 has random weights and some input scales."""
+    inputs = raw_inputs(SPEC).replace(obs_mean=jnp.full((2, 1), 0.3), obs_std=jnp.full((2, 1), 2.0))
+    learner = maddpg_bc(SPEC, MaddpgBcConfig(policy_linear_width=3, policy_hidden_width=2), inputs)
+    trainer = make_trainer(DRIFT, learner, oracle(DRIFT, learner, TRAINING.horizon), TRAINING)
+    states = jax.vmap(trainer.init)(jax.random.split(jax.random.key(0), len(SEEDS)))
+    checkpoints = Checkpoints(tmp_path / "old" / "checkpoints" / "train")
+    for step in (3, 4):
+        checkpoints.save(step, states if step == 4 else jax.tree.map(jnp.zeros_like, states))
+    checkpoints.close()
+    (tmp_path / "old" / "config.yaml").write_text("task: drift\nseed: 3\nnum_seeds: 3\n")
+    return tmp_path / "old", policy_of(SPEC, states.learner, SEEDS, rounds=4)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_older_run_is_played_from_its_last_checkpoint(older_run, capsys):
+    run, expected = older_run
+    before = contents(run)
+    command(run, "--seeds", 5, 3, "--episodes", 1, "--export", run.parent / "out")
+    assert "no policy.npz; its policies are those of the checkpoint of round 4" in capsys.readouterr().out
+    found = load_policy(run.parent / "out")
+    assert (found.spec, found.seeds, found.rounds) == (SPEC, (5, 3), 4)
+    jax.tree.map(np.testing.assert_array_equal, found.weights, expected.take((5, 3)).weights)
+    assert contents(run) == before
+
+
+def damage(checkpoint):
+    file = max(checkpoint.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_passed_over(older_run, capsys):
+    run, _ = older_run
+    steps = run / "checkpoints/train/steps"
+    damage(steps / "4")
+    command(run, "--episodes", 1)
+    shown = capsys.readouterr()
+    assert f"{steps / '4'} is damaged" in shown.out + shown.err and "checkpoint of round 3" in shown.out
+    damage(steps / "3")
+    with pytest.raises(SystemExit):
+        command(run)
+    assert "nor an intact checkpoint; delete summary.json there" in capsys.readouterr().err
+
+
+def test_checkpoints_without_input_scales_say_what_to_do(older_run, capsys):
+    run, _ = older_run
+    checkpoints = Checkpoints(run / "checkpoints" / "train")
+    checkpoints.save(5, {"learner": {"policy": jnp.zeros(3)}})
+    checkpoints.close()
+    assert "too old: they hold no input scales; delete summary.json" in refusal(capsys, run)
+
+
 def refusal(capsys, *args) -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
@@ -139,6 +202,8 @@ def refusal(capsys, *args) -> str:
 
 def test_bad_flags_are_one_line(run, capsys, tmp_path, monkeypatch):
     assert "there is no file" in refusal(capsys, tmp_path / "nowhere")
+    (tmp_path / "coordination").mkdir()
+    assert "give a run folder of experiments.mamujoco" in refusal(capsys, tmp_path / "coordination")
     assert "--episodes is 0" in refusal(capsys, run, "--episodes", 0)
     assert "--start-seed" in refusal(capsys, run, "--start-seed", 2**32)
     assert "the run has the seeds (3, 4, 5)" in refusal(capsys, run, "--seeds", 9)
@@ -146,8 +211,6 @@ def test_bad_flags_are_one_line(run, capsys, tmp_path, monkeypatch):
     assert "--film-each needs --film" in refusal(capsys, run, "--film-each")
     assert "--film is" in refusal(capsys, run, "--film", tmp_path / "no" / "film.gif")
     assert "a file" in refusal(capsys, run, "--export", run / "policy.npz")
-    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
-    assert "repeat the run's command" in refusal(capsys, tmp_path / "old")
     monkeypatch.delitem(play.mamujoco.TASKS, "drift")
     assert "plays 'drift'" in refusal(capsys, run)
 

@@ -1,0 +1,98 @@
+"""Recovery of the trained policies of run folders that are older than `policy.npz`, from their checkpoints.
+
+The state of the learner holds the input scales beside the weights, so neither dataset nor denoiser is needed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+import yaml
+
+from coda_jax.artefact import ArtefactError
+from coda_jax.data.conventions import OLD_WRAPPER
+from coda_jax.envs import mamujoco
+from coda_jax.policy import FILE, Policy, PolicyWeights, load_policy
+from coda_jax.types import TaskSpec
+from experiments.host.console import say, warn
+from experiments.host.errors import UserError
+from experiments.host.files import digest, read_sealed
+from experiments.host.records import parse_mapping
+
+
+def policy_of_run(run: Path) -> Policy:
+    """The policies of a run folder or of a `policy.npz`; those of an older run are recovered, which is said.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    if run.is_dir() and not (run / FILE).exists():
+        if not (run / "checkpoints" / "train").is_dir():
+            raise UserError(f"{run} has no {FILE}; give a run folder of experiments.mamujoco that has played a round")
+        policy = recover_policy(run)
+        say(f"the run has no {FILE}; its policies are those of the checkpoint of round {policy.rounds}")
+        return policy
+    try:
+        return load_policy(run)
+    except ArtefactError as error:
+        raise UserError(str(error)) from error
+
+
+def recover_policy(run: Path) -> Policy:
+    """The policies in the latest intact checkpoint of a run folder of the main job, which is left as it is.
+
+    Raises:
+        UserError: no checkpoint is intact or holds the policies and their input scales, or `config.yaml` is damaged.
+    """
+    advice = "delete summary.json there, if there is one, and repeat the run's command to write policy.npz"
+    series = run / "checkpoints" / "train"
+    for step in sorted((int(file.stem) for file in series.glob("*.json") if file.stem.isdecimal()), reverse=True):
+        folder = series.absolute() / "steps" / str(step)
+        if not _is_intact(series / f"{step}.json", folder):
+            warn(f"the checkpoint {folder} is damaged")
+            continue
+        weights = _weights(folder / "default")
+        if weights is None:
+            raise UserError(f"the checkpoints of {run} are too old: they hold no input scales; {advice}")
+        fields = {"task": str, "seed": int, "num_seeds": int}
+        config = parse_mapping(run / "config.yaml", yaml.safe_load, fields, advice)
+        seeds = tuple(range(config["seed"], config["seed"] + config["num_seeds"]))
+        return Policy(_spec_of(config["task"], weights), seeds, weights, step)
+    raise UserError(f"{run} has neither policy.npz nor an intact checkpoint; {advice}")
+
+
+def _is_intact(record: Path, folder: Path) -> bool:
+    try:
+        expected = json.loads(read_sealed(record))["sha256"]
+        return all(digest(folder / name) == value for name, value in expected.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _weights(folder: Path) -> PolicyWeights | None:
+    """The weights of all seeds on the first device; None where the learner's state has none of them."""
+    handler: Any = ocp.PyTreeCheckpointHandler()  # it asks for a path of etils, and takes any
+    stored = handler.metadata(folder)
+    learner = getattr(stored, "tree", stored)["learner"]
+    if not {"inputs", "policy"} <= set(learner):
+        return None
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {"learner": {name: learner[name] for name in ("inputs", "policy")}}
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), wanted)
+    args = ocp.checkpoint_utils.construct_restore_args(template)
+    restored = handler.restore(
+        folder, args=ocp.args.PyTreeRestore(item=template, restore_args=args, partial_restore=True)
+    )["learner"]
+    inputs = restored["inputs"]
+    return PolicyWeights(network=restored["policy"], obs_mean=inputs["obs_mean"], obs_std=inputs["obs_std"])
+
+
+def _spec_of(task: str, weights: PolicyWeights) -> TaskSpec:
+    """The task whose observations have the size of the input scales: a vault may be of the older wrapper."""
+    candidates = [mamujoco.make(name).spec for name in (task, task + OLD_WRAPPER) if name in mamujoco.TASKS]
+    for spec in candidates:
+        if weights.obs_mean.shape[1:] == (spec.num_agents, spec.obs_dim):
+            return spec
+    raise UserError(f"no task {task} has agents and observations of shape {weights.obs_mean.shape[1:]}")
