@@ -129,7 +129,7 @@ DEFAULTS = {
             noise=0.1,
             num_episodes=1000,
             rollout_noise=0.1,
-            denoiser=dataclasses.replace(_GENERATOR, num_updates=3_000),
+            denoiser=dataclasses.replace(_GENERATOR, num_updates=3_000, batch_size=128),
             training=dataclasses.replace(_TRAINING, horizon=20, num_trajectories=128, evaluation_episodes=16),
         )
         for task in REACHERS
