@@ -16,6 +16,7 @@ from coda_jax.augmentation.proximal_replay import proximal_replay
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.dataset import Dataset, Episodes, episode_returns, make_dataset
+from coda_jax.data.teams import assets
 from coda_jax.dynamics.ensemble import Dynamics, DynamicsModel, make_dynamics
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import rollout
@@ -27,6 +28,7 @@ from coda_jax.types import PRNGKey
 from experiments.host.cache import cache_folder, cache_key, lock
 from experiments.host.checkpoints import open_cached, single_device_template
 from experiments.host.errors import UserError
+from experiments.host.files import digest
 from experiments.pipeline.learners import make_learner
 from experiments.tasks.environments import CoordinationTask, make_task
 from experiments.tasks.settings import CoordinationConfig, Method

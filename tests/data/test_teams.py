@@ -66,4 +66,4 @@ def test_joined_episodes_give_teams_equal_parts():
     obs, action = (x.reshape(6, 25, *x.shape[1:]) for x in (episodes.obs, episodes.action))
     for number in range(6):
         expected = policy.apply(weights[number % 2], jnp.asarray(obs[number]))
-        np.testing.assert_allclose(action[number], expected, atol=1e-5)
+        np.testing.assert_allclose(action[number], np.asarray(expected), atol=1e-5)
