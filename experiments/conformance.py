@@ -51,6 +51,8 @@ GYMNASIUM = {
     "walker": "Walker2d-v5",
     "swimmer": "Swimmer-v5",
     "reacher": "Reacher-v5",
+    "reacher-notip": "Reacher-v5",
+    "reacher-first": "Reacher-v5",
     "humanoid": "Humanoid-v5",
     "humanoidstandup": "HumanoidStandup-v5",
 }

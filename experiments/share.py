@@ -68,7 +68,8 @@ def run(config: ShareConfig) -> None:
         ("on-policy data alone, or actor on synthetic rows", Field(game, marginals, 1.0)),
     ):
         end = ascend(field, start)
-        rows.append({"data of the actor": name, "ends at": pair(end), "reward": f"{round(value(game, end), 4) + 0.0:.4f}"})
+        reward = round(value(game, end), 4) + 0.0  # no minus zero
+        rows.append({"data of the actor": name, "ends at": pair(end), "reward": f"{reward:.4f}"})
     points, best = optima(game)
     rows.append({"data of the actor": "optimum", "ends at": " ".join(map(pair, points)), "reward": f"{best:.4f}"})
     print_table(f"{game.name}, {dataset.name} data, from {pair(start)}", rows)

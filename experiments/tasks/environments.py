@@ -12,6 +12,7 @@ from coda_jax.data.coordination import SameSideData, convention_episodes
 from coda_jax.data.dataset import Episodes
 from coda_jax.data.reacher import ReacherData, reacher_episodes, reacher_return
 from coda_jax.data.spread import SpreadData, spread_episodes, spread_return
+from coda_jax.data.teams import assets, joined_episodes, load_teams
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
 from coda_jax.envs.coordination import convention_return, same_side
@@ -39,13 +40,26 @@ class CoordinationTask(NamedTuple):
     ends: Callable[[Float[Array, "E S"]], Float[Array, "E K"]]
 
 
-def make_task(data: SameSideData | SpreadData | ReacherData) -> CoordinationTask:
-    """The task of which these are the data."""
+def make_task(data: SameSideData | SpreadData | ReacherData, dataset: str) -> CoordinationTask:
+    """The task of which these are the data.
+
+    Args:
+        data: the task, and sizes and noise of the data.
+        dataset: `scripted`, or the level of the learned teams that record the episodes of spread.
+    """
     match data:
         case SpreadData():
+            env = simple_spread(data.num_agents)
+
+            def record(key: jax.Array) -> Episodes:
+                if dataset == "scripted":
+                    return spread_episodes(data, key)
+                teams = load_teams(assets("spread"))
+                return joined_episodes(env, teams, dataset, data.num_episodes, data.noise, key)
+
             return CoordinationTask(
-                env=simple_spread(data.num_agents),
-                record=lambda key: spread_episodes(data, key),
+                env=env,
+                record=record,
                 convention_return=lambda: spread_return(data.num_agents),
                 published=(RANDOM_RETURN, EXPERT_RETURN) if data.num_agents == 3 else None,
                 reward_unit=10.0 * data.num_agents,  # the largest reward of a step

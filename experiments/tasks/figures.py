@@ -53,7 +53,8 @@ def draw_assignments(path: Path, ends: Mapping[str, Float[np.ndarray, "S E A"]])
                 bottom += share
             axis.set(xlabel="seed", ylabel="share of episodes", ylim=(0, 1))
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes[0].legend(fontsize=6, loc="lower left", frameon=True)
+        handles, _ = axes[0].get_legend_handles_labels()
+        plt.gcf().legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
 
 
 def draw_elbows(path: Path, ends: Mapping[str, Float[np.ndarray, "S E 2"]]) -> None:

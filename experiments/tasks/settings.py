@@ -25,6 +25,8 @@ from experiments.pipeline.settings import check_choice
 
 REACHERS = ("2reacher-notip", "2reacher-first")
 
+DATASETS = ("scripted", "expert", "medium", "random")
+
 LENGTHS = {"same-side": EPISODE_LENGTH, "spread": SPREAD_LENGTH}
 """Steps of an episode, of the tasks that are not Reachers."""
 
@@ -110,6 +112,9 @@ class CoordinationConfig(Ranged):
     product."""
     num_conventions: Annotated[int, Interval(ge=1, le=10)] = 2
     """Spread: number of conventions of the recorded teams."""
+    dataset: str = "scripted"
+    """Spread: who records the episodes, `scripted` teams or the learned ones at a level of their training: `expert`,
+    `medium` or `random`."""
     coverage: Share = 0.2
     """Fraction of recorded episodes in which the agents mix conventions."""
     noise: NonNegative = 0.3
@@ -166,7 +171,7 @@ DEFAULTS = {
             noise=0.1,
             num_episodes=1000,
             rollout_noise=0.1,
-            denoiser=dataclasses.replace(_GENERATOR, num_updates=3_000),
+            denoiser=dataclasses.replace(_GENERATOR, num_updates=3_000, batch_size=128),
             training=dataclasses.replace(_TRAINING, horizon=20, num_trajectories=128, evaluation_episodes=16),
         )
         for task in REACHERS
@@ -187,6 +192,7 @@ _DIALS = {
     "half_width": ("same-side",),
     "sharpness": ("same-side",),
     "num_conventions": ("spread",),
+    "dataset": ("spread",),
 }
 """The tasks that have a setting; those not named here are settings of all."""
 
@@ -213,6 +219,10 @@ def check(config: CoordinationConfig) -> None:
         if config.task not in tasks and getattr(config, name) != getattr(default, name):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} is a setting of --task {' and '.join(tasks)}; leave it out of {config.task}")
+    check_choice("--dataset", config.dataset, DATASETS)
+    for name in ("num_agents", "num_conventions", "coverage") if config.dataset != "scripted" else ():
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(f"--{name.replace('_', '-')} is a setting of scripted teams; leave it out")
     if config.learner.actor_teammates != "data":
         raise UserError("--learner.actor-teammates is set by the methods; leave it out")
     length = LENGTHS.get(config.task, REACHER.episode_length)

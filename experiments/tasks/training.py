@@ -16,6 +16,7 @@ from coda_jax.augmentation.proximal_replay import proximal_replay
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.dataset import Dataset, Episodes, episode_returns, make_dataset
+from coda_jax.data.teams import assets
 from coda_jax.dynamics.ensemble import Dynamics, DynamicsModel, make_dynamics
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import rollout
@@ -27,6 +28,7 @@ from coda_jax.types import PRNGKey
 from experiments.host.cache import cache_folder, cache_key, lock
 from experiments.host.checkpoints import open_cached, single_device_template
 from experiments.host.errors import UserError
+from experiments.host.files import digest
 from experiments.pipeline.learners import make_learner
 from experiments.tasks.environments import CoordinationTask, make_task
 from experiments.tasks.settings import CoordinationConfig, Method
@@ -69,7 +71,7 @@ class Trained(NamedTuple):
 def make_world(config: CoordinationConfig) -> World:
     """Rolls out the recorded episodes, and fits prior and one-step model to them, or takes both from the cache."""
     key_data, key_fit, key_dynamics = jax.random.split(jax.random.key(0), 3)
-    task = make_task(config.data)
+    task = make_task(config.data, config.dataset)
     env = with_reward_unit(task.env, task.reward_unit)
     episodes = task.record(key_data)
     episodes = dataclasses.replace(episodes, reward=episodes.reward / task.reward_unit)
@@ -77,11 +79,9 @@ def make_world(config: CoordinationConfig) -> World:
     model = make_model(env.spec, config.training.horizon, config.denoiser, config.diffusion)
     one_step = make_dynamics(env.spec, config.dynamics)
 
-    entry = (
-        cache_folder()
-        / "coordination"
-        / cache_key([config.data, config.training.horizon, config.denoiser, config.dynamics])
-    )
+    teams = None if config.dataset == "scripted" else (config.dataset, digest(assets(config.task)))
+    recipe = [config.data, teams, config.training.horizon, config.denoiser, config.dynamics]
+    entry = cache_folder() / "coordination" / cache_key(recipe)
     with lock(entry, "the models of a coordination task"):
         denoiser = jax.eval_shape(lambda key: model.generator.init(key).ema, key_fit)
         prior = Prior(transform=fit_transform(dataset, env.spec), denoiser=denoiser)

@@ -8,8 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from coda_jax.data.dataset import episode_returns
+from coda_jax.data.spread import SpreadData
+from coda_jax.data.teams import assets, load_teams, training_snapshots
 from experiments import coordination
 from experiments.tasks import settings
+from experiments.tasks.environments import make_task
 from experiments.tasks.figures import assignment_shares
 from tests.lowering import lower_for_accelerators, recorded_programs
 
@@ -101,6 +105,8 @@ def test_shares_of_assignments():
         (("--task", "spread", "--num-conventions", "4"), "num_conventions is 4"),
         (("--task", "2reacher-first", "--num-agents", "3"), "--num-agents is a setting of --task same-side and spread"),
         (("--task", "chess"), "--task is 'chess'"),
+        (("--task", "spread", "--dataset", "best"), "--dataset is 'best'"),
+        (("--task", "spread", "--dataset", "medium", "--coverage", "0.5"), "--coverage is a setting of scripted teams"),
         (("--training.horizon", "11"), "--training.horizon must be at most 10"),
         (("--half-width", "0"), "--half-width is 0"),
         (("--coverage", "2"), "coverage"),
@@ -120,3 +126,14 @@ def test_every_program_lowers_for_accelerators(tmp_path, monkeypatch):
         command("--run-dir", str(tmp_path / "run"), "--methods", *settings.METHODS)
     assert len(found) >= 2 * len(settings.METHODS)
     lower_for_accelerators(found)
+
+
+@pytest.mark.parametrize("level", ["expert", "medium"])
+def test_learned_teams_of_spread_record_episodes(level):
+    data = SpreadData(num_episodes=200, noise=0.0)
+    episodes = make_task(data, level).record(jax.random.key(0))
+    recorded = episode_returns(episodes)
+    teams = load_teams(assets("spread"))
+    wanted = teams.returns[np.arange(len(teams.returns)), training_snapshots(teams, level)].mean()
+    # The stored returns are of ten episodes a team, with a standard deviation of about 80 each.
+    assert abs(recorded.mean() - wanted) < 4 * 80 / np.sqrt(10 * len(teams.returns))

@@ -96,6 +96,40 @@ def level_schedule(teams: Teams, level: float, num_episodes: int) -> Int[np.ndar
     return np.stack([team, level_snapshots(teams, level)[team]], axis=1)
 
 
+def training_snapshots(teams: Teams, level: str) -> Int[np.ndarray, "teams"]:
+    """The snapshot of each team at a level of its training, as in the public datasets of MPE (Pan et al., 2022).
+
+    Args:
+        teams: the teams.
+        level: `random` (before training), `expert` (the highest return), or `medium` (nearest to the middle of both).
+
+    Raises:
+        KeyError: there is no such level.
+    """
+    first, best = teams.returns[:, 0], teams.returns.max(axis=1)
+    wanted = {"expert": best, "medium": (first + best) / 2.0, "random": first}[level]
+    # The first of those equally near, so `random` is the untrained policy.
+    return np.argmin(np.abs(teams.returns - wanted[:, None]), axis=1)
+
+
+def joined_episodes(
+    env: Environment, teams: Teams, level: str, num_episodes: int, noise: float, key: PRNGKey
+) -> Episodes:
+    """Episodes of all teams at a level of their training, in equal numbers: as many conventions as teams differ in.
+
+    Args:
+        env: the task.
+        teams: its teams.
+        level: see `training_snapshots`.
+        num_episodes: episodes.
+        noise: standard deviation of the Gaussian noise on actions, which are then clipped to [-1, 1].
+        key: consumed.
+    """
+    team = np.arange(num_episodes) % len(teams.returns)
+    schedule = np.stack([team, training_snapshots(teams, level)[team]], axis=1)
+    return to_episodes(jax.jit(recorder(env, teams.width, noise))(snapshots_at(teams, schedule), key))
+
+
 def named_datasets(task: str) -> tuple[str, ...]:
     """The named datasets of a task; empty if the task has no behaviour teams."""
     if not assets(task).exists():
