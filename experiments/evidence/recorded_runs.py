@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from experiments.evidence.naming import METHODS
+from experiments.evidence.naming import METHODS, setting_name, value_name
 from experiments.host.cache import flat, key_of, plain
 from experiments.host.errors import UserError
 from experiments.host.records import parse_file, parse_mapping
@@ -31,6 +31,9 @@ ADVICE = "restore the run from a copy, or remove it"
 
 SYNTHETIC = {"unconditional": "unguided", "simulated": "simulated", "coda": "guided"}
 """The name of each augmentation's synthetic trajectories in `sample_quality`."""
+
+DEPARTURES = {"recorded_steps": 0, "recorded_actions": False, "consequences": "denoiser", "rollout_noise": 0.0}
+"""Settings of an augmentation that is not the paper's, with their usual values; labels name the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +152,9 @@ def read_run(path: Path) -> Run:
         label += f", mix {config['training']['mix_ratio']:g}"
     if summary["augmentation"] == "coda":
         label += f", guidance {summary['guidance']:g}"
+    for name, usual in DEPARTURES.items():
+        if config.get(name, usual) != usual:
+            label += f", {setting_name(name)} {value_name(config[name])}"
     return Run(path, label, summary, metrics, config, provenance)
 
 
