@@ -16,6 +16,7 @@ COMMANDS = {
     "polynomial": ("polynomial", "the polynomial games (Figures 1 and 2)"),
     "share": ("share", "the share of on-policy data that frees the agents, in theory"),
     "coordination": ("coordination", "tasks of coordination over time"),
+    "response-map": ("response_map", "return against share and response of synthetic data"),
     "steering": ("steering", "guidance and its effect on samples (Figure 3)"),
     "fit-study": ("fit_study", "sample quality by settings of fit and sampler"),
     "collect": ("collect", "train the behaviour teams of a task online"),

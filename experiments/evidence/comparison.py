@@ -35,6 +35,7 @@ def compare_runs(paths: Sequence[Path], output: Path) -> None:
     comparison_curves(output / "returns.png", title, curves, [first["dataset_mean_return"]])
     likelihood_curves(output / "likelihood.png", title, curves)
     say(table.rstrip())
+    say(f"{output}: comparison.md, returns.png, likelihood.png and choice.png")
 
 
 def markdown(runs: Sequence[Run]) -> str:

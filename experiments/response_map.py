@@ -1,0 +1,168 @@
+"""Return against share and response of synthetic data: `python -m experiments.response_map --output FOLDER`.
+
+On same side, with synthetic data built in the true environment (`experiments.tasks.response`): how large must their
+share of a mini-batch be, and how far must their consequences follow the actions, for agents to coordinate? Once with
+all terms of the losses on all rows, as in the paper, and once with the actor's Q term on synthetic and cloning on
+recorded rows. The folder holds `map.json` and `map.png`; finished cells are kept.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from annotated_types import Interval, MinLen
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
+
+from coda_jax.coda import across_seeds, make_trainer
+from coda_jax.data.coordination import SameSideData, convention_episodes
+from coda_jax.data.dataset import make_dataset
+from coda_jax.envs.coordination import SameSide, same_side
+from coda_jax.marl.input_scale import standardised_inputs
+from coda_jax.ranges import Count, Ranged, Seed, Share, check_seeds
+from experiments.host.cache import enable_compilation_cache, key_of, plain
+from experiments.host.console import phase, print_table, say
+from experiments.host.devices import set_up_devices
+from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.files import write_atomically
+from experiments.host.plots import panels
+from experiments.pipeline.learners import make_learner
+from experiments.tasks.response import partial_response
+from experiments.tasks.settings import CoordinationConfig, Method
+from experiments.tasks.training import rows_of
+
+USES = {"all terms on all rows": False, "actor synthetic, cloning recorded": True}
+"""Uses of the rows, and whether they are split."""
+
+PositiveShare = Annotated[float, Interval(gt=0.0, le=1.0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResponseMapConfig(Ranged):
+    """Trains policies on same side with synthetic data of each share and response."""
+
+    output: Path
+    """Folder for `map.json` and `map.png`; the same command goes on there."""
+    shares: Annotated[tuple[PositiveShare, ...], MinLen(1)] = (0.1, 0.3, 0.6, 0.9)
+    """Shares of synthetic rows in a mini-batch."""
+    responses: Annotated[tuple[Share, ...], MinLen(1)] = (0.0, 0.3, 0.6, 1.0)
+    """Responses of their consequences to the policy's actions."""
+    num_seeds: Count = 8
+    """Policy seeds a cell: `seed`, `seed + 1`, ..."""
+    seed: Seed = 0
+    """First seed."""
+    num_rounds: Count = 12
+    """Rounds of 100 updates."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seeds(self.seed, self.num_seeds)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    with one_line_errors():
+        config = parse_command(ResponseMapConfig, args)
+        run(config)
+
+
+def run(config: ResponseMapConfig) -> None:
+    """Trains the missing cells, and writes numbers and picture.
+
+    Raises:
+        UserError: the folder holds a map of other settings, or NaNs while training.
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    file = config.output / "map.json"
+    settings = {name: value for name, value in plain(config).items() if name != "output"}
+    results: dict[str, Any] = {"settings": settings, "returns": {}}
+    if file.exists():
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if key_of(results["settings"]) != key_of(settings):
+            raise UserError(f"{file} is a map of other settings; choose another --output")
+    mesh = set_up_devices(config.num_seeds)
+    enable_compilation_cache()
+    todo = [(use, share) for use in USES for share in config.shares]
+    with phase("training", total=len(todo)) as progress:
+        for use, share in todo:
+            if name_of(use, share, config.responses[-1]) not in results["returns"]:
+                returns = train(config, USES[use], share, mesh)
+                for response, values in zip(config.responses, returns, strict=True):
+                    results["returns"][name_of(use, share, response)] = values.tolist()
+                write_atomically(file, json.dumps(results, indent=1) + "\n")
+            progress.advance(note=f"{use}, share {share:g}")
+    means = {use: grid(config, use, results["returns"]) for use in USES}
+    draw(config, means)
+    for use, mean in means.items():
+        rows = [
+            {"share": f"{share:g}"}
+            | {f"response {r:g}": f"{v:.1f}" for r, v in zip(config.responses, row, strict=True)}
+            for share, row in zip(config.shares, mean, strict=True)
+        ]
+        print_table(f"return, {use}, {config.num_seeds} seeds", rows)
+    say(f"{config.output}: map.json and map.png")
+
+
+def name_of(use: str, share: float, response: float) -> str:
+    """The name of a cell."""
+    return f"{use}, share {share:g}, response {response:g}"
+
+
+def train(config: ResponseMapConfig, is_split: bool, share: float, mesh: Mesh) -> Float[np.ndarray, "R S"]:
+    """The final returns at each response; all responses share one compiled program.
+
+    Raises:
+        UserError: NaNs in the training.
+    """
+    usual = CoordinationConfig()
+    data = SameSideData(SameSide(half_width=usual.half_width), coverage=usual.coverage, noise=usual.noise)
+    env = same_side(data.task)
+    dataset = make_dataset(convention_episodes(data, jax.random.key(0)), usual.training.horizon)
+    learner = make_learner(usual.algorithm, usual.learner, env.spec, standardised_inputs(dataset.steps))
+    training = dataclasses.replace(usual.training, mix_ratio=share, num_rounds=config.num_rounds)
+    training = rows_of(training, Method("oracle", is_split=is_split))
+    augmentation = partial_response(env, learner, training.horizon, usual.rollout_noise)
+    trainer = across_seeds(make_trainer(env, learner, augmentation, training, config.num_seeds // mesh.size), mesh)
+    seeds = np.arange(config.seed, config.seed + config.num_seeds)
+    keys = jax.device_put(jax.vmap(jax.random.key)(seeds), NamedSharding(mesh, PartitionSpec("seed")))
+    shared = NamedSharding(mesh, PartitionSpec())
+    init, whole, dataset = jax.jit(trainer.init), jax.jit(trainer.run), jax.device_put(dataset, shared)
+    ends = []
+    for response in config.responses:
+        _, reports = whole(init(keys), dataset, jax.device_put(jnp.float32(response), shared))
+        if not all(np.asarray(flags).all() for flags in jax.tree.leaves(reports.finite)):
+            raise UserError(f"NaN while training, share {share:g}, response {response:g}")
+        ends.append(np.asarray(reports.returns)[-1].mean(axis=-1))
+    return np.stack(ends)
+
+
+def grid(config: ResponseMapConfig, use: str, returns: dict[str, list[float]]) -> Float[np.ndarray, "A R"]:
+    """Mean returns `[shares, responses]` of a use of the rows."""
+    return np.array(
+        [[np.mean(returns[name_of(use, share, response)]) for response in config.responses] for share in config.shares]
+    )
+
+
+def draw(config: ResponseMapConfig, means: dict[str, Float[np.ndarray, "A R"]]) -> None:
+    """A map a use of the rows, its cells labelled by their means."""
+    everything = np.concatenate(list(means.values()))
+    low, high = float(everything.min()), float(everything.max())
+    with panels(config.output / "map.png", 1, len(means), (9.5, 3.8)) as axes:
+        for axis, (use, mean) in zip(axes[0], means.items(), strict=True):
+            axis.imshow(mean, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high)
+            for (row, column), value in np.ndenumerate(mean):
+                colour = "k" if value > (low + high) / 2 else "w"
+                axis.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour)
+            axis.set(title=use, xlabel="response", ylabel="share of synthetic rows")
+            axis.set_xticks(range(len(config.responses)), [f"{r:g}" for r in config.responses])
+            axis.set_yticks(range(len(config.shares)), [f"{s:g}" for s in config.shares])
+            axis.grid(False)
+
+
+if __name__ == "__main__":
+    main()
