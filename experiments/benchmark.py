@@ -40,10 +40,11 @@ from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState, uniform_weights
 from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.prior import Prior, TrajectoryModel, fit_transform, make_model
-from coda_jax.ranges import Ranged
+from coda_jax.ranges import Ranged, RangeError
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.evidence.benchmark_gate import check_gate, read_baseline, yardstick
+from experiments.evidence.scaling import run_scaling
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import phase, print_table
 from experiments.host.devices import largest_divisor, set_up_devices, visible_cores
@@ -77,6 +78,14 @@ class BenchmarkConfig(Ranged):
     tolerance."""
     tolerance: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.3
     """Accepted relative decrease of a ratio."""
+    scaling: bool = False
+    """Measure how seconds and peak memory grow with the sizes of a run instead; `--output` writes a figure beside the
+    numbers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scaling and self.gate:
+            raise RangeError("gate", self.gate, "there are no committed ratios of --scaling")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +115,9 @@ def main(args: Sequence[str] | None = None) -> None:
         config = parse_command(BenchmarkConfig, args)
         if config.output is not None and not config.output.parent.is_dir():
             raise UserError(f"--output {config.output} is in a folder that does not exist; create it")
+        if config.scaling:
+            run_scaling(config.output)
+            return
         all_devices = set_up_devices(max(SEEDS))
         baseline = read_baseline(all_devices.size) if config.gate else {}
         figures = measure(all_devices)
