@@ -72,16 +72,18 @@ def audit_unfinished(world: World, per_file: int = 1) -> Figures:
             elif status == 0 and world.is_whole(path) and len(lines) <= 1:
                 same += 1
             else:
-                failures.append(f"{name}, {kind}: {status} {lines[-1:]}")
+                failures.append(f"{name}, {kind}: {status} {lines}, whole {world.is_whole(path)}")
     path = world.copy("unfinished")
     (path / "summary.json").unlink()
     for record in (path / "checkpoints" / "train").glob("*.json"):
         record.write_bytes(b"")
     tried += 1
     status, lines = world.here(path)
-    refused += is_refusal(status, lines)
-    if not is_refusal(status, lines):
-        failures.append(f"all records: {status} {lines[-1:]}")
+    warnings, last = lines[:-1], lines[-1:]
+    is_clear = is_refusal(status, last) and all(line.startswith("warning: ") for line in warnings)  # one a checkpoint
+    refused += is_clear
+    if not is_clear:
+        failures.append(f"all records: {status} {lines}")
     return {"cases": tried, "same numbers": same, "refused in one line": refused, "failures": failures}
 
 

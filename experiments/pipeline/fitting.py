@@ -115,7 +115,9 @@ def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
         if restored is not None:
             state = restored.tree
         if int(state.step) < config.denoiser.num_updates:
-            z = jitted_encode(transform, fit.dataset, jax.device_put(key_encode, shared))
+            # On one device alone: the temporary arrays are several times as large as the dataset.
+            alone = jax.device_put((transform, fit.dataset, key_encode), mesh.devices.flat[0])
+            z = jax.device_put(jitted_encode(*alone), shared)
             state = _fit(fit, config.denoiser, state, z, key_updates, mesh, checkpoints)
         checkpoints.close()
         prior = Prior(transform=transform, denoiser=state.ema)

@@ -160,7 +160,9 @@ def forward(transform: CdfTransform, x: Float[Array, "*batch C"], key: PRNGKey) 
     The key is consumed; it draws the ranks of atoms.
     """
     jitter = jax.random.uniform(key, x.shape, x.dtype)
-    return jax.vmap(_forward_channel, in_axes=(0, -1, -1), out_axes=-1)(transform, x, jitter)
+    # One channel after the other: together, their searches would take many times the memory of a whole dataset.
+    channels = transform, jnp.moveaxis(x, -1, 0), jnp.moveaxis(jitter, -1, 0)
+    return jnp.moveaxis(jax.lax.map(lambda channel: _forward_channel(*channel), channels), 0, -1)
 
 
 def inverse(transform: CdfTransform, z: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
