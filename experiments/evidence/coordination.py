@@ -13,6 +13,8 @@ from experiments.evidence.claims import judge, words
 from experiments.evidence.intervals import Difference, paired_difference
 from experiments.evidence.page_tables import spread, table
 from experiments.evidence.recorded_runs import read_json, read_settings
+from experiments.host.cache import flat, plain
+from experiments.tasks.settings import DEFAULTS
 
 FIELDS = {
     "task": str,
@@ -48,11 +50,14 @@ class Comparison(NamedTuple):
 
     @property
     def command(self) -> str:
-        """The command of the run; the other settings are the defaults."""
-        flags = " ".join(
-            f"--{name.replace('_', '-')} {self.settings[name]:g}" for name in ("num_agents", "sharpness", "coverage")
-        )
-        return f"python -m experiments.coordination {flags}"
+        """The command of the run, with the settings that are not the defaults."""
+        usual, recorded = flat(plain(DEFAULTS[self.summary["task"]])), flat(self.settings)
+        flags = [
+            f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+            for name, value in recorded.items()
+            if name not in ("num_seeds", "run_dir", "methods") and value != usual.get(name)
+        ]
+        return " ".join([f"python -m experiments.coordination --task {self.summary['task']}", *flags])
 
     def difference(self, method: str, other: str) -> Difference | None:
         """The paired difference of two methods."""

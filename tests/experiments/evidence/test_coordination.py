@@ -40,7 +40,8 @@ def test_the_section_has_all_returns_and_the_verdicts(results):
         "| CODA+ above CODA (paper)": "**holds**",
     }
     assert (
-        "--num-agents 2 --sharpness 4 --coverage 0`" in page and "results/coordination/one/figures/returns.png" in page
+        "--task same-side --sharpness 4.0 --coverage 0.0`" in page
+        and "results/coordination/one/figures/returns.png" in page
     )
 
 
