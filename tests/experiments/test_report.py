@@ -28,6 +28,7 @@ from experiments.evidence.claims import (
 from experiments.evidence.gathering import gather
 from experiments.evidence.intervals import interquartile_mean, interval, mean, paired_difference
 from experiments.evidence.page_tables import variants_table
+from experiments.evidence.recorded_runs import read_run
 from experiments.guidance.curves import Errors, Part, write_points
 
 REPLAY = "Replay: CODA above no augmentation (6,925 to 6,855)"
@@ -519,3 +520,10 @@ def test_the_committed_pictures_are_what_the_committed_numbers_give(tmp_path):
     assert [path.name for path in made] == [path.name for path in kept]
     for ours, theirs in zip(made, kept, strict=True):
         np.testing.assert_array_equal(plt.imread(ours), plt.imread(theirs))
+
+
+def test_a_label_names_what_is_not_the_papers_augmentation():
+    results = Path(__file__).parents[2] / "results" / "laptop"
+    run = read_run(results / "2halfcheetah-replay-coda-g0.6-laptop-5ec0530561b9")
+    assert run.label == "CODA, mix 0.5, guidance 0.6, recorded steps 1, consequences by model"
+    assert read_run(results / "2halfcheetah-medium-coda-g1-laptop-2b663c2a8944").label == "CODA, mix 0.1, guidance 1"
