@@ -48,9 +48,9 @@ class ResponseMapConfig(Ranged):
 
     output: Path
     """Folder for `map.json` and `map.png`; the same command goes on there."""
-    shares: Annotated[tuple[PositiveShare, ...], MinLen(1)] = (0.1, 0.3, 0.6, 0.9)
+    shares: Annotated[tuple[PositiveShare, ...], MinLen(1)] = (0.1, 0.5, 0.9)
     """Shares of synthetic rows in a mini-batch."""
-    responses: Annotated[tuple[Share, ...], MinLen(1)] = (0.0, 0.3, 0.6, 1.0)
+    responses: Annotated[tuple[Share, ...], MinLen(1)] = (0.0, 0.5, 1.0)
     """Responses of their consequences to the policy's actions."""
     num_seeds: Count = 8
     """Policy seeds a cell: `seed`, `seed + 1`, ..."""
