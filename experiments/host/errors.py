@@ -32,20 +32,22 @@ class UserError(Exception):
     """An error that the user must correct; the message is one line with error, location and remedy."""
 
 
-class Terminated(SystemExit):
-    """SIGTERM arrived."""
-
-
 @contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Raises `Terminated` in the main thread when SIGTERM arrives; does nothing in another thread."""
+def sigterm_ends() -> Iterator[None]:
+    """Lets SIGTERM end the process at once, with one line and status 143; does nothing outside of the main thread.
+
+    Nothing is unwound: threads that still write would report that they cannot. A process that is killed leaves nothing
+    half written either.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def terminate(*_: object) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first is enough
-        raise Terminated(143)
+        with contextlib.suppress(RuntimeError):  # the signal came while it was being written to
+            sys.stdout.flush()
+        os.write(2, f"terminated: {_how_to_continue()}\n".encode(errors="replace"))
+        os._exit(143)
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
@@ -61,22 +63,19 @@ def one_line_errors() -> Iterator[None]:
     Raises:
         SystemExit: status 2 for a `UserError`, a `VaultError`, a `RangeError`, double precision, a full disk or a path
             that is not writable (also if a library raises its own exception for it); status 130 for a
-            `KeyboardInterrupt` and 143 for SIGTERM, with the command that continues. Any other exception is a bug and
-            keeps its traceback.
+            `KeyboardInterrupt`, with the command that continues, as SIGTERM has it (`sigterm_ends`). Any other
+            exception is a bug and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # an encoding without Greek letters prints question marks
     try:
         if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
             raise UserError("JAX_ENABLE_X64 is set, but the commands compute in single precision; unset it")
-        with sigterm_raises():
+        with sigterm_ends():
             yield
     except KeyboardInterrupt:
         print(f"interrupted: {_how_to_continue()}", file=sys.stderr)
         sys.exit(130)
-    except Terminated:
-        print(f"terminated: {_how_to_continue()}", file=sys.stderr)
-        sys.exit(143)
     except (UserError, VaultError, RangeError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
