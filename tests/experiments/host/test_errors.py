@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_an_interrupt_says_how_to_resume(capsys):
     assert status == 130 and "same command" in line
 
 
-def test_sigterm_says_how_to_resume():
+def test_sigterm_says_how_to_resume(tmp_path):
     """Also with a thread that would report the end of the interpreter."""
     script = """
 import concurrent.futures, os, signal, sys, time
@@ -83,11 +84,13 @@ with one_line_errors():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(10)
 """
-    command = [sys.executable, "-c", script]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[3])
+    (tmp_path / "job.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "job.py")]
+    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=where)
     assert (ended.returncode, ended.stdout) == (143, "before\n")
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("terminated: the same command continues")
+    assert line.startswith("terminated: the same command continues") and line.endswith(shlex.join(command))
 
 
 def test_sigterm_is_the_callers_again_afterwards():
