@@ -21,6 +21,7 @@ from experiments.host.console import phase, print_config, print_table, say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import one_line_errors, parse_command
 from experiments.host.files import write_atomically
+from experiments.host.records import parse_mapping
 from experiments.host.run_folder import RunFolder, open_run_folder
 from experiments.tasks.figures import draw_assignments, draw_curves, draw_elbows, draw_sides
 from experiments.tasks.settings import DEFAULTS, CoordinationConfig, Method, check, methods_of, title_of
@@ -70,7 +71,8 @@ def run(config: CoordinationConfig) -> None:
 def finished_or_trained(config: CoordinationConfig, method: Method, world: World, mesh: Mesh, file: Path) -> Trained:
     """A method's training, read from its file if it finished before an interruption."""
     if file.exists():
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        fields = {"returns": list, "ends": list, "seconds": float}
+        stored = parse_mapping(file, json.loads, fields, "delete it to train the method again")
         return Trained(np.array(stored["returns"]), np.array(stored["ends"]), stored["seconds"])
     start = time.monotonic()
     trained = train(config, method, world, mesh)._replace(seconds=time.monotonic() - start)

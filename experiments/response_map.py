@@ -31,6 +31,7 @@ from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.host.plots import panels
+from experiments.host.records import parse_mapping
 from experiments.pipeline.learners import make_learner
 from experiments.tasks.response import partial_response
 from experiments.tasks.settings import CoordinationConfig, Method
@@ -82,7 +83,7 @@ def run(config: ResponseMapConfig) -> None:
     settings = {name: value for name, value in plain(config).items() if name != "output"}
     results: dict[str, Any] = {"settings": settings, "returns": {}}
     if file.exists():
-        results = json.loads(file.read_text(encoding="utf-8"))
+        results = parse_mapping(file, json.loads, {"settings": dict, "returns": dict}, "delete it to train again")
         if key_of(results["settings"]) != key_of(settings):
             raise UserError(f"{file} is a map of other settings; choose another --output")
     mesh = set_up_devices(config.num_seeds)

@@ -52,6 +52,7 @@ from experiments.host.console import phase, print_config, print_table, say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.files import write_atomically
+from experiments.host.records import parse_mapping
 from experiments.host.run_folder import RunFolder, open_run_folder
 from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
 from experiments.pipeline.run import fit_episodes, identity_of, load_data
@@ -174,7 +175,7 @@ def sample_points(
     points = read_points(table)
     seconds = {"compile": 0.0, "sample": 0.0, "measure": 0.0}
     if cost.exists():
-        seconds = json.loads(cost.read_text(encoding="utf-8"))
+        seconds = parse_mapping(cost, json.loads, dict.fromkeys(seconds, float), "delete it to time anew")
     seeds, mesh, fit = job.seeds, job.mesh, job.fit
     by_seed, shared = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
     # The same keys for all policies, schedules and scales; other keys than those the policies were trained by.

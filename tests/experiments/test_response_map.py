@@ -51,3 +51,7 @@ def test_the_map_is_resumed_and_belongs_to_its_settings(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as ended:
         response_map.main([*flags, "--seed", "3"])
     assert ended.value.code == 2 and "other settings" in capsys.readouterr().err
+    (tmp_path / "map" / "map.json").write_text("[" * 100_000)
+    with pytest.raises(SystemExit) as ended:
+        response_map.main(flags)
+    assert ended.value.code == 2 and "delete it" in capsys.readouterr().err
