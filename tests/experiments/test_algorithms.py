@@ -16,6 +16,7 @@ from experiments.host.run_folder import check_settings
 from experiments.pipeline.learners import ALGORITHMS, LearnerSettings, make_learner
 from experiments.pipeline.run import identity_of, run_dir_of
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, check
+from experiments.tasks.environments import make_task
 from experiments.tasks.settings import METHODS, CoordinationConfig, methods_of
 from experiments.tasks.settings import check as check_coordination
 from experiments.tasks.training import Trained
@@ -95,7 +96,8 @@ def test_the_coordination_command_records_the_algorithm_and_shows_a_finished_run
     """With stand-ins for world and training."""
     trained = Trained(np.ones((2, 2)), np.zeros((2, 32, 2)))
     monkeypatch.setattr(coordination, "enable_compilation_cache", lambda: None)
-    monkeypatch.setattr(coordination, "make_world", lambda config: SimpleNamespace(dataset_return=1.0))
+    world = SimpleNamespace(dataset_return=1.0, task=make_task(CoordinationConfig().data))
+    monkeypatch.setattr(coordination, "make_world", lambda config: world)
     monkeypatch.setattr(coordination, "train", lambda config, method, world, mesh: trained)
     flags = ["--algorithm", "iddpg_bc", "--num-seeds", "2", "--training.num-rounds", "1", "--run-dir", str(tmp_path)]
     for _ in range(2):
