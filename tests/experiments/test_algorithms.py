@@ -96,7 +96,7 @@ def test_the_coordination_command_records_the_algorithm_and_shows_a_finished_run
     """With stand-ins for world and training."""
     trained = Trained(np.ones((2, 2)), np.zeros((2, 32, 2)))
     monkeypatch.setattr(coordination, "enable_compilation_cache", lambda: None)
-    world = SimpleNamespace(dataset_return=1.0, task=make_task(CoordinationConfig().data))
+    world = SimpleNamespace(dataset_return=1.0, task=make_task(CoordinationConfig().data, "scripted"))
     monkeypatch.setattr(coordination, "make_world", lambda config: world)
     monkeypatch.setattr(coordination, "train", lambda config, method, world, mesh: trained)
     flags = ["--algorithm", "iddpg_bc", "--num-seeds", "2", "--training.num-rounds", "1", "--run-dir", str(tmp_path)]
