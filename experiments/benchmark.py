@@ -62,7 +62,7 @@ FLOORS = {"guided trajectories, width 16, N 128": 200, "learner updates, 4 seeds
 """Minimum rates per second on two cores."""
 
 FEW_STEPS = SamplerConfig(num_steps=15, sigma_min=0.05, sigma_max=40.0, solver="dpm++")
-"""A sampler of few steps, whose samples are as good as those of the laptop preset."""
+"""A sampler of few steps, to compare the laptop preset's with."""
 
 Work = Callable[[], Any]
 

@@ -6,6 +6,7 @@ of starts; then the tables and the pictures. A run folder holds `ends.csv`, `pat
 cache.
 """
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def run(config: PolynomialConfig) -> None:
     Raises:
         UserError: a run folder of other settings, or NaNs in the training.
     """
-    game, dataset = game_of(config.game, config.coefficients), dataset_of(config)
+    game, dataset = game_of(config), dataclasses.replace(dataset_of(config), num_transitions=config.num_transitions)
     identity = {name: value for name, value in plain(config).items() if name not in ("run_dir", "allow_other_devices")}
     identity["dataset"] = dataset.name
     if config.coefficients is None:  # older runs know of none

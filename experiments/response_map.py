@@ -27,7 +27,7 @@ from coda_jax.marl.input_scale import standardised_inputs
 from coda_jax.ranges import Count, Ranged, Seed, Share, check_seeds
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.console import phase, print_table, say
-from experiments.host.devices import set_up_devices
+from experiments.host.devices import seed_keys, set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.host.plots import panels
@@ -130,7 +130,7 @@ def train(config: ResponseMapConfig, is_split: bool, share: float, mesh: Mesh) -
     augmentation = partial_response(env, learner, training.horizon, usual.rollout_noise)
     trainer = across_seeds(make_trainer(env, learner, augmentation, training, config.num_seeds // mesh.size), mesh)
     seeds = np.arange(config.seed, config.seed + config.num_seeds)
-    keys = jax.device_put(jax.vmap(jax.random.key)(seeds), NamedSharding(mesh, PartitionSpec("seed")))
+    keys = seed_keys(seeds, mesh)
     shared = NamedSharding(mesh, PartitionSpec())
     init, whole, dataset = jax.jit(trainer.init), jax.jit(trainer.run), jax.device_put(dataset, shared)
     ends = []

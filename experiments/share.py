@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from coda_jax.envs.polynomial import Action, PolynomialGame, optima
-from coda_jax.ranges import Positive, Ranged
-from experiments.games.settings import PolynomialConfig, check, dataset_of, game_of
+from experiments.games.settings import GameSettings, dataset_of, game_of
 from experiments.games.share import Field, ascend, evaluate, exact_marginals, is_stable, least_share, stationary_points
 from experiments.games.theory import Marginals
 from experiments.host.console import print_table, say
@@ -23,19 +22,11 @@ SHARES = np.linspace(0.0, 1.0, 101)
 
 
 @dataclasses.dataclass(frozen=True)
-class ShareConfig(Ranged):
+class ShareConfig(GameSettings):
     """Computes how the points at which the agents end depend on the share of on-policy data."""
 
     game: str = "twin-peaks"
     """Game: `multiplication` or `twin-peaks`."""
-    coefficients: str | None = None
-    """A game of one's own in place of --game, as in `experiments.polynomial`."""
-    dataset: str | None = None
-    """Offline data: `uniform`, `skewed`, `gaussian` or `point`; defaults as in `experiments.polynomial`."""
-    centre: tuple[Action, Action] = (0.0, 0.0)
-    """Mean of `gaussian`; the joint action of `point`."""
-    spread: Positive = 0.2
-    """Standard deviation of `gaussian`."""
     start: tuple[Action, Action] = (-0.64, 0.65)
     """Joint policy from which the agents find the data's own point; by default the paper's start."""
     output: Path | None = None
@@ -54,10 +45,7 @@ def run(config: ShareConfig) -> None:
     Raises:
         UserError: an unknown game or dataset.
     """
-    shared = {name: getattr(config, name) for name in ("game", "coefficients", "dataset", "centre", "spread")}
-    settings = PolynomialConfig(**shared)
-    check(settings)
-    game, dataset = game_of(config.game, config.coefficients), dataset_of(settings)
+    game, dataset = game_of(config), dataset_of(config)
     marginals = exact_marginals(game, dataset)
     start = np.array(config.start)
     share = least_share(game, marginals, start)

@@ -44,9 +44,10 @@ class Comparison(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The task and its dials."""
+        """The task, its dials and the sampler's solver."""
         dials = ", ".join(f"{name} {self.settings[name]:g}" for name in ("sharpness", "coverage"))
-        return f"{self.summary['task'].replace('-', ' ')}, {self.settings['num_agents']} agents, {dials}"
+        solver = self.settings.get("diffusion", {}).get("solver", "heun")
+        return f"{self.summary['task'].replace('-', ' ')}, {self.settings['num_agents']} agents, {dials}, {solver}"
 
     @property
     def command(self) -> str:

@@ -21,8 +21,8 @@ DEFAULT_DATASETS = {"multiplication": "skewed", "twin-peaks": "uniform"}
 
 
 @dataclasses.dataclass(frozen=True)
-class PolynomialConfig(Ranged):
-    """Trains all methods on a polynomial game, from the paper's start and from a grid of starts."""
+class GameSettings(Ranged):
+    """A game and the distribution of its offline data."""
 
     game: str = "multiplication"
     """Game: `multiplication` (R = xy) or `twin-peaks` (R = -x^2 - y^2 - 4 x^2 y^2 + 5 x y)."""
@@ -36,6 +36,12 @@ class PolynomialConfig(Ranged):
     """Mean of `gaussian`; the joint action of `point`."""
     spread: Positive = 0.2
     """Standard deviation of `gaussian`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolynomialConfig(GameSettings):
+    """Trains all methods on a polynomial game, from the paper's start and from a grid of starts."""
+
     num_transitions: Count = 4000
     """Joint actions in a dataset."""
     num_seeds: Count = 16
@@ -87,9 +93,8 @@ def check(config: PolynomialConfig) -> None:
     Raises:
         UserError: names the first such setting, its value, and the valid values.
     """
-    game = game_of(config.game, config.coefficients)
-    if config.dataset is not None:
-        check_choice("--dataset", config.dataset, DATASETS)
+    game = game_of(config)
+    dataset_of(config)
     check_choice("--critic", config.critic, ("known", "learned"))
     multiples = (
         ("--num-seeds", config.num_seeds, "--num-draws", config.num_draws),
@@ -101,21 +106,21 @@ def check(config: PolynomialConfig) -> None:
         if value % unit:
             raise UserError(f"{flag} is {value}; it must be a multiple of {unit_flag} {unit}")
     try:
-        dataset_of(config)
         stateless_maddpg(game.spec, functools.partial(reward, game), config.learner)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def game_of(name: str, coefficients: str | None) -> PolynomialGame:
-    """The game of that name, or of these coefficients.
+def game_of(settings: GameSettings) -> PolynomialGame:
+    """The game by its name, or of one's own coefficients.
 
     Raises:
         UserError: an unknown name, or coefficients that are no rows of numbers of equal length.
     """
+    coefficients = settings.coefficients
     if coefficients is None:
-        check_choice("--game", name, tuple(GAMES))
-        return GAMES[name]
+        check_choice("--game", settings.game, tuple(GAMES))
+        return GAMES[settings.game]
     problem = f"--coefficients is '{coefficients}'; give rows of finite numbers of equal length, such as '0 0; 0 1'"
     try:
         rows = tuple(tuple(float(c) for c in row.replace(",", " ").split()) for row in coefficients.split(";"))
@@ -126,8 +131,13 @@ def game_of(name: str, coefficients: str | None) -> PolynomialGame:
     return PolynomialGame("own", rows)
 
 
-def dataset_of(config: PolynomialConfig) -> DatasetConfig:
-    """The distribution of the offline data."""
-    usual = "uniform" if config.coefficients is not None else DEFAULT_DATASETS[config.game]
-    name = config.dataset or usual
-    return DatasetConfig(name, config.centre, config.spread, config.num_transitions)
+def dataset_of(settings: GameSettings) -> DatasetConfig:
+    """The distribution of the offline data; their number is the default.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    usual = "uniform" if settings.coefficients is not None else DEFAULT_DATASETS[settings.game]
+    name = settings.dataset or usual
+    check_choice("--dataset", name, DATASETS)
+    return DatasetConfig(name, settings.centre, settings.spread)

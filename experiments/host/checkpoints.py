@@ -79,7 +79,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
         record = {"notes": dict(notes or {}), "sha256": _digests(self._step_folder(step))}
         write_sealed(self._record(step), json.dumps(record, indent=1))
-        for old in self._steps()[:-KEPT]:
+        for old in recorded_steps(self._folder)[:-KEPT]:
             self._drop(old)
 
     def restore(self, template: Tree) -> Restored[Tree] | None:
@@ -93,8 +93,8 @@ class Checkpoints:
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(template))
         damaged = []
-        for step in reversed(self._steps()):
-            notes = self._notes_if_intact(step)
+        for step in reversed(recorded_steps(self._folder)):
+            notes = notes_if_intact(self._folder, step)
             if notes is not None:
                 for later in damaged:
                     warn(f"the checkpoint {self._step_folder(later)} is damaged; continuing from step {step}")
@@ -113,28 +113,41 @@ class Checkpoints:
         """Stops the threads of Orbax."""
         self._manager.close()
 
-    def _steps(self) -> list[int]:
-        """The steps that have a record, in ascending order."""
-        return sorted(int(record.stem) for record in self._folder.glob("*.json") if record.stem.isdecimal())
-
     def _record(self, step: int | str) -> Path:
-        return self._folder / f"{step}.json"
+        return record_of(self._folder, step)
 
     def _step_folder(self, step: int) -> Path:
-        return self._folder / "steps" / str(step)
-
-    def _notes_if_intact(self, step: int) -> dict[str, Any] | None:
-        try:
-            record = json.loads(read_sealed(self._record(step)))
-            return record["notes"] if record["sha256"] == _digests(self._step_folder(step)) else None
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return None
+        return step_folder(self._folder, step)
 
     def _drop(self, step: int) -> None:
         self._record(step).unlink(missing_ok=True)
         if self._step_folder(step).exists():
             shutil.rmtree(self._step_folder(step))
         self._manager.reload()
+
+
+def record_of(series: Path, step: int | str) -> Path:
+    """The file that says what a checkpoint of a series holds, written last."""
+    return series / f"{step}.json"
+
+
+def step_folder(series: Path, step: int) -> Path:
+    """The folder of a checkpoint."""
+    return series / "steps" / str(step)
+
+
+def recorded_steps(series: Path) -> list[int]:
+    """The steps that have a record, in ascending order."""
+    return sorted(int(record.stem) for record in series.glob("*.json") if record.stem.isdecimal())
+
+
+def notes_if_intact(series: Path, step: int) -> dict[str, Any] | None:
+    """The notes of a checkpoint; None if its files are not those that were written."""
+    try:
+        record = json.loads(read_sealed(record_of(series, step)))
+        return record["notes"] if record["sha256"] == _digests(step_folder(series, step)) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def single_device_template(tree: Tree, device: Any) -> Tree:

@@ -5,7 +5,9 @@ import platform
 from pathlib import Path
 
 import jax
-from jax.sharding import AxisType, Mesh
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from experiments.host.errors import UserError
 
@@ -26,6 +28,11 @@ def set_up_devices(num_seeds: int) -> Mesh:
         jax.config.update("jax_num_cpu_devices", largest_divisor(num_seeds, visible_cores()))
     devices = jax.devices()[: largest_divisor(num_seeds, jax.device_count())]
     return jax.make_mesh((len(devices),), ("seed",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def seed_keys(seeds: np.ndarray, mesh: Mesh) -> Array:
+    """The root keys of seeds, sharded over the mesh."""
+    return jax.device_put(jax.vmap(jax.random.key)(seeds), NamedSharding(mesh, PartitionSpec("seed")))
 
 
 def largest_divisor(number: int, limit: int) -> int:

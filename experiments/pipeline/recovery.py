@@ -3,7 +3,6 @@
 The state of the learner holds the input scales beside the weights, so neither dataset nor denoiser is needed.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from coda_jax.data.conventions import OLD_WRAPPER
 from coda_jax.envs import mamujoco
 from coda_jax.policy import FILE, Policy, PolicyWeights, load_policy
 from coda_jax.types import TaskSpec
+from experiments.host.checkpoints import notes_if_intact, recorded_steps, single_device_template, step_folder
 from experiments.host.console import say, warn
 from experiments.host.errors import UserError
-from experiments.host.files import digest, read_sealed
 from experiments.host.records import parse_mapping
 
 
@@ -48,9 +47,9 @@ def recover_policy(run: Path) -> Policy:
     """
     advice = "delete summary.json there, if there is one, and repeat the run's command to write policy.npz"
     series = run / "checkpoints" / "train"
-    for step in sorted((int(file.stem) for file in series.glob("*.json") if file.stem.isdecimal()), reverse=True):
-        folder = series.absolute() / "steps" / str(step)
-        if not _is_intact(series / f"{step}.json", folder):
+    for step in reversed(recorded_steps(series)):
+        folder = step_folder(series.absolute(), step)
+        if notes_if_intact(series, step) is None:
             warn(f"the checkpoint {folder} is damaged")
             continue
         weights = _weights(folder / "default")
@@ -63,14 +62,6 @@ def recover_policy(run: Path) -> Policy:
     raise UserError(f"{run} has neither policy.npz nor an intact checkpoint; {advice}")
 
 
-def _is_intact(record: Path, folder: Path) -> bool:
-    try:
-        expected = json.loads(read_sealed(record))["sha256"]
-        return all(digest(folder / name) == value for name, value in expected.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
 def _weights(folder: Path) -> PolicyWeights | None:
     """The weights of all seeds on the first device; None where the learner's state has none of them."""
     handler: Any = ocp.PyTreeCheckpointHandler()  # it asks for a path of etils, and takes any
@@ -78,9 +69,8 @@ def _weights(folder: Path) -> PolicyWeights | None:
     learner = getattr(stored, "tree", stored)["learner"]
     if not {"inputs", "policy"} <= set(learner):
         return None
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = {"learner": {name: learner[name] for name in ("inputs", "policy")}}
-    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), wanted)
+    template = single_device_template(wanted, jax.devices()[0])
     args = ocp.checkpoint_utils.construct_restore_args(template)
     restored = handler.restore(
         folder, args=ocp.args.PyTreeRestore(item=template, restore_args=args, partial_restore=True)

@@ -22,6 +22,7 @@ from coda_jax.types import Trajectory
 from experiments.host.checkpoints import Checkpoints, Restored
 from experiments.host.clock import Clock
 from experiments.host.console import phase
+from experiments.host.devices import seed_keys
 from experiments.host.errors import UserError
 from experiments.host.run_folder import RunFolder
 from experiments.pipeline.fitting import Fit
@@ -88,8 +89,7 @@ def _augmentation(
 
 def initial_state(job: Job) -> TrainingState:
     """The state of all seeds before training, sharded over the mesh."""
-    keys = jax.device_put(jax.vmap(jax.random.key)(job.seeds), NamedSharding(job.mesh, PartitionSpec("seed")))
-    return jax.jit(job.trainer.init)(keys)
+    return jax.jit(job.trainer.init)(seed_keys(job.seeds, job.mesh))
 
 
 class Training:

@@ -6,13 +6,13 @@ share of the change. So a trainer can be asked what a sampler's response is wort
 """
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from coda_jax.augmentation.base import Augmentation
+from coda_jax.augmentation.oracle import policy_rollouts
 from coda_jax.data.dataset import Dataset, sample_windows
-from coda_jax.envs.base import Environment, EnvState
-from coda_jax.marl.learner import Carry, Learner, LearnerState
+from coda_jax.envs.base import Environment
+from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.types import PRNGKey, Trajectory
 
 
@@ -41,25 +41,11 @@ def partial_response(env: Environment, learner: Learner, horizon: int, noise: fl
         windows = sample_windows(dataset, key_windows, num, horizon)
         deviation = noise * jax.random.normal(key_noise, windows.action.shape)
 
-        def step(
-            carry: tuple[EnvState, Carry], tokens: tuple[Array, Array]
-        ) -> tuple[tuple[EnvState, Carry], Trajectory]:
-            (current, memory), (recorded, deviation) = carry, tokens
-            action, memory = learner.act(state, current.obs, memory)
-            action = jnp.clip(action + deviation, -1.0, 1.0)
-            following = jax.vmap(env.step)(current, recorded + prior * (action - recorded))
-            token = Trajectory(
-                state=current.state,
-                obs=current.obs,
-                action=action,
-                reward=following.reward,
-                terminal=following.terminal.astype(jnp.float32),
-            )
-            return (following, memory), token
+        def moved_by(action: Array, number: Array) -> Array:
+            recorded = windows.action[:, number]
+            return recorded + prior * (action - recorded)
 
-        first = (jax.vmap(env.set_state)(windows.state[:, 0]), learner.initial_carry((num,)))
-        over_time = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (windows.action, deviation))
-        _, tokens = jax.lax.scan(step, first, over_time)
-        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), tokens)
+        memory = learner.initial_carry((num,))
+        return policy_rollouts(env, learner, state, windows.state[:, 0], memory, deviation, moved_by)
 
     return Augmentation(sample, is_renewed=True)

@@ -236,5 +236,6 @@ def check(config: CoordinationConfig) -> None:
 
 def title_of(config: CoordinationConfig) -> str:
     """The task and its dials."""
-    dial = f"{config.num_conventions} conventions" if config.task == "spread" else f"sharpness {config.sharpness:g}"
-    return f"{config.task}, {config.num_agents} agents, {dial}, coverage {config.coverage:g}"
+    dials = {"same-side": [f"sharpness {config.sharpness:g}"], "spread": [f"{config.num_conventions} conventions"]}
+    parts = [f"{config.num_agents} agents", *dials.get(config.task, []), f"coverage {config.coverage:g}"]
+    return ", ".join([config.task, *parts])

@@ -27,6 +27,7 @@ from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey
 from experiments.host.cache import cache_folder, cache_key, lock
 from experiments.host.checkpoints import open_cached, single_device_template
+from experiments.host.devices import seed_keys
 from experiments.host.errors import UserError
 from experiments.host.files import digest
 from experiments.pipeline.learners import make_learner
@@ -109,7 +110,7 @@ def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) 
     single = make_trainer(world.env, learner, augmentation, training, config.num_seeds // mesh.size)
     trainer = across_seeds(single, mesh)
     seeds = np.arange(config.seed, config.seed + config.num_seeds)
-    keys = jax.device_put(jax.vmap(jax.random.key)(seeds), NamedSharding(mesh, PartitionSpec("seed")))
+    keys = seed_keys(seeds, mesh)
     inputs = jax.device_put((world.dataset, prior), NamedSharding(mesh, PartitionSpec()))
     state, reports = jax.jit(trainer.run)(jax.jit(trainer.init)(keys), *inputs)
     finite = np.all([np.asarray(flags) for flags in jax.tree.leaves(reports.finite)], axis=(0, 1))

@@ -3,15 +3,20 @@
 No offline method can have these. Beside CODA they show the value of on-policy data without any error of a model.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.data.dataset import Dataset, sample_windows
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.marl.learner import Carry, Learner, LearnerState
 from coda_jax.types import PRNGKey, Trajectory
+
+MovedBy = Callable[[Float[Array, "B A U"], Int[Array, ""]], Float[Array, "B A U"]]
+"""`(the policy's actions, number of the step) -> the actions that move the environment`."""
 
 
 def oracle(env: Environment, learner: Learner, horizon: int, noise: float = 0.0) -> Augmentation:
@@ -60,6 +65,7 @@ def policy_rollouts(
     start: Float[Array, "B S"],
     memory: Carry,
     deviation: Float[Array, "B H A U"],
+    moved_by: MovedBy | None = None,
 ) -> Trajectory:
     """Trajectories `[B, H, ...]` of the joint policy in an environment.
 
@@ -70,13 +76,14 @@ def policy_rollouts(
         start: the first states.
         memory: the policy's memory at the first states, `[B, ...]`.
         deviation: added to the policy's actions, which are then clipped to [-1, 1].
+        moved_by: the actions that move the environment at a step instead of these; the trajectories show these.
     """
 
-    def step(carry: tuple[EnvState, Carry], deviation: Array) -> tuple[tuple[EnvState, Carry], Trajectory]:
-        current, memory = carry
+    def step(carry: tuple[EnvState, Carry], tokens: tuple[Array, Array]) -> tuple[tuple[EnvState, Carry], Trajectory]:
+        (current, memory), (number, deviation) = carry, tokens
         action, memory = learner.act(learner_state, current.obs, memory)
         action = jnp.clip(action + deviation, -1.0, 1.0)
-        following = jax.vmap(env.step)(current, action)
+        following = jax.vmap(env.step)(current, action if moved_by is None else moved_by(action, number))
         token = Trajectory(
             state=current.state,
             obs=current.obs,
@@ -87,5 +94,5 @@ def policy_rollouts(
         return (following, memory), token
 
     first = (jax.vmap(env.set_state)(start), memory)
-    _, tokens = jax.lax.scan(step, first, jnp.moveaxis(deviation, 1, 0))
+    _, tokens = jax.lax.scan(step, first, (jnp.arange(deviation.shape[1]), jnp.moveaxis(deviation, 1, 0)))
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), tokens)

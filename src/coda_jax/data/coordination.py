@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from coda_jax.data.dataset import Episodes
 from coda_jax.data.teams import to_episodes
@@ -45,6 +45,21 @@ def convention_episodes(config: SameSideData, key: PRNGKey) -> Episodes:
 
     env = same_side(config.task)
     return to_episodes(rollout(env, act, (), key_rollout, config.num_episodes, EPISODE_LENGTH))
+
+
+def draw_conventions(
+    num_episodes: int, num_agents: int, num_conventions: int, coverage: float, key: PRNGKey
+) -> Int[Array, "N A"]:
+    """The number of the convention that each agent keeps to in each episode. The key is consumed.
+
+    Teams of each convention are equally frequent; in a share `coverage` of the episodes every agent draws its own.
+    """
+    key_mixed, key_order = jax.random.split(key)
+    num_mixed = round(coverage * num_episodes)
+    agreed = jnp.arange(num_episodes - num_mixed) % num_conventions
+    agreed = jnp.broadcast_to(agreed[:, None], (len(agreed), num_agents))
+    mixed = jax.random.randint(key_mixed, (num_mixed, num_agents), 0, num_conventions)
+    return jax.random.permutation(key_order, jnp.concatenate([agreed, mixed]))
 
 
 def _directions(config: SameSideData, key: PRNGKey) -> Float[Array, "N A"]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from coda_jax.data.coordination import draw_conventions
 from coda_jax.data.dataset import Episodes, episode_returns
 from coda_jax.data.teams import to_episodes
 from coda_jax.envs import mamujoco
@@ -61,12 +62,7 @@ def posture(target: Float[Array, "*batch 2"], elbow: Float[Array, "*batch"]) -> 
 
 def elbows_of(config: ReacherData, key: PRNGKey) -> Float[Array, "N 2"]:
     """The elbow's sign in the convention of each agent in each episode. The key is consumed."""
-    key_mixed, key_order = jax.random.split(key)
-    num_mixed = round(config.coverage * config.num_episodes)
-    agreed = 1.0 - 2.0 * (jnp.arange(config.num_episodes - num_mixed) % 2)
-    mixed = jax.random.rademacher(key_mixed, (num_mixed, 2), jnp.float32)
-    elbow = jnp.concatenate([jnp.broadcast_to(agreed[:, None], (len(agreed), 2)), mixed])
-    return jax.random.permutation(key_order, elbow)
+    return 1.0 - 2.0 * draw_conventions(config.num_episodes, 2, 2, config.coverage, key)
 
 
 def reacher_episodes(config: ReacherData, key: PRNGKey) -> Episodes:

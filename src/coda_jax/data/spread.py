@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from annotated_types import Interval
 from jaxtyping import Array, Float, Int
 
+from coda_jax.data.coordination import draw_conventions
 from coda_jax.data.dataset import Episodes, episode_returns
 from coda_jax.data.teams import to_episodes
 from coda_jax.envs.rollout import Act, rollout
@@ -57,12 +58,8 @@ def spread_episodes(config: SpreadData, key: PRNGKey) -> Episodes:
 
 def landmarks_of(config: SpreadData, key: PRNGKey) -> Int[Array, "N A"]:
     """The landmark of each agent in each episode. The key is consumed."""
-    key_mixed, key_order = jax.random.split(key)
-    num_mixed = round(config.coverage * config.num_episodes)
-    agreed = jnp.arange(config.num_episodes - num_mixed) % config.num_conventions
-    agreed = jnp.broadcast_to(agreed[:, None], (len(agreed), config.num_agents))
-    mixed = jax.random.randint(key_mixed, (num_mixed, config.num_agents), 0, config.num_conventions)
-    convention = jax.random.permutation(key_order, jnp.concatenate([agreed, mixed]))
+    sizes = config.num_episodes, config.num_agents, config.num_conventions
+    convention = draw_conventions(*sizes, config.coverage, key)
     return (jnp.arange(config.num_agents)[None] + convention) % config.num_agents
 
 
