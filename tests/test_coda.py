@@ -180,8 +180,9 @@ def test_without_augmentation_a_round_is_the_learner_on_windows_of_the_dataset(s
 
 
 def test_key_of_the_evaluation_is_no_seeds_own_and_none_of_its_splits():
-    keys = jnp.concatenate([jax.random.key(0)[None], *[jax.random.split(jax.random.key(0), num) for num in (2, 3, 1000)]])
-    assert not (jax.random.key_data(keys) == jax.random.key_data(evaluation_key())).all(axis=1).any()
+    of_seed_0 = [jax.random.split(jax.random.key(0), num) for num in (2, 3, 1000)] + [jax.random.key(0)[None]]
+    data = jnp.concatenate([jax.random.key_data(keys) for keys in of_seed_0])
+    assert not (data == jax.random.key_data(evaluation_key())[None]).all(axis=1).any()
 
 
 def test_evaluation_is_noise_free_and_starts_alike_in_every_round(single, dataset, prior):
