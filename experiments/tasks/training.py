@@ -62,11 +62,15 @@ class Trained(NamedTuple):
     returns: `[rounds + 1, seeds]` mean return of the evaluation episodes before and after each round of updates.
     ends:    `[seeds, episodes, A]` each agent's part in the convention at the ends of episodes of the final policy.
     seconds: compilation and training.
+    scale:   `[rounds, seeds]` lambda of the synthetic trajectories of each round; None where nothing is guided.
+    spread:  `[rounds, seeds]` that of their actions around the policy's.
     """
 
     returns: Float[np.ndarray, "R S"]
     ends: Float[np.ndarray, "S E A"]
     seconds: float = 0.0
+    scale: Float[np.ndarray, "T S"] | None = None
+    spread: Float[np.ndarray, "T S"] | None = None
 
 
 def make_world(config: CoordinationConfig) -> World:
@@ -119,7 +123,12 @@ def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) 
     measured = [at for at, scheduled in enumerate(trainer.schedule) if scheduled.kind != "generate"]
     returns = np.asarray(reports.returns)[measured].mean(axis=-1) * world.task.reward_unit
     ends = jax.jit(jax.vmap(lambda learned: ends_of(world.task, learner, learned)))(state.learner)
-    return Trained(returns, np.asarray(ends))
+    in_training = [at for at, scheduled in enumerate(trainer.schedule) if scheduled.kind == "train"]
+    scale, spread = (
+        np.asarray(reports.metrics[name])[in_training] if name in reports.metrics else None
+        for name in ("guidance", "action_spread")
+    )
+    return Trained(returns, np.asarray(ends), scale=scale, spread=spread)
 
 
 def rows_of(training: CodaConfig, method: Method) -> CodaConfig:
@@ -138,7 +147,7 @@ def augmentation_of(
         case "guided":
             sampler = dataclasses.replace(config.diffusion, through_denoiser=method.through_denoiser)
             model = world.model._replace(sampler=sampler)
-            coda = guided(model, learner, config.guidance, method.recorded_steps)
+            coda = guided(model, learner, config.guidance_scale, method.recorded_steps)
             if not method.by_model:
                 return coda, world.prior
             fitted = PriorWithDynamics(prior=world.prior, dynamics=world.dynamics)
