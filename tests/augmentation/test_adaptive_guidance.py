@@ -9,14 +9,14 @@ import pytest
 from jax.sharding import AxisType
 
 from coda_jax import transforms
-from coda_jax.augmentation.adaptive_guidance import AdaptiveGuidance, GuidanceState, adapt_scale, initial_guidance
+from coda_jax.augmentation.adaptive_guidance import AdaptiveGuidance, adapt_scale, initial_guidance
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.dataset import make_dataset
 from coda_jax.diffusion.edm import karras_sigmas
 from coda_jax.diffusion.guidance import gaussian_log_prob, guidance_schedule, score_guide
 from coda_jax.diffusion.samplers import SamplerConfig, sample
-from coda_jax.evaluation import action_log_likelihood, action_spread
+from coda_jax.evaluation import action_spread
 from coda_jax.marl.learner import Learner, unroll
 from coda_jax.ranges import RangeError
 from coda_jax.schedule import CodaConfig
@@ -111,22 +111,33 @@ def dataset():
     return make_dataset(noise_episodes(SPEC, 4, 10), HORIZON)
 
 
-def seeds(augmentation, config=CONFIG):
+def seeds(augmentation):
+    """The trainer of three seeds, its jitted round, and their state."""
     mesh = jax.make_mesh((1,), ("seed",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    trainer = across_seeds(make_trainer(DRIFT, LINEAR, augmentation, config, seeds_per_device=3), mesh)
-    return trainer, jax.jit(trainer.init)(jax.random.split(jax.random.key(0), 3))
+    trainer = across_seeds(make_trainer(DRIFT, LINEAR, augmentation, CONFIG, seeds_per_device=3), mesh)
+    return trainer, jax.jit(trainer.round), jax.jit(trainer.init)(jax.random.split(jax.random.key(0), 3))
 
 
-def in_training(trainer, reports, name):
-    """A metric of the rounds of updates, `[rounds, seeds]`."""
-    return np.asarray(reports.metrics[name])[[r.kind == "train" for r in trainer.schedule]]
+def play(round_, state, dataset, schedule):
+    """The states after each round, and the metrics of the rounds of updates, each `[rounds, seeds]`."""
+    states, metrics = [], []
+    for scheduled in schedule:
+        state, report = round_(state.replace(key=jax.random.clone(state.key)), dataset, (), scheduled.plan)
+        states.append(state)
+        if scheduled.kind == "train":
+            metrics.append(report.metrics)
+    return states, {name: np.stack([each[name] for each in metrics]) for name in metrics[0]}
 
 
-def test_lambda_reaches_the_spread_where_a_direct_search_finds_it_for_each_seed(dataset):
-    trainer, state = seeds(gaussian(AUTO))
-    slopes = np.asarray(state.learner)
-    state, reports = jax.jit(trainer.run)(state, dataset, ())
-    lambdas, spreads = (in_training(trainer, reports, name) for name in ("guidance", "action_spread"))
+@pytest.fixture(scope="module")
+def adapted(dataset):
+    trainer, round_, state = seeds(gaussian(AUTO))
+    return trainer, round_, state, *play(round_, state, dataset, trainer.schedule)
+
+
+def test_lambda_reaches_the_spread_where_a_direct_search_finds_it_for_each_seed(adapted):
+    *_, states, metrics = adapted
+    slopes, lambdas, spreads = np.asarray(states[0].learner), metrics["guidance"], metrics["action_spread"]
     np.testing.assert_allclose(lambdas[0], AUTO.start, rtol=1e-5)
     for row in (0, 1, -1):  # each spread is that of its lambda
         exact = [exact_spread(k, lambda_) for k, lambda_ in zip(slopes, lambdas[row], strict=True)]
@@ -135,5 +146,93 @@ def test_lambda_reaches_the_spread_where_a_direct_search_finds_it_for_each_seed(
     expected = [search(lambda scale, k=k: exact_spread(k, scale), AUTO.target, 1e-3, 0.15) for k in slopes]
     np.testing.assert_allclose(lambdas[-6:].mean(axis=0), expected, rtol=0.03)
     assert np.ptp(expected) > 0.1 * np.mean(expected)
-    np.testing.assert_array_equal(state.guidance.scale, lambdas[-1])
-    np.testing.assert_array_equal(state.guidance.spread, spreads[-1])
+
+
+def test_the_state_holds_what_the_last_round_used_and_each_step_is_proportional(adapted):
+    *_, states, metrics = adapted
+    np.testing.assert_array_equal(states[-1].guidance.scale, metrics["guidance"][-1])
+    np.testing.assert_array_equal(states[-1].guidance.spread, metrics["action_spread"][-1])
+    step = AUTO.rate * np.log(metrics["action_spread"][:-1] / AUTO.target)
+    # Round 1 takes the trajectories of round 0, so that its lambda is the first.
+    np.testing.assert_allclose(metrics["guidance"][1:], metrics["guidance"][:-1] * np.exp(step), rtol=1e-5)
+
+
+def test_the_spread_stands_for_a_log_likelihood(adapted):
+    *_, metrics = adapted
+    numbers = HORIZON * SPEC.num_agents * SPEC.action_dim
+    expected = -numbers / 2 * (np.log(2 * np.pi) + metrics["action_spread"] ** 2)
+    np.testing.assert_allclose(metrics["synthetic_log_likelihood"], expected, rtol=1e-5)
+
+
+def test_trajectories_without_guidance_neither_adapt_lambda_nor_use_it(adapted):
+    trainer, _, state, states, _ = adapted
+    assert [bool(r.plan.keep_reference) for r in trainer.schedule[:2]] == [True, False]
+    np.testing.assert_array_equal(states[0].guidance.scale, state.guidance.scale)
+    np.testing.assert_array_equal(states[0].guidance.spread, AUTO.target)
+    actions = np.asarray(states[0].reference.action)
+    np.testing.assert_allclose(actions.std(), exact_spread(0.0, 0.0), rtol=0.1)
+
+
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(adapted, dataset, tmp_path):
+    trainer, round_, state, states, _ = adapted
+    checkpoints = Checkpoints(tmp_path / "train")
+    checkpoints.save(3, states[3])
+    restored = checkpoints.restore(state)
+    checkpoints.close()
+    assert restored is not None
+    resumed, _ = play(round_, restored.tree, dataset, trainer.schedule[4:7])
+    for one, other in zip(jax.tree.leaves(resumed[-1]), jax.tree.leaves(states[6]), strict=True):
+        one, other = (
+            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (one, other)
+        )
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_first_generation_is_that_of_the_constant_scale_whose_state_has_no_more(adapted, dataset):
+    *_, states, _ = adapted
+    trainer, round_, state = seeds(gaussian(AUTO.start))
+    constant, metrics = play(round_, state, dataset, trainer.schedule[:3])
+    np.testing.assert_allclose(constant[1].synthetic.action, states[1].synthetic.action, rtol=1e-4, atol=1e-5)
+    assert all(each.guidance is None for each in constant)
+    np.testing.assert_array_equal(metrics["guidance"], np.full((1, 3), np.float32(AUTO.start)))
+    exact = [exact_spread(k, AUTO.start) for k in np.asarray(state.learner)]
+    np.testing.assert_allclose(metrics["action_spread"][0], exact, rtol=0.05)
+
+
+@pytest.mark.slow
+def test_with_the_normalised_gradient_too_the_fixed_point_is_that_of_a_direct_search(dataset):
+    config = dataclasses.replace(AUTO, target=0.3)
+    coda = gaussian(config, normalise=True)
+    trainer, round_, state = seeds(coda)
+    slopes = np.asarray(state.learner)
+    _, metrics = play(round_, state, dataset, trainer.schedule)
+
+    @jax.jit
+    def spread(k, scale):
+        return action_spread(LINEAR, k, coda.sample(k, dataset, (), scale, jax.random.key(9), 8192))
+
+    with jax.debug_key_reuse(False):
+        expected = [search(lambda scale, k=k: spread(k, scale), config.target, 1e-3, 0.1) for k in slopes]
+    np.testing.assert_allclose(metrics["guidance"][-6:].mean(axis=0), expected, rtol=0.05)
+
+
+@pytest.mark.parametrize(("spread", "expected"), [(0.2, 0.1), (0.8, 0.2), (1e9, 0.5), (0.0, 0.01)])
+def test_a_step_is_clipped_to_the_bounds(spread, expected):
+    config = AdaptiveGuidance(target=0.2, start=0.1, lowest=0.01, highest=0.5)
+    state = dataclasses.replace(initial_guidance(config), spread=jnp.float32(spread))
+    np.testing.assert_allclose(adapt_scale(config, state, jnp.bool_(True)).scale, expected, rtol=1e-5)
+    np.testing.assert_array_equal(adapt_scale(config, state, jnp.bool_(False)).scale, np.float32(0.1))
+
+
+def test_a_start_outside_of_the_bounds_is_refused():
+    with pytest.raises(RangeError, match="start is 2"):
+        AdaptiveGuidance(start=2.0)
+
+
+def test_tokens_with_actions_of_their_own_do_not_count():
+    obs = jnp.ones((3, 4, 2, 1))
+    action = jnp.full((3, 4, 2, 1), 0.5).at[:, :2].set(9.0)
+    trajectory = transforms.unpack(jnp.zeros((3, 4, transforms.num_channels(SPEC))), SPEC).replace(
+        obs=obs, action=action
+    )
+    np.testing.assert_allclose(action_spread(LINEAR, jnp.float32(0.2), trajectory, prefix=2), 0.3, rtol=1e-6)
