@@ -74,7 +74,8 @@ def test_the_run_folder_holds_every_seed_of_every_method(finished):
 
 
 def test_lambda_is_adapted_for_each_seed(tmp_path):
-    command("--run-dir", str(tmp_path / "auto"), *"--methods CODA+ --guidance auto --guidance-target 0.4".split())
+    flags = ("--methods", "CODA+", "--guidance", "auto", "--guidance-target", "0.4")
+    command("--run-dir", str(tmp_path / "auto"), *flags)
     with (tmp_path / "auto/guidance.csv").open() as file:
         rows = list(csv.DictReader(file))
     scale, spread = (
