@@ -47,14 +47,22 @@ class TrainingState:
     synthetic: `[M, H, ...]` the synthetic trajectories in use; zeros before the first generation.
     reference: `[R, H, ...]` synthetic trajectories without guidance, sampled before the first update, for comparison.
     key:       randomness of the rounds to come.
-    guidance:  the state of adaptive guidance; None with a constant lambda.
     """
 
     learner: LearnerState
     synthetic: Trajectory
     reference: Trajectory
     key: PRNGKey
-    guidance: GuidanceState | None = None
+
+
+@chex.dataclass(frozen=True)
+class AdaptiveTrainingState(TrainingState):
+    """One seed's training with a guidance scale that is adapted.
+
+    guidance: lambda in use, and the spread that it gave.
+    """
+
+    guidance: GuidanceState
 
 
 @chex.dataclass(frozen=True)
@@ -142,13 +150,15 @@ def make_trainer(
         def blank(num: int) -> Trajectory:
             return transforms.unpack(jnp.zeros((num, config.horizon, transforms.num_channels(env.spec))), env.spec)
 
-        return TrainingState(
-            learner=learner.init(key_learner),
-            synthetic=blank(num_synthetic),
-            reference=blank(num_reference),
-            key=key_rounds,
-            guidance=None if adaptive is None else initial_guidance(adaptive),
-        )
+        parts = {
+            "learner": learner.init(key_learner),
+            "synthetic": blank(num_synthetic),
+            "reference": blank(num_reference),
+            "key": key_rounds,
+        }
+        if adaptive is None:
+            return TrainingState(**parts)
+        return AdaptiveTrainingState(**parts, guidance=initial_guidance(adaptive))
 
     def generate(
         sample: Callable[..., Trajectory],
@@ -205,11 +215,11 @@ def make_trainer(
 
     def round_(state: TrainingState, dataset: Dataset, prior: Any, plan: Plan) -> tuple[TrainingState, Report]:
         key, key_generate, key_train = jax.random.split(state.key, 3)
-        synthetic, reference, lambda_, adapted = state.synthetic, state.reference, plan.guidance, state.guidance
+        synthetic, reference, lambda_ = state.synthetic, state.reference, plan.guidance
         is_guided = plan.generate & (plan.guidance > 0)
-        if adaptive is not None and adapted is not None:
-            adapted = adapt_scale(adaptive, adapted, is_guided)
-            lambda_ = plan.guidance * adapted.scale
+        if adaptive is not None and isinstance(state, AdaptiveTrainingState):
+            state = dataclasses.replace(state, guidance=adapt_scale(adaptive, state.guidance, is_guided))
+            lambda_ = plan.guidance * state.guidance.scale
         if augmentation is not None:
             synthetic = generate(augmentation.sample, state, dataset, prior, plan, lambda_, key_generate)
             reference = jax.tree.map(
@@ -221,8 +231,9 @@ def make_trainer(
         if augmentation is not None and augmentation.guidance is not None:
             spread = action_spread(learner, state.learner, synthetic, augmentation.prefix)
             measured |= {"guidance": lambda_, "action_spread": spread}
-            if adapted is not None:
-                adapted = dataclasses.replace(adapted, spread=jnp.where(is_guided, spread, adapted.spread))
+            if isinstance(state, AdaptiveTrainingState):
+                found = dataclasses.replace(state.guidance, spread=jnp.where(is_guided, spread, state.guidance.spread))
+                state = dataclasses.replace(state, guidance=found)
         learned, metrics = train(state.learner, synthetic, dataset, plan, key_train)
         returns = evaluate(learned, plan)
         for name, values in measured.items():
@@ -233,7 +244,7 @@ def make_trainer(
             "evaluate": all_finite(returns),
         }
         report = Report(returns=returns, metrics=metrics, finite=finite)
-        state = TrainingState(learner=learned, synthetic=synthetic, reference=reference, key=key, guidance=adapted)
+        state = dataclasses.replace(state, learner=learned, synthetic=synthetic, reference=reference, key=key)
         return state, report
 
     schedule = make_schedule(config, augmentation)
