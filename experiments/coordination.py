@@ -3,13 +3,13 @@
 The other tasks are `spread`, `2reacher-notip` and `2reacher-first`.
 
 Seeds of every method learn from the same recorded episodes with the same fitted prior. The run folder holds
-`returns.csv`, `summary.json` and `figures/`; on a finished one the command prints the table again. An interrupted run
-continues with the first method that it has not finished.
+`returns.csv`, `guidance.csv` (lambda and spread of guided methods), `summary.json` and `figures/`; on a finished one
+the command prints the table again. An interrupted run continues with the first method that it has not finished.
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from experiments.host.console import phase, print_config, print_table, say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import one_line_errors, parse_command
 from experiments.host.files import write_atomically
+from experiments.host.plots import guidance_paths
 from experiments.host.records import parse_mapping
 from experiments.host.run_folder import RunFolder, open_run_folder
 from experiments.tasks.figures import draw_assignments, draw_curves, draw_elbows, draw_sides
@@ -74,12 +75,13 @@ def finished_or_trained(config: CoordinationConfig, method: Method, world: World
         fields = {"returns": list, "ends": list, "response": list, "seconds": float}
         stored = parse_mapping(file, json.loads, fields, "delete it to train the method again")
         returns, ends, response = (np.array(stored[name]) for name in ("returns", "ends", "response"))
-        return Trained(returns, ends, response, stored["seconds"])
+        path = [None if stored.get(name) is None else np.array(stored[name]) for name in ("scale", "spread")]
+        return Trained(returns, ends, response, stored["seconds"], *path)
     start = time.monotonic()
     trained = train(config, method, world, mesh)._replace(seconds=time.monotonic() - start)
     file.parent.mkdir(exist_ok=True)
-    arrays = {name: getattr(trained, name).tolist() for name in ("returns", "ends", "response")}
-    write_atomically(file, json.dumps(arrays | {"seconds": trained.seconds}))
+    values = {name: None if value is None else np.asarray(value).tolist() for name, value in trained._asdict().items()}
+    write_atomically(file, json.dumps(values))
     return trained
 
 
@@ -96,6 +98,9 @@ def write(config: CoordinationConfig, world: World, trained: dict[str, Trained],
     draw_curves(folder.figures / "returns.png", title_of(config), {n: t.returns for n, t in trained.items()}, updates)
     draw_conventions = {"same-side": draw_sides, "spread": draw_assignments}.get(config.task, draw_elbows)
     draw_conventions(folder.figures / "conventions.png", {n: t.ends for n, t in trained.items()})
+    paths = {n: (t.scale, t.spread) for n, t in trained.items() if t.scale is not None and t.spread is not None}
+    if paths:
+        write_guidance(config, paths, folder)
     folder.write_summary(
         {
             "task": config.task,
@@ -110,6 +115,23 @@ def write(config: CoordinationConfig, world: World, trained: dict[str, Trained],
             "wall_seconds": sum(each.seconds for each in trained.values()),
         }
     )
+
+
+def write_guidance(
+    config: CoordinationConfig, paths: Mapping[str, tuple[np.ndarray, np.ndarray]], folder: RunFolder
+) -> None:
+    """Writes lambda and the spread of the synthetic actions `[rounds, seeds]` of each guided method, and draws them."""
+    rows = [
+        f"{name},{config.seed + seed},{number + 1},{scale[number, seed]},{spread[number, seed]}"
+        for name, (scale, spread) in paths.items()
+        for number, seed in np.ndindex(scale.shape)
+    ]
+    write_atomically(
+        folder.path / "guidance.csv", "\n".join(["method,seed,round,guidance,action_spread", *rows]) + "\n"
+    )
+    target = config.guidance_target if config.guidance == "auto" else None
+    starts = np.arange(config.training.num_rounds) * config.training.updates_per_round
+    guidance_paths(folder.figures / "guidance.png", title_of(config), starts, paths, target)
 
 
 def show(summary: dict[str, Any]) -> None:

@@ -380,6 +380,26 @@ def test_recorded_starts_hold_states_and_observations_of_recorded_windows(learne
     assert sum(tuple(np.round(row, 4)) in starts for row in np.asarray(free.state[:, 0])) < 8
 
 
+@pytest.mark.slow
+def test_noise_spreads_the_guided_actions_alone(learner, model, dataset, prior):
+    """Tokens whose actions are recorded keep them, and states, observations and rewards are those without noise."""
+    state, key = learner.init(jax.random.key(2)), jax.random.key(3)
+
+    def draw(noise, key):
+        augmentation = guided(model, learner, 0.6, 3, recorded_actions=True, noise=noise)
+        return augmentation.sample(state, dataset, prior, jnp.float32(0.6), key, 512)
+
+    with jax.debug_key_reuse(False):
+        clean, noisy = draw(0.0, jax.random.split(key)[0]), draw(0.2, key)
+    deviation = np.asarray(noisy.action - clean.action)
+    assert not deviation[:, :2].any()
+    inside = np.abs(np.asarray(clean.action[:, 2:])) < 0.3
+    np.testing.assert_allclose(deviation[:, 2:][inside].std(), 0.2, rtol=0.1)
+    assert np.abs(noisy.action).max() <= 1.0
+    for name in ("state", "obs", "reward", "terminal"):
+        np.testing.assert_array_equal(noisy[name], clean[name])
+
+
 def test_nans_are_flagged_by_phase_and_seed(single, dataset, prior):
     mesh = mesh_of(1)
     program = across_seeds(single, mesh)

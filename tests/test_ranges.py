@@ -1,6 +1,6 @@
 import dataclasses
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import annotated_types as at
 import pytest
@@ -15,6 +15,7 @@ class Settings(Ranged):
     widths: Annotated[tuple[Count, ...], at.MinLen(1)] = (1, 2)
     centre: tuple[Share, NonNegative] = (0.0, 2.0)
     limit: Count | None = None
+    scale: NonNegative | Literal["auto"] = 0.5
     seed: Seed = 0
     name: str = ""
 
@@ -27,6 +28,7 @@ class Settings(Ranged):
         {"widths": (1,)},
         {"centre": (1.0, 0.0)},
         *({"limit": value} for value in (None, 1)),
+        *({"scale": value} for value in ("auto", 0.0)),
         {"seed": 2**32 - 1},
     ],
 )
@@ -46,6 +48,8 @@ def test_the_ends_of_a_range_are_in_it(changes):
         ({"centre": (2.0, 2.0)}, "centre is .* each entry must be at least 0 and at most 1"),
         ({"centre": (0.0, -2.0)}, "centre is .* each entry must be at least 0 and finite"),
         ({"limit": 0}, "limit is 0; it must be at least 1"),
+        ({"scale": -1.0}, "scale is -1.0; it must be at least 0 and finite"),
+        ({"scale": math.nan}, "scale is nan; it must be at least 0 and finite"),
         ({"seed": 2**32}, "seed is 4294967296; it must be at least 0 and below 4294967296"),
     ],
 )

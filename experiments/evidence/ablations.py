@@ -77,7 +77,7 @@ def line_of(cell: Cell, settings: Sequence[str]) -> str:
 
 def value_of(cell: Cell, setting: str) -> Any:
     """A cell's value of the varied setting."""
-    return float(cell.method.removeprefix("coda ")) if setting == "guidance" else cell.setup[setting]
+    return cell.summary["guidance"] if setting == "guidance" else cell.setup[setting]
 
 
 def gains_of(evidence: Evidence, cell: Cell) -> Gains | None:

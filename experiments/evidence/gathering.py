@@ -269,9 +269,10 @@ def _games(results: Path) -> tuple[Game, ...]:
 
 
 def method_order(method: str) -> tuple[int, float]:
-    """Baselines first, then CODA by its guidance scale, then the oracle."""
+    """Baselines first, then CODA by its guidance scale, the adapted one last, then the oracle."""
     name, _, guidance = method.partition(" ")
-    return ("none", "unconditional", "coda", "simulated").index(name), float(guidance or 0)
+    scale = math.inf if guidance == "auto" else float(guidance or 0)
+    return ("none", "unconditional", "coda", "simulated").index(name), scale
 
 
 def cell_order(cell: Cell) -> tuple[Any, ...]:

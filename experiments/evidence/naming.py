@@ -7,6 +7,8 @@ METHODS = {"none": "no augmentation", "unconditional": "unconditional", "simulat
 
 SETTINGS = {
     "guidance": "lambda",
+    "guidance_target": "target spread",
+    "guidance_start": "first lambda",
     "training.mix_ratio": "alpha (mix)",
     "learner.alpha_bc": "alpha_BC",
     "diffusion.num_steps": "N",

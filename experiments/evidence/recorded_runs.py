@@ -19,6 +19,7 @@ from experiments.host.cache import flat, key_of, plain
 from experiments.host.errors import UserError
 from experiments.host.records import parse_file, parse_mapping
 from experiments.host.run_folder import Metrics
+from experiments.pipeline.guidance import AUTO
 from experiments.pipeline.learners import DEFAULT_ALGORITHM, is_of_algorithm
 from experiments.pipeline.settings import PRESETS, uses
 from experiments.pipeline.summary import SUMMARY
@@ -32,7 +33,10 @@ ADVICE = "restore the run from a copy, or remove it"
 SYNTHETIC = {"unconditional": "unguided", "simulated": "simulated", "coda": "guided"}
 """The name of each augmentation's synthetic trajectories in `sample_quality`."""
 
-DEPARTURES = {"recorded_steps": 0, "recorded_actions": False, "consequences": "denoiser", "rollout_noise": 0.0}
+DEPARTURES = {
+    **{"guidance_target": AUTO.target, "guidance_start": AUTO.start, "recorded_steps": 0, "recorded_actions": False},
+    **{"consequences": "denoiser", "rollout_noise": 0.0},
+}
 """Settings of an augmentation that is not the paper's, with their usual values; labels name the others."""
 
 
@@ -151,7 +155,7 @@ def read_run(path: Path) -> Run:
     if summary["augmentation"] != "none":
         label += f", mix {config['training']['mix_ratio']:g}"
     if summary["augmentation"] == "coda":
-        label += f", guidance {summary['guidance']:g}"
+        label += f", guidance {value_name(summary['guidance'])}"
     for name, usual in DEPARTURES.items():
         if config.get(name, usual) != usual:
             label += f", {setting_name(name)} {value_name(config[name])}"
@@ -243,7 +247,7 @@ def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
     preset = run.config.get("preset", "laptop")
     setup = {**flat(plain(PRESETS[preset])), **flat(run.config)} if preset in PRESETS else flat(run.config)
     augmentation = run.summary["augmentation"]
-    method = augmentation if augmentation != "coda" else f"coda {run.summary['guidance']:g}"
+    method = augmentation if augmentation != "coda" else f"coda {value_name(run.summary['guidance'])}"
     benchmark = (preset, run.summary["task"], dataset_name(run.summary))
     left_out = {"preset", "task", "dataset", "vault", "augmentation", "guidance", "seed", "num_seeds", "run_dir"}
     left_out.add("allow_other_devices")

@@ -177,7 +177,7 @@ def game_methods(
     ) -> Trajectory:
         augmentation = augmentation_of(method, learner)
         assert augmentation is not None
-        lambda_ = jnp.float32(augmentation.guidance or 0.0)
+        lambda_ = jnp.float32(0.0 if augmentation.guidance is None else config.guidance)
         return augmentation.sample(state, one_step_dataset(prior.dataset), _fitted(method, prior), lambda_, key, num)
 
     def static_set(method: str, prior: GamePrior, key: PRNGKey) -> Trajectory:

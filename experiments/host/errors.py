@@ -21,6 +21,7 @@ from coda_jax.ranges import RangeError
 Config = TypeVar("Config")
 
 _FLAG = re.compile(r"--[\w.-]+")
+_OF_UNION = re.compile(r"Error parsing (--[\w.-]+): no type matching (\S+) could be instantiated from \['(.*?)'\]")
 
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -141,6 +142,10 @@ def _rejection(box: str, exit_: SystemExit) -> str:
             parts[-1].append(line)
     message, *advice = [part for part in parts if any(part)]
     message = " ".join(" ".join(message).split())
+    of_union = _OF_UNION.match(message)
+    if of_union:
+        flag, kinds, value = of_union.groups()
+        message = f"{flag} is '{value}'; it must be {re.sub('[{}]', '', kinds).replace('|', ' or ')}"
     error = _range_error(exit_)
     if error is not None:
         # The label is the field that holds the dataclass, or the name of the outermost class.

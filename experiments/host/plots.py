@@ -120,6 +120,36 @@ def likelihood_curves(path: Path, title: str, runs: Sequence[tuple[str, Mapping[
             axes.legend(loc="best", fontsize=8)
 
 
+def guidance_paths(
+    path: Path,
+    title: str,
+    updates: np.ndarray,
+    methods: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    target: float | None,
+) -> None:
+    """Plots lambda and the spread of the synthetic actions against updates: a thin line per seed, and their mean.
+
+    Args:
+        path: the PNG to write.
+        title: the run in words.
+        updates: `[R]` updates before each round.
+        methods: by label, lambda and spread `[R, seeds]` of each round; both are 0 without synthetic data.
+        target: the spread that lambda is adapted to; None for a constant lambda.
+    """
+    with panels(path, 1, 2, (10.0, 4.0)) as grid:
+        for axes, at, name in zip(grid[0], (0, 1), ("guidance scale lambda", "spread of the actions"), strict=True):
+            for number, (label, both) in enumerate(methods.items()):
+                is_used = both[1] > 0
+                values = np.where(is_used, both[at], np.nan)
+                axes.plot(updates, values, color=f"C{number}", alpha=0.35, linewidth=0.8)
+                mean = np.where(is_used.all(axis=1), both[at].mean(axis=1), np.nan)
+                axes.plot(updates, mean, color=f"C{number}", linewidth=2.0, label=label)
+            axes.set(title=title if at == 0 else "", xlabel="learner updates", ylabel=name, ylim=(0.0, None))
+        if target is not None:
+            grid[0, 1].axhline(target, color="0.4", linestyle="--", linewidth=1.0, label="target")
+        grid[0, 1].legend(loc="best", fontsize=8)
+
+
 def mean_curve(axes: Axes, label: str | None, metrics: Mapping[str, np.ndarray], column: str, **style: Any) -> None:
     """Plots a column of `metrics.csv` against updates: the mean over seeds with a band of one standard error."""
     updates = np.unique(metrics["updates"])

@@ -61,11 +61,16 @@ def parse_mapping(file: Path, parse: Callable[[str], Any], fields: Mapping[str, 
 
 
 def conforms(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON has a type: a class, a union, `list[...]` or `dict[str, ...]`; an int is also a float."""
+    """Whether a value of JSON has a type: a class, `Literal`, union, `list[...]` or `dict[str, ...]`.
+
+    An int is also a float.
+    """
     arguments = typing.get_args(hint)
     match typing.get_origin(hint) or hint:
-        case types.UnionType:
+        case union if union in (types.UnionType, typing.Union):
             return any(conforms(value, one) for one in arguments)
+        case typing.Literal:
+            return value in arguments
         case builtin if builtin is list and arguments:
             return isinstance(value, list) and all(conforms(item, arguments[0]) for item in value)
         case builtin if builtin is dict and arguments:

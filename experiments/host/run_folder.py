@@ -54,18 +54,21 @@ _AFFECTS_NUMBERS = (
 """Fields of the provenance that can affect the numbers of a run."""
 
 
-def default_run_dir(*, task: str, dataset: str, augmentation: str, guidance: float, preset: str, config: Any) -> Path:
+def default_run_dir(
+    *, task: str, dataset: str, augmentation: str, guidance: float | str, preset: str, config: Any
+) -> Path:
     """The default folder of a run, a function of its configuration only, so the same command resumes its run.
 
     Args:
         task: name of the task.
         dataset: name of the dataset, or the path of a vault.
         augmentation: kind of augmentation.
-        guidance: lambda, the guidance scale.
+        guidance: lambda, the guidance scale, or a word for it.
         preset: name of the preset.
         config: all other settings that identify it; those above may be in it too.
     """
-    name = f"{task}-{Path(dataset).stem}-{augmentation}-g{guidance:g}-{preset}-{key_of(config)}"
+    scale = guidance if isinstance(guidance, str) else f"{guidance:g}"
+    name = f"{task}-{Path(dataset).stem}-{augmentation}-g{scale}-{preset}-{key_of(config)}"
     return Path("runs", re.sub(r"[^\w.+-]", "_", name))
 
 
@@ -81,6 +84,11 @@ class Metrics:
         self.path = path
         self.text = ""
         self.listeners: list[Rows] = []
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns after `round` and `seed`; none before the first evaluation."""
+        return self.text.partition("\n")[0].split(",")[2:]
 
     def append(self, round_: int, seeds: ArrayLike, columns: Mapping[str, ArrayLike]) -> None:
         """Appends the rows of one evaluation; returns when they are on disk.

@@ -25,7 +25,7 @@ from experiments.host.console import print_config, print_table, say, warn
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError
 from experiments.host.loggers import logger
-from experiments.host.plots import learning_curve
+from experiments.host.plots import guidance_paths, learning_curve
 from experiments.host.run_folder import RunFolder, default_run_dir, open_run_folder
 from experiments.pipeline.fitting import Fit, fit_prior
 from experiments.pipeline.learners import DEFAULT_ALGORITHM
@@ -179,7 +179,23 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
         card["return_mean"],
         card["return_max"],
     )
+    _draw_guidance(config, folder)
     folder.write_summary(summary)
+
+
+def _draw_guidance(config: ExperimentConfig, folder: RunFolder) -> None:
+    """Draws the path of lambda of a guided run; a run that was begun by an older version may not have recorded it."""
+    metrics, columns = folder.metrics.read(), ("updates", "guidance", "action_spread")
+    if not set(columns) <= set(metrics):
+        return
+    updates, scale, spread = (metrics[column].reshape(-1, config.num_seeds) for column in columns)
+    guidance_paths(
+        folder.figures / "guidance.png",
+        f"{config.task} {config.vault or config.dataset}",
+        updates[:-1, 0],
+        {METHODS[config.augmentation]: (scale[1:], spread[1:])},
+        config.guidance_target if config.guidance == "auto" else None,
+    )
 
 
 def show(summary: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from coda_jax import presets
+from coda_jax.augmentation.adaptive_guidance import AdaptiveGuidance
 from coda_jax.backend import Precision
 from coda_jax.data.teams import named_datasets
 from coda_jax.diffusion.generator import GeneratorConfig
@@ -15,10 +16,11 @@ from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.dynamics.ensemble import DynamicsConfig
 from coda_jax.envs.mamujoco import TASKS
 from coda_jax.presets import Preset
-from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Ranged, RangeError, Seed, check_seeds
+from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Positive, Ranged, RangeError, Seed, check_seeds
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
 from experiments.host.yaml_files import read_yaml
+from experiments.pipeline.guidance import AUTO, GUIDANCE, check_guidance, guidance_scale
 from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner
 
 _LAPTOP = presets.PRESETS["laptop"]
@@ -57,8 +59,14 @@ class ExperimentConfig(Ranged):
     augmentation: str = "coda"
     """Synthetic data. `coda`: guided toward the joint policy. `unconditional`: sampled once, unguided.
     `none`: no augmentation, no denoiser is fitted. `simulated`: the oracle, the policy's roll-outs in the simulator."""
-    guidance: NonNegative = 0.6
-    """Guidance scale lambda; only `coda` is guided."""
+    guidance: NonNegative | Literal["auto"] = 0.6
+    """Guidance scale lambda; only `coda` is guided. `auto` adapts it in every round, for each seed by itself, until the
+    synthetic actions have the spread of `--guidance-target`; not in the paper."""
+    guidance_target: Positive = AUTO.target
+    """With `--guidance auto`: root mean square deviation of the synthetic actions from the policy's; actions are in
+    [-1, 1]."""
+    guidance_start: Annotated[float, Interval(ge=AUTO.lowest, le=AUTO.highest)] = AUTO.start
+    """With `--guidance auto`: lambda of the first generation."""
     recorded_steps: NonNegativeCount = 0
     """Tokens of a guided trajectory whose states and observations are held to a recorded window's; not in the paper."""
     recorded_actions: bool = False
@@ -68,7 +76,8 @@ class ExperimentConfig(Ranged):
     `model`: a one-step model fitted to the data continues each trajectory from its first state, or with
     `--recorded-actions` from the last recorded one."""
     rollout_noise: NonNegative = 0.0
-    """Standard deviation of noise on the actions that the one-step model, or the oracle, rolls out."""
+    """Standard deviation of noise on the actions that the one-step model, or the oracle, rolls out, or on those of the
+    denoiser, whose next states and rewards do not follow the noise."""
     algorithm: str = DEFAULT_ALGORITHM
     """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
     Q-learning in place of cloning)."""
@@ -108,6 +117,11 @@ class ExperimentConfig(Ranged):
         super().__post_init__()
         check_seeds(self.seed, self.num_seeds)
 
+    @property
+    def guidance_scale(self) -> float | AdaptiveGuidance:
+        """The scale lambda, or the settings by which it is adapted."""
+        return guidance_scale(self.guidance, self.guidance_target, self.guidance_start)
+
 
 def _experiment(name: str, preset: Preset) -> ExperimentConfig:
     return ExperimentConfig(
@@ -135,9 +149,9 @@ def uses(augmentation: str, setting: str) -> bool:
     if setting in ("recorded_steps", "recorded_actions", "consequences") or setting.startswith("dynamics."):
         return False
     if augmentation == "unconditional":
-        of_guidance = ("guidance", "diffusion.guidance_schedule", "diffusion.through_denoiser")
+        of_guidance = (*GUIDANCE, "diffusion.guidance_schedule", "diffusion.through_denoiser")
         return setting not in (*of_guidance, "training.num_trajectories")
-    unused = {"guidance", "fit_seed", "data.uniform_unbounded", "training.static_trajectories"}
+    unused = {*GUIDANCE, "fit_seed", "data.uniform_unbounded", "training.static_trajectories"}
     if augmentation == "none":
         unused |= {"training.mix_ratio", "training.chunk_size", "training.num_trajectories", "training.burn_in"}
     return setting not in unused and not setting.startswith(("diffusion.", "denoiser."))
@@ -192,6 +206,8 @@ def check(config: ExperimentConfig) -> None:
             raise UserError(f"--training.mix-ratio {error.problem}") from error
     check_choice("--algorithm", config.algorithm, ALGORITHMS)
     check_learner(config.algorithm, config.learner, PRESETS[config.preset].learner)
+    if config.augmentation == "coda":
+        check_guidance(config.guidance, config.guidance_target, config.guidance_start, config.rollout_noise)
     for flag, value, least in (
         ("--training.horizon", config.training.horizon, 2),
         ("--training.evaluation-episodes", config.training.evaluation_episodes, 1),

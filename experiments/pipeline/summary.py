@@ -1,12 +1,12 @@
 """The fields of the main job's `summary.json`, with their types in JSON."""
 
-from typing import Any
+from typing import Any, Literal
 
 SUMMARY: dict[str, Any] = {
     "task": str,
     "dataset": str,
     "augmentation": str,
-    "guidance": float,
+    "guidance": float | Literal["auto"],
     "updates": int,
     "num_seeds": int,
     "seeds": list[int],

@@ -73,13 +73,14 @@ def _augmentation(
     """The source of synthetic trajectories, and the fitted models that it samples from."""
     match config.augmentation:
         case "coda":
-            coda = guided(fit.model, learner, config.guidance, config.recorded_steps, config.recorded_actions)
+            noise = config.rollout_noise if fit.dynamics is None else 0.0
+            recorded = config.recorded_steps, config.recorded_actions
+            coda = guided(fit.model, learner, config.guidance_scale, *recorded, noise)
             if fit.dynamics is None:
                 return coda, fit.prior
             model = make_dynamics(env.spec, config.dynamics)
             fitted = PriorWithDynamics(prior=fit.prior, dynamics=fit.dynamics)
-            prefix = config.recorded_steps - 1 if config.recorded_actions else 0
-            return model_consequences(coda, env, model, learner, config.rollout_noise, prefix), fitted
+            return model_consequences(coda, env, model, learner, config.rollout_noise, coda.prefix), fitted
         case "unconditional":
             return unconditional(fit.model), fit.prior
         case "simulated":
@@ -218,6 +219,8 @@ class Training:
             "return_std": report.returns.std(axis=1),
             **report.metrics,
         }
+        recorded = self.folder.metrics.columns  # a run that an older version began may lack the newer ones
+        columns = {name: values for name, values in columns.items() if name in recorded or not recorded}
         self.folder.metrics.append(number, self.job.seeds, columns)
 
     def _save(self, number: int) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Interval, MinLen
 
+from coda_jax.augmentation.adaptive_guidance import AdaptiveGuidance
 from coda_jax.data.coordination import SameSideData
 from coda_jax.data.reacher import ReacherData
 from coda_jax.data.spread import SpreadData
@@ -20,6 +21,7 @@ from coda_jax.envs.simple_spread import EPISODE_LENGTH as SPREAD_LENGTH
 from coda_jax.ranges import Count, NonNegative, Positive, Ranged, Seed, Share, check_seeds
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
+from experiments.pipeline.guidance import AUTO, check_guidance, guidance_scale
 from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner, is_of_algorithm
 from experiments.pipeline.settings import check_choice
 
@@ -130,8 +132,14 @@ class CoordinationConfig(Ranged):
     """Policy seeds per method: `seed`, `seed + 1`, ..."""
     seed: Seed = 0
     """First seed."""
-    guidance: NonNegative = 0.6
-    """Guidance scale lambda of the CODA methods."""
+    guidance: NonNegative | Literal["auto"] = 0.6
+    """Guidance scale lambda of the CODA methods. `auto` adapts it in every round, for each seed by itself, until the
+    synthetic actions have the spread of `--guidance-target`."""
+    guidance_target: Positive = AUTO.target
+    """With `--guidance auto`: root mean square deviation of the synthetic actions from the policy's; actions are in
+    [-1, 1]."""
+    guidance_start: Annotated[float, Interval(ge=AUTO.lowest, le=AUTO.highest)] = AUTO.start
+    """With `--guidance auto`: lambda of the first generation."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`."""
     diffusion: SamplerConfig = _SAMPLER
@@ -150,6 +158,11 @@ class CoordinationConfig(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seeds(self.seed, self.num_seeds)
+
+    @property
+    def guidance_scale(self) -> float | AdaptiveGuidance:
+        """The scale lambda, or the settings by which it is adapted."""
+        return guidance_scale(self.guidance, self.guidance_target, self.guidance_start)
 
     @property
     def data(self) -> SameSideData | SpreadData | ReacherData:
@@ -214,6 +227,7 @@ def check(config: CoordinationConfig) -> None:
     for name in config.methods:
         check_choice("--methods", name, tuple(METHODS))
     default = DEFAULTS[config.task]
+    check_guidance(config.guidance, config.guidance_target, config.guidance_start)
     check_learner(config.algorithm, config.learner, default.learner)
     for name, tasks in _DIALS.items():
         if config.task not in tasks and getattr(config, name) != getattr(default, name):

@@ -67,12 +67,16 @@ class Trained(NamedTuple):
     response: `[seeds]` how far the next states of trajectories guided toward the final policy follow its actions
               (`action_response`); none of a method without guidance.
     seconds:  compilation and training.
+    scale:    `[rounds, seeds]` lambda of the synthetic trajectories of each round; None where nothing is guided.
+    spread:   `[rounds, seeds]` that of their actions around the policy's.
     """
 
     returns: Float[np.ndarray, "R S"]
     ends: Float[np.ndarray, "S E A"]
     response: Float[np.ndarray, "S"]
     seconds: float = 0.0
+    scale: Float[np.ndarray, "T S"] | None = None
+    spread: Float[np.ndarray, "T S"] | None = None
 
 
 def make_world(config: CoordinationConfig) -> World:
@@ -125,12 +129,18 @@ def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) 
     measured = [at for at, scheduled in enumerate(trainer.schedule) if scheduled.kind != "generate"]
     returns = np.asarray(reports.returns)[measured].mean(axis=-1) * world.task.reward_unit
     ends = jax.jit(jax.vmap(lambda learned: ends_of(world.task, learner, learned)))(state.learner)
+    in_training = [at for at, scheduled in enumerate(trainer.schedule) if scheduled.kind == "train"]
+    scale, spread = (
+        np.asarray(reports.metrics[name])[in_training] if name in reports.metrics else None
+        for name in ("guidance", "action_spread")
+    )
     response = np.zeros(0)
-    if method.augmentation == "guided" and config.guidance > 0:
-        assert augmentation is not None
-        of_policy = functools.partial(response_of, world.env, augmentation, config.guidance)
-        response = np.asarray(jax.jit(jax.vmap(of_policy, in_axes=(0, None, None)))(state.learner, *inputs))
-    return Trained(returns, np.asarray(ends), response)
+    if method.augmentation == "guided" and config.guidance != 0:
+        assert augmentation is not None and scale is not None
+        of_policy = functools.partial(response_of, world.env, augmentation)
+        last = jax.device_put(scale[-1], NamedSharding(mesh, PartitionSpec("seed")))
+        response = np.asarray(jax.jit(jax.vmap(of_policy, in_axes=(0, 0, None, None)))(last, state.learner, *inputs))
+    return Trained(returns, np.asarray(ends), response, scale=scale, spread=spread)
 
 
 def rows_of(training: CodaConfig, method: Method) -> CodaConfig:
@@ -149,7 +159,7 @@ def augmentation_of(
         case "guided":
             sampler = dataclasses.replace(config.diffusion, through_denoiser=method.through_denoiser)
             model = world.model._replace(sampler=sampler)
-            coda = guided(model, learner, config.guidance, method.recorded_steps)
+            coda = guided(model, learner, config.guidance_scale, method.recorded_steps)
             if not method.by_model:
                 return coda, world.prior
             fitted = PriorWithDynamics(prior=world.prior, dynamics=world.dynamics)
@@ -189,11 +199,16 @@ def ends_of(task: CoordinationTask, learner: Learner, state: LearnerState) -> Fl
 
 
 def response_of(
-    env: Environment, augmentation: Augmentation, guidance: float, state: LearnerState, dataset: Dataset, prior: Any
+    env: Environment,
+    augmentation: Augmentation,
+    guidance: Float[Array, ""],
+    state: LearnerState,
+    dataset: Dataset,
+    prior: Any,
 ) -> Float[Array, ""]:
     """The response of 64 guided trajectories to the actions of a policy, against unguided ones of the same noise."""
     guided_set, unguided_set = (
-        augmentation.sample(state, dataset, prior, jnp.float32(scale), jax.random.key(2), 64)
-        for scale in (guidance, 0.0)
+        augmentation.sample(state, dataset, prior, scale, jax.random.key(2), 64)
+        for scale in (guidance, jnp.float32(0.0))
     )
     return action_response(env, guided_set, unguided_set, jnp.std(dataset.steps.state, axis=0))

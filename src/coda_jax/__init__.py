@@ -6,6 +6,7 @@ The names below are the public API; modules and names that are not exported here
 import importlib.metadata
 
 from coda_jax.artefact import ArtefactError
+from coda_jax.augmentation.adaptive_guidance import AdaptiveGuidance
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.model_based import PriorWithDynamics, model_consequences, model_rollouts
@@ -46,6 +47,7 @@ __version__ = importlib.metadata.version("coda-jax")
 
 __all__ = [
     "PRESETS",
+    "AdaptiveGuidance",
     "ArtefactError",
     "Augmentation",
     "CodaConfig",

@@ -13,6 +13,7 @@ baselines, the first generation and the first evaluation all run one compiled pr
 sequence of plans of a whole training; `Trainer.run` is that training as one pure function.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,11 +25,12 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from coda_jax import transforms
+from coda_jax.augmentation.adaptive_guidance import AdaptiveGuidance, GuidanceState, adapt_scale, initial_guidance
 from coda_jax.augmentation.base import Augmentation, sample_in_chunks
 from coda_jax.backend import sizes
 from coda_jax.data.dataset import Dataset, sample_windows
 from coda_jax.envs.base import Environment
-from coda_jax.evaluation import action_log_likelihood, policy_returns
+from coda_jax.evaluation import action_log_likelihood, action_spread, policy_returns
 from coda_jax.marl.learner import Learner, LearnerState, RowWeights
 from coda_jax.schedule import CodaConfig, Plan, Rows, ScheduledRound, make_schedule
 from coda_jax.types import Metrics, PRNGKey, Trajectory
@@ -54,13 +56,25 @@ class TrainingState:
 
 
 @chex.dataclass(frozen=True)
+class AdaptiveTrainingState(TrainingState):
+    """One seed's training with a guidance scale that is adapted.
+
+    guidance: lambda in use, and the spread that it gave.
+    """
+
+    guidance: GuidanceState
+
+
+@chex.dataclass(frozen=True)
 class Report:
     """The results of one round.
 
     returns:  `[*batch, evaluation_episodes]` undiscounted returns of the policy after the round.
     metrics:  means over the round's updates; `synthetic_log_likelihood` and `unguided_log_likelihood`, the mean
               action log-likelihood of the synthetic and the reference trajectories under the policy that starts the
-              round. Means are 0 where there were no updates, likelihoods where the mix ratio is 0.
+              round; where the augmentation is guided, also `guidance`, the lambda of the synthetic trajectories, and
+              `action_spread`, that of their actions around the same policy's. Means are 0 where there were no updates,
+              the others where the mix ratio is 0.
     finite:   for each phase (`generate`, `update`, `evaluate`) whether all its numbers are finite.
     """
 
@@ -127,6 +141,8 @@ def make_trainer(
     chunks_at_once = max(1, sizes().trajectories // config.chunk_size)
     num_synthetic = 1 if augmentation is None else config.num_samples(augmentation)
     num_reference = min(config.reference_trajectories, num_synthetic)
+    guidance = None if augmentation is None else augmentation.guidance
+    adaptive = guidance if isinstance(guidance, AdaptiveGuidance) else None
 
     def init(key: PRNGKey) -> TrainingState:
         key_learner, key_rounds = jax.random.split(key)
@@ -134,18 +150,27 @@ def make_trainer(
         def blank(num: int) -> Trajectory:
             return transforms.unpack(jnp.zeros((num, config.horizon, transforms.num_channels(env.spec))), env.spec)
 
-        return TrainingState(
-            learner=learner.init(key_learner),
-            synthetic=blank(num_synthetic),
-            reference=blank(num_reference),
-            key=key_rounds,
-        )
+        parts = {
+            "learner": learner.init(key_learner),
+            "synthetic": blank(num_synthetic),
+            "reference": blank(num_reference),
+            "key": key_rounds,
+        }
+        if adaptive is None:
+            return TrainingState(**parts)
+        return AdaptiveTrainingState(**parts, guidance=initial_guidance(adaptive))
 
     def generate(
-        sample: Callable[..., Trajectory], state: TrainingState, dataset: Dataset, prior: Any, plan: Plan, key: PRNGKey
+        sample: Callable[..., Trajectory],
+        state: TrainingState,
+        dataset: Dataset,
+        prior: Any,
+        plan: Plan,
+        lambda_: Float[Array, ""],
+        key: PRNGKey,
     ) -> Trajectory:
         def sample_chunk(key: PRNGKey, num: int) -> Trajectory:
-            return sample(state.learner, dataset, prior, plan.guidance, key, num)
+            return sample(state.learner, dataset, prior, lambda_, key, num)
 
         return jax.lax.cond(
             plan.generate,
@@ -190,18 +215,28 @@ def make_trainer(
 
     def round_(state: TrainingState, dataset: Dataset, prior: Any, plan: Plan) -> tuple[TrainingState, Report]:
         key, key_generate, key_train = jax.random.split(state.key, 3)
-        synthetic, reference = state.synthetic, state.reference
+        synthetic, reference, lambda_ = state.synthetic, state.reference, plan.guidance
+        is_guided = plan.generate & (plan.guidance > 0)
+        if adaptive is not None and isinstance(state, AdaptiveTrainingState):
+            state = dataclasses.replace(state, guidance=adapt_scale(adaptive, state.guidance, is_guided))
+            lambda_ = plan.guidance * state.guidance.scale
         if augmentation is not None:
-            synthetic = generate(augmentation.sample, state, dataset, prior, plan, key_generate)
+            synthetic = generate(augmentation.sample, state, dataset, prior, plan, lambda_, key_generate)
             reference = jax.tree.map(
                 lambda new, old: jnp.where(plan.keep_reference, new[:num_reference], old), synthetic, reference
             )
-        log_likelihoods = {"synthetic_log_likelihood": action_log_likelihood(learner, state.learner, synthetic)}
+        measured = {"synthetic_log_likelihood": action_log_likelihood(learner, state.learner, synthetic)}
         if num_reference:
-            log_likelihoods["unguided_log_likelihood"] = action_log_likelihood(learner, state.learner, reference)
+            measured["unguided_log_likelihood"] = action_log_likelihood(learner, state.learner, reference)
+        if augmentation is not None and augmentation.guidance is not None:
+            spread = action_spread(learner, state.learner, synthetic, augmentation.prefix)
+            measured |= {"guidance": lambda_, "action_spread": spread}
+            if isinstance(state, AdaptiveTrainingState):
+                found = dataclasses.replace(state.guidance, spread=jnp.where(is_guided, spread, state.guidance.spread))
+                state = dataclasses.replace(state, guidance=found)
         learned, metrics = train(state.learner, synthetic, dataset, plan, key_train)
         returns = evaluate(learned, plan)
-        for name, values in log_likelihoods.items():
+        for name, values in measured.items():
             metrics[name] = jnp.where(plan.mix_ratio > 0, jnp.mean(values), 0.0)
         finite = {
             "generate": all_finite(synthetic),
@@ -209,7 +244,8 @@ def make_trainer(
             "evaluate": all_finite(returns),
         }
         report = Report(returns=returns, metrics=metrics, finite=finite)
-        return TrainingState(learner=learned, synthetic=synthetic, reference=reference, key=key), report
+        state = dataclasses.replace(state, learner=learned, synthetic=synthetic, reference=reference, key=key)
+        return state, report
 
     schedule = make_schedule(config, augmentation)
     return Trainer(init, round_, functools.partial(_run, round_, schedule), schedule)

@@ -41,6 +41,20 @@ def action_log_likelihood(learner: Learner, state: LearnerState, trajectory: Tra
     return gaussian_log_prob(trajectory.action, unroll(learner, state, trajectory.obs))
 
 
+@full_precision
+def action_spread(learner: Learner, state: LearnerState, trajectory: Trajectory, prefix: int = 0) -> Float[Array, ""]:
+    """The root mean square of a - mu(o) over trajectories `[B, H, ...]`, agents and action dimensions.
+
+    Args:
+        learner: whose policy is mu.
+        state: its state.
+        trajectory: the trajectories.
+        prefix: first tokens that do not count; the policy's memory follows them.
+    """
+    deviation = trajectory.action - unroll(learner, state, trajectory.obs)
+    return jnp.sqrt(jnp.mean(jnp.square(deviation[:, prefix:])))
+
+
 @chex.dataclass(frozen=True)
 class SampleQuality:
     """Errors of trajectories, in standard deviations of the reference data; 0 is perfect.

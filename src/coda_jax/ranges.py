@@ -119,7 +119,7 @@ def violated(value: Any, hint: Any) -> str | None:
     if value is None:
         return None
     for alternative in alternatives(hint):
-        limits = bounds(alternative)
+        limits = [] if isinstance(value, str) else bounds(alternative)  # a word in place of a number
         if not all(_holds(value, limit) for limit in limits):
             return f"it must be {_in_words(limits)}"
         for mark in _metadata(alternative):

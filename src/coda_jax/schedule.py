@@ -7,6 +7,7 @@ import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from coda_jax.augmentation.adaptive_guidance import AdaptiveGuidance
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.ranges import Count, NonNegativeCount, Ranged, RangeError, Share
 
@@ -95,7 +96,7 @@ class Plan:
     keep_reference: whether the new ones become the reference set too.
     num_updates:    learner updates.
     evaluate:       whether to roll out the policy; the returns are 0 otherwise.
-    guidance:       lambda; 0 samples without guidance.
+    guidance:       lambda; 0 samples without guidance. Where lambda is adapted, a factor on the adapted one.
     mix_ratio:      alpha, rounded to whole trajectories of a mini-batch.
     """
 
@@ -123,6 +124,7 @@ def make_schedule(config: CodaConfig, augmentation: Augmentation | None) -> tupl
     `burn_in` rounds of updates are on the recorded data alone.
     """
     guidance = 0.0 if augmentation is None or augmentation.guidance is None else augmentation.guidance
+    guidance = 1.0 if isinstance(guidance, AdaptiveGuidance) else guidance
     has_reference = config.reference_trajectories > 0
     is_evaluated = config.evaluation_episodes > 0
 

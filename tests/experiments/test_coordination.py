@@ -66,7 +66,18 @@ def test_the_run_folder_holds_every_seed_of_every_method(finished):
     summary = json.loads((finished / "summary.json").read_text())
     last = [float(row["return"]) for row in rows if row["updates"] == "4"]
     np.testing.assert_allclose([r for name in CHOSEN for r in summary["returns_per_seed"][name]], last)
-    assert {path.name for path in (finished / "figures").iterdir()} == {"returns.png", "conventions.png"}
+    assert {path.name for path in (finished / "figures").iterdir()} == {
+        "returns.png",
+        "conventions.png",
+        "guidance.png",
+    }
+    with (finished / "guidance.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["method"], r["round"], r["seed"]) for r in rows] == [
+        ("CODA+", str(number), str(seed)) for number in (1, 2) for seed in range(2)
+    ]
+    assert {float(row["guidance"]) for row in rows} == {float(np.float32(0.6))}
+    assert all(0 < float(row["action_spread"]) < 2 for row in rows)
     responses = summary["response_per_seed"]  # of the guided methods
     assert set(responses) == {"CODA+"} and np.isfinite(responses["CODA+"]).all() and len(responses["CODA+"]) == 2
 
@@ -83,8 +94,22 @@ def test_response_is_one_where_the_task_itself_gives_the_consequences_and_zero_w
         return jax.tree.map(lambda new, old: jnp.where(guidance > 0, new, old), guided, recorded)
 
     for response in (0.0, 0.5, 1.0):
-        measured = response_of(DRIFT, Augmentation(sample), 0.6, state, dataset, jnp.float32(response))
+        measured = response_of(DRIFT, Augmentation(sample), jnp.float32(0.6), state, dataset, jnp.float32(response))
         np.testing.assert_allclose(measured, response, atol=1e-3)
+
+
+def test_lambda_is_adapted_for_each_seed(tmp_path):
+    flags = ("--methods", "CODA+", "--guidance", "auto", "--guidance-target", "0.4")
+    command("--run-dir", str(tmp_path / "auto"), *flags)
+    with (tmp_path / "auto/guidance.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    scale, spread = (
+        np.array([float(row[name]) for row in rows]).reshape(2, 2) for name in ("guidance", "action_spread")
+    )
+    np.testing.assert_allclose(scale[0], 0.1, rtol=1e-5)
+    np.testing.assert_allclose(scale[1], 0.1 * np.sqrt(spread[0] / 0.4), rtol=1e-4)
+    assert scale[1, 0] != scale[1, 1]
+    assert "guidance: auto" in (tmp_path / "auto/config.yaml").read_text()
 
 
 def test_an_interrupted_run_continues_with_the_method_it_was_at(finished, tmp_path, monkeypatch):
@@ -105,7 +130,8 @@ def test_an_interrupted_run_continues_with_the_method_it_was_at(finished, tmp_pa
 
     monkeypatch.setattr(coordination, "train", only_the_second)
     command("--run-dir", str(path))
-    assert (path / "returns.csv").read_bytes() == (finished / "returns.csv").read_bytes()
+    for name in ("returns.csv", "guidance.csv"):
+        assert (path / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_spread_has_its_own_defaults_and_picture(tmp_path):
@@ -114,7 +140,8 @@ def test_spread_has_its_own_defaults_and_picture(tmp_path):
     assert "num_agents: 3" in settings_of_run and "horizon: 25" in settings_of_run
     summary = json.loads((tmp_path / "spread/summary.json").read_text())
     assert 350 < summary["dataset_mean_return"] < summary["convention_return"] < 700
-    assert {path.name for path in (tmp_path / "spread/figures").iterdir()} == {"returns.png", "conventions.png"}
+    figures = {path.name for path in (tmp_path / "spread/figures").iterdir()}
+    assert figures == {"returns.png", "conventions.png", "guidance.png"}
 
 
 def test_shares_of_assignments():
@@ -135,6 +162,9 @@ def test_shares_of_assignments():
         (("--training.horizon", "11"), "--training.horizon must be at most 10"),
         (("--half-width", "0"), "--half-width is 0"),
         (("--coverage", "2"), "coverage"),
+        (("--guidance", "much"), "--guidance is 'much'; it must be FLOAT or auto"),
+        (("--guidance-target", "0.1"), "--guidance-target is a setting of --guidance auto; leave it out with 0.6"),
+        (("--guidance", "auto", "--guidance-start", "2"), "--guidance-start is 2.0; it must be at least 0.001"),
     ],
 )
 def test_bad_flags_are_one_clear_line(capsys, flags, words):

@@ -1,6 +1,7 @@
 """The main command: bad input, resuming, and what a run folder holds; in a world without physics, to be quick."""
 
 import csv
+import dataclasses
 import json
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from experiments.evidence.recorded_runs import SYNTHETIC
 from experiments.host.cache import cache_folder
 from experiments.host.checkpoints import Checkpoints
 from experiments.pipeline import run
+from experiments.pipeline.training import Training
 from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
 from tests.lowering import lower_for_accelerators, recorded_programs
 
@@ -90,6 +92,9 @@ def test_a_run_folder_holds_what_it_promises(finished):
     assert len({quality[name]["dynamics_error"] for name in synthetic}) == 3
     assert json.loads((finished / "provenance.json").read_text())["num_devices"] == 2
     assert (finished / "figures" / "learning_curve.png").stat().st_size > 5000
+    assert (finished / "figures" / "guidance.png").stat().st_size > 5000
+    assert {float(row["guidance"]) for row in rows[2:]} == {float(np.float32(0.6))}
+    assert all(0 < float(row["action_spread"]) < 2 for row in rows[2:])
 
 
 def test_its_policies_and_its_prior_are_loaded_without_data(finished):
@@ -162,6 +167,47 @@ def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path
     assert whole["returns_per_seed"] == resumed["returns_per_seed"]
     assert whole["sample_quality"] == resumed["sample_quality"]
     jax.tree.map(np.testing.assert_array_equal, load_policy(path).weights, load_policy(finished).weights)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_with_an_adapted_lambda_ends_with_the_same_numbers(vault, tmp_path, monkeypatch):
+    flags = ("--vault", str(vault), "--guidance", "auto", "--guidance-target", "0.4")
+    command(*flags, "--run-dir", str(tmp_path / "whole"))
+    save = Checkpoints.save
+
+    def save_until(self, step, tree, notes=None):
+        if self._folder.name == "train" and step > 1:
+            raise RuntimeError("killed")
+        save(self, step, tree, notes)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Checkpoints, "save", save_until)
+        command(*flags, "--run-dir", str(tmp_path / "resumed"))
+    command(*flags, "--run-dir", str(tmp_path / "resumed"))
+    assert (tmp_path / "whole/metrics.csv").read_bytes() == (tmp_path / "resumed/metrics.csv").read_bytes()
+    scale = np.array([float(row["guidance"]) for row in table(tmp_path / "whole")[2:]]).reshape(3, 2)
+    np.testing.assert_allclose(scale[0], 0.1, rtol=1e-5)
+    assert (scale[1:] != scale[0]).all() and (scale[1:, 0] != scale[1:, 1]).all()
+    assert json.loads((tmp_path / "whole/summary.json").read_text())["guidance"] == "auto"
+
+
+@pytest.mark.slow
+def test_a_run_that_an_older_version_began_goes_on_without_the_newer_columns(vault, tmp_path, monkeypatch, finished):
+    path, record = tmp_path / "older", Training._record
+
+    def record_less(self, number, report):
+        metrics = {n: v for n, v in report.metrics.items() if n not in ("guidance", "action_spread")}
+        record(self, number, dataclasses.replace(report, metrics=metrics))
+        if number == 1:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Training, "_record", record_less)
+        command("--vault", str(vault), "--run-dir", str(path))
+    command("--vault", str(vault), "--run-dir", str(path))
+    newer = [{n: v for n, v in row.items() if n not in ("guidance", "action_spread")} for row in table(finished)]
+    assert table(path) == newer
+    assert not (path / "figures" / "guidance.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -273,6 +319,10 @@ def refusal(capsys, *flags: str) -> str:
         (["--guidance", "-0.1"], ["--guidance", "-0.1"]),
         (["--guidance", "nan"], ["--guidance", "nan"]),
         (["--guidance", "inf"], ["--guidance", "inf"]),
+        (["--guidance", "much"], ["--guidance is 'much'", "FLOAT or auto"]),
+        (["--guidance", "auto", "--guidance-target", "0"], ["--guidance-target is 0.0", "above 0"]),
+        (["--guidance-target", "0.1"], ["--guidance-target is a setting of --guidance auto"]),
+        (["--guidance", "auto", "--rollout-noise", "0.2"], ["--guidance-target is 0.2", "above --rollout-noise, 0.2"]),
         (["--num-seeds", "0"], ["--num-seeds", "0"]),
         (["--num-seeds", "two"], ["num-seeds", "two"]),
         (["--seed", "-1"], ["--seed", "-1"]),

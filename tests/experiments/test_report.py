@@ -25,10 +25,10 @@ from experiments.evidence.claims import (
     judge,
     steering_claims,
 )
-from experiments.evidence.gathering import gather
+from experiments.evidence.gathering import gather, method_order
 from experiments.evidence.intervals import interquartile_mean, interval, mean, paired_difference
 from experiments.evidence.page_tables import variants_table
-from experiments.evidence.recorded_runs import read_run
+from experiments.evidence.recorded_runs import cells_of, read_run
 from experiments.guidance.curves import Errors, Part, write_points
 
 REPLAY = "Replay: CODA above no augmentation (6,925 to 6,855)"
@@ -527,3 +527,14 @@ def test_a_label_names_what_is_not_the_papers_augmentation():
     run = read_run(results / "2halfcheetah-replay-coda-g0.6-laptop-5ec0530561b9")
     assert run.label == "CODA, mix 0.5, guidance 0.6, recorded steps 1, consequences by model"
     assert read_run(results / "2halfcheetah-medium-coda-g1-laptop-2b663c2a8944").label == "CODA, mix 0.1, guidance 1"
+
+
+def test_runs_with_an_adapted_lambda_are_a_condition_of_their_own(tmp_path):
+    for seeds, target in ((range(3), 0.1), (range(3, 6), 0.3)):
+        keep_run(tmp_path / str(target), "coda", 5.0, seeds=seeds, guidance="auto", guidance_target=target)
+    keep_run(tmp_path / "constant", "coda", 5.0, guidance=1.0)
+    runs = [read_run(tmp_path / name) for name in ("0.1", "0.3", "constant")]
+    assert runs[0].label == "CODA, mix 0.5, guidance auto, target spread 0.1"
+    cells = cells_of(runs)
+    assert sorted((cell.method for cell in cells), key=method_order) == ["coda 1", "coda auto", "coda auto"]
+    assert [cell.setup["guidance_target"] for cell in cells if cell.method == "coda auto"] == [0.1, 0.3]

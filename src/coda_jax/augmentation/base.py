@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from coda_jax.augmentation.adaptive_guidance import AdaptiveGuidance
 from coda_jax.data.dataset import Dataset
 from coda_jax.marl.learner import LearnerState
 from coda_jax.types import PRNGKey, Trajectory
@@ -23,7 +24,9 @@ class Augmentation(NamedTuple):
                 The dataset holds the recorded steps, the prior is any pytree (a fitted `Prior`, or `()`), guidance a
                 traced scale, 0 for samples without guidance; the key is consumed; `num` is static.
     is_renewed: whether the trajectories are sampled anew every round (CODA), or once for the whole training.
-    guidance:   lambda, the guidance scale of the trajectories that the learner sees; None where nothing is guided.
+    guidance:   lambda, the guidance scale of the trajectories that the learner sees, or the settings by which it is
+                adapted; None where nothing is guided.
+    prefix:     tokens of a trajectory, the first ones, whose actions guidance does not move.
 
     Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
@@ -37,7 +40,8 @@ class Augmentation(NamedTuple):
 
     sample: Callable[[LearnerState, Dataset, Any, Float[Array, ""], PRNGKey, int], Trajectory]
     is_renewed: bool = True
-    guidance: float | None = None
+    guidance: float | AdaptiveGuidance | None = None
+    prefix: int = 0
 
 
 def sample_in_chunks(

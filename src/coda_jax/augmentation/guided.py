@@ -1,10 +1,13 @@
 """CODA by the policy's score: samples guided toward the current joint policy (Algorithm 1, Eq. 14; route A)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from coda_jax import transforms
+from coda_jax.augmentation.adaptive_guidance import AdaptiveGuidance
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.data.dataset import Dataset, sample_windows
 from coda_jax.diffusion.guidance import Guide, gaussian_log_prob, score_guide
@@ -17,9 +20,10 @@ from coda_jax.types import PRNGKey, TaskSpec, Trajectory
 def guided(
     model: TrajectoryModel,
     learner: Learner,
-    guidance: float,
+    guidance: float | AdaptiveGuidance,
     recorded_steps: int = 0,
     recorded_actions: bool = False,
+    noise: float = 0.0,
 ) -> Augmentation:
     """Trajectories guided toward the joint policy by a scale of `guidance` (lambda), renewed every round.
 
@@ -31,10 +35,14 @@ def guided(
     Args:
         model: the static side of the fitted `Prior`.
         learner: whose policy is followed.
-        guidance: lambda; 0 samples the unconditional model, anew every round.
+        guidance: lambda; 0 samples the unconditional model, anew every round. `AdaptiveGuidance` asks for a spread of
+            the actions instead.
         recorded_steps: tokens whose states and observations are held to recorded ones, 0 to H; H leaves the actions
             alone to be guided, along recorded states.
         recorded_actions: whether all tokens before the last held one are recorded as a whole.
+        noise: standard deviation of Gaussian noise on the guided actions, which are then clipped to [-1, 1]. Strong
+            guidance leaves them hardly any spread, from which a critic learns no gradient. Next states and rewards do
+            not follow the noise, unlike that of `model_consequences`.
 
     Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
@@ -49,8 +57,9 @@ def guided(
         >>> coda.sample(state, dataset, prior, jnp.float32(0.6), jax.random.key(3), 6).action.shape
         (6, 1, 2, 1)
     """
+    prefix = recorded_steps - 1 if recorded_actions else 0
 
-    def sample(
+    def sample_clean(
         state: LearnerState, dataset: Dataset, prior: Prior, guidance: Float[Array, ""], key: PRNGKey, num: int
     ) -> Trajectory:
         guide = policy_guide(learner, state, prior.transform, model.spec)
@@ -60,7 +69,16 @@ def guided(
         known = recorded_start(model, prior, dataset, key_known, num, recorded_steps, recorded_actions)
         return sample_trajectories(model, prior, key_sample, num, guide=guide, guidance=guidance, known=known)
 
-    return Augmentation(sample, is_renewed=True, guidance=guidance)
+    def sample(
+        state: LearnerState, dataset: Dataset, prior: Prior, guidance: Float[Array, ""], key: PRNGKey, num: int
+    ) -> Trajectory:
+        key_sample, key_noise = jax.random.split(key)
+        clean = sample_clean(state, dataset, prior, guidance, key_sample, num)
+        deviation = noise * jax.random.normal(key_noise, clean.action.shape)
+        noisy = jnp.clip(clean.action + deviation.at[:, :prefix].set(0.0), -1.0, 1.0)
+        return dataclasses.replace(clean, action=noisy)
+
+    return Augmentation(sample_clean if noise == 0.0 else sample, guidance=guidance, prefix=prefix)
 
 
 def recorded_start(

@@ -23,6 +23,8 @@ class Settings:
     """Which dataset."""
     guidance: float = 0.6
     """Scale."""
+    scale: float | Literal["auto"] = 0.6
+    """Scale, or a word."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ def test_flags_are_read():
         (["--dataset", "best"], ["'best'", "--dataset", "'good'"]),
         (["--guidance", "much"], ["much", "guidance"]),
         (["--guidence", "1"], ["--guidence"]),
+        (["--scale", "much"], ["--scale is 'much'; it must be FLOAT or auto; see"]),
     ],
 )
 def test_a_bad_flag_is_one_line(args, words, capsys):

@@ -1,4 +1,5 @@
 import json
+from typing import Literal
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from experiments.host.records import conforms, parse_file, parse_mapping
         ("1", float, False),
         (None, float | None, True),
         ("x", float | None, False),
+        *((value, float | Literal["auto"], value != "x") for value in (1, 0.5, "auto", "x")),
         ([1, 2], list[int], True),
         ([1, "2"], list[int], False),
         (1, list[int], False),

@@ -249,6 +249,8 @@ def test_the_default_folder_derives_from_the_config():
     folder = default_run_dir(**names, config=CONFIG)
     assert folder == default_run_dir(**names, config=dict(reversed(CONFIG.items())))
     assert folder.parent == Path("runs") and folder.name.startswith("2halfcheetah-replay-coda-g0.6-laptop-")
+    adapted = default_run_dir(**(names | {"guidance": "auto"}), config=CONFIG)
+    assert adapted.name.startswith("2halfcheetah-replay-coda-gauto-laptop-")
     assert folder != default_run_dir(**names, config=CONFIG | {"seed": 1})
     vault = default_run_dir(**(names | {"dataset": "/data/my vaults/Good one.vlt"}), config=CONFIG)
     assert vault.name.startswith("2halfcheetah-Good_one-coda-")

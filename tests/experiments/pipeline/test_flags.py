@@ -26,7 +26,10 @@ def file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("given", [(), ("--preset", "smoke"), ("--preset", "paper"), GIVEN])
+@pytest.mark.parametrize(
+    "given",
+    [(), ("--preset", "smoke"), ("--preset", "paper"), ("--guidance", "auto", "--guidance-target", "0.1"), GIVEN],
+)
 @pytest.mark.parametrize("write", [yaml.safe_dump, json.dumps])
 def test_the_settings_of_a_run_are_read_back(tmp_path, given, write):
     config = parse_experiment(given)
