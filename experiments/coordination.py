@@ -21,7 +21,7 @@ from experiments.host.console import phase, print_config, print_table, say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import one_line_errors, parse_command
 from experiments.host.files import write_atomically
-from experiments.host.records import parse_mapping
+from experiments.host.records import parse_mapping, write_record
 from experiments.host.run_folder import RunFolder, open_run_folder
 from experiments.tasks.figures import draw_assignments, draw_curves, draw_elbows, draw_sides
 from experiments.tasks.settings import DEFAULTS, CoordinationConfig, Method, check, methods_of, title_of
@@ -78,7 +78,7 @@ def finished_or_trained(config: CoordinationConfig, method: Method, world: World
     trained = train(config, method, world, mesh)._replace(seconds=time.monotonic() - start)
     file.parent.mkdir(exist_ok=True)
     values = {"returns": trained.returns.tolist(), "ends": trained.ends.tolist(), "seconds": trained.seconds}
-    write_atomically(file, json.dumps(values))
+    write_record(file, values)
     return trained
 
 

@@ -25,7 +25,7 @@ from coda_jax.types import PRNGKey, Trajectory
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import phase, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
-from experiments.pipeline.recovery import policy_of_run
+from experiments.pipeline.recovery import policy_of_run, verify_artefact
 
 CHUNK_SIZE = 64
 """Trajectories that are sampled at once, so that they fit the processor's cache."""
@@ -86,8 +86,9 @@ def sample(config: GenerateConfig) -> Trajectory:
 
     Raises:
         ArtefactError: the prior cannot be read.
-        UserError: the run has no such policy seed, or no policy.
+        UserError: the run has no such policy seed, or no policy; or its prior or policy is not the one it wrote.
     """
+    verify_artefact(config.run / FILE if config.run.is_dir() else config.run)
     model, prior = load_prior(config.run)
     guide = None
     if config.guidance > 0:

@@ -29,9 +29,8 @@ from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.console import phase, print_table, say
 from experiments.host.devices import seed_keys, set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
-from experiments.host.files import write_atomically
 from experiments.host.plots import panels
-from experiments.host.records import parse_mapping
+from experiments.host.records import parse_mapping, write_record
 from experiments.pipeline.learners import make_learner
 from experiments.tasks.response import partial_response
 from experiments.tasks.settings import CoordinationConfig, Method
@@ -95,7 +94,7 @@ def run(config: ResponseMapConfig) -> None:
                 returns = train(config, USES[use], share, mesh)
                 for response, values in zip(config.responses, returns, strict=True):
                     results["returns"][name_of(use, share, response)] = values.tolist()
-                write_atomically(file, json.dumps(results, indent=1) + "\n")
+                write_record(file, results)
             progress.advance(note=f"{use}, share {share:g}")
     means = {use: grid(config, use, results["returns"]) for use in USES}
     draw(config, means)

@@ -51,8 +51,7 @@ from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import phase, print_config, print_table, say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
-from experiments.host.files import write_atomically
-from experiments.host.records import parse_mapping
+from experiments.host.records import parse_mapping, write_record
 from experiments.host.run_folder import RunFolder, open_run_folder
 from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
 from experiments.pipeline.run import fit_episodes, identity_of, load_data
@@ -223,7 +222,7 @@ def sample_points(
                 if part.guidance == 0:  # other schedules are other programs, and differ in last bits
                     points[part] = {s: e._replace(action_response=math.nan) for s, e in points[part].items()}
             write_points(table, {part: points[part] for part in parts if part in points})
-            write_atomically(cost, json.dumps(seconds) + "\n")
+            write_record(cost, seconds)
             speed = config.scales_per_call * config.num_trajectories * len(seeds) / sampling
             progress.advance(
                 num_steps * len(block),
