@@ -30,6 +30,9 @@ from experiments.pipeline.recovery import policy_of_run, verify_artefact
 CHUNK_SIZE = 64
 """Trajectories that are sampled at once, so that they fit the processor's cache."""
 
+_GENERATE = 0x67656E65
+"""Folded into the root key of a seed, so that the samples share no key with the training of that policy seed."""
+
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig(Ranged):
@@ -103,7 +106,7 @@ def sample(config: GenerateConfig) -> Trajectory:
 
     with phase("sampling"):
         draw = jax.jit(lambda key: sample_in_chunks(chunk, key, config.num, CHUNK_SIZE))
-        return jax.block_until_ready(draw(jax.random.key(config.seed)))
+        return jax.block_until_ready(draw(jax.random.fold_in(jax.random.key(config.seed), _GENERATE)))
 
 
 def _check(config: GenerateConfig) -> None:
