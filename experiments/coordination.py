@@ -22,7 +22,7 @@ from experiments.host.devices import set_up_devices
 from experiments.host.errors import one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.host.plots import guidance_paths
-from experiments.host.records import parse_mapping
+from experiments.host.records import parse_mapping, write_record
 from experiments.host.run_folder import RunFolder, open_run_folder
 from experiments.tasks.figures import draw_assignments, draw_curves, draw_elbows, draw_sides
 from experiments.tasks.settings import DEFAULTS, CoordinationConfig, Method, check, methods_of, title_of
@@ -81,7 +81,7 @@ def finished_or_trained(config: CoordinationConfig, method: Method, world: World
     trained = train(config, method, world, mesh)._replace(seconds=time.monotonic() - start)
     file.parent.mkdir(exist_ok=True)
     values = {name: None if value is None else np.asarray(value).tolist() for name, value in trained._asdict().items()}
-    write_atomically(file, json.dumps(values))
+    write_record(file, values)
     return trained
 
 

@@ -26,7 +26,7 @@ from experiments.datasets.named import load_dataset
 from experiments.host.cache import enable_compilation_cache, key_of
 from experiments.host.console import say
 from experiments.host.devices import set_up_devices
-from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.errors import one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
 from experiments.pipeline.run import fit_episodes
@@ -112,19 +112,20 @@ def main(args: Sequence[str] | None = None) -> None:
         env = mamujoco.make(preset.task)
         episodes = load_dataset(env, preset.dataset, preset.data.num_episodes, mesh)
         file = config.output / "quality.json"
-        try:
-            results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        except ValueError as error:
-            raise UserError(f"{file} cannot be read ({error}); delete it") from error
+        results = parse_mapping(file, json.loads, {}, "delete it to fit again") if file.exists() else {}
         variants = {name: change(base) for name, change in VARIANTS.items()}
         # Results with other settings, such as another number of updates, are discarded.
-        results = {name: row for name, row in results.items() if row["settings"] == key_of(variants.get(name))}
+        results = {
+            name: row
+            for name, row in results.items()
+            if isinstance(row, dict) and row.get("settings") == key_of(variants.get(name))
+        }
         for number, (name, variant) in enumerate(variants.items()):
             if name not in results:
                 say(f"variant {number + 1} of {len(VARIANTS)}: {name}")
                 with jax.default_matmul_precision(variant.precision):
                     results[name] = {"settings": key_of(variant), **measure(variant, env, episodes, mesh)}
-                write_atomically(file, json.dumps(results, indent=1) + "\n")
+                write_record(file, results)
                 write_atomically(config.output / "quality.md", markdown(results))
         say(markdown(results).rstrip())
 

@@ -25,10 +25,13 @@ from coda_jax.types import PRNGKey, Trajectory
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import phase, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
-from experiments.pipeline.recovery import policy_of_run
+from experiments.pipeline.recovery import policy_of_run, verify_artefact
 
 CHUNK_SIZE = 64
 """Trajectories that are sampled at once, so that they fit the processor's cache."""
+
+_GENERATE = 0x67656E65
+"""Folded into the root key of a seed, so that the samples share no key with the training of that policy seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +89,9 @@ def sample(config: GenerateConfig) -> Trajectory:
 
     Raises:
         ArtefactError: the prior cannot be read.
-        UserError: the run has no such policy seed, or no policy.
+        UserError: the run has no such policy seed, or no policy; or its prior or policy is not the one it wrote.
     """
+    verify_artefact(config.run / FILE if config.run.is_dir() else config.run)
     model, prior = load_prior(config.run)
     guide = None
     if config.guidance > 0:
@@ -102,7 +106,7 @@ def sample(config: GenerateConfig) -> Trajectory:
 
     with phase("sampling"):
         draw = jax.jit(lambda key: sample_in_chunks(chunk, key, config.num, CHUNK_SIZE))
-        return jax.block_until_ready(draw(jax.random.key(config.seed)))
+        return jax.block_until_ready(draw(jax.random.fold_in(jax.random.key(config.seed), _GENERATE)))
 
 
 def _check(config: GenerateConfig) -> None:

@@ -38,6 +38,9 @@ CONFIDENCE = 0.95
 PARALLEL = 64
 """Most episodes that are simulated at once."""
 
+_PLAY = 0x706C6179
+"""Folded into the root key of a seed, so that no start is one of a recorded dataset's or of the training."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PlayConfig(Ranged):
@@ -103,10 +106,11 @@ def evaluate(env: Environment, policy: Policy, num_episodes: int, start_seed: in
         return episode_returns(env, act, policy.initial_carry((size,)), key, size)
 
     returns = np.empty((len(policy.seeds), num_batches * size))
+    root = jax.random.fold_in(jax.random.key(start_seed), _PLAY)
     with phase("playing", total=returns.size) as progress:
         for row, seed in enumerate(policy.seeds):
             for number in range(num_batches):
-                key = jax.random.fold_in(jax.random.key(start_seed), number + 1)
+                key = jax.random.fold_in(root, number)
                 columns = slice(number * size, (number + 1) * size)
                 returns[row, columns] = batch(policy.weights_of(seed), key)
                 progress.advance(size, f"seed {seed}, return {returns[row, columns].mean():.0f}")

@@ -27,14 +27,13 @@ from coda_jax.envs.coordination import SameSide, same_side
 from coda_jax.marl.input_scale import standardised_inputs
 from coda_jax.ranges import Count, Ranged, Seed, Share, check_seeds
 from experiments.evidence.coordination import FIELDS, Comparison
-from experiments.evidence.recorded_runs import read_json, read_settings
+from experiments.evidence.recorded_runs import read_settings, read_summary
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.console import phase, print_table, say
 from experiments.host.devices import seed_keys, set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
-from experiments.host.files import write_atomically
 from experiments.host.plots import panels
-from experiments.host.records import parse_mapping
+from experiments.host.records import parse_mapping, write_record
 from experiments.pipeline.learners import make_learner
 from experiments.tasks.response import partial_response
 from experiments.tasks.settings import METHODS, CoordinationConfig, Method
@@ -104,7 +103,7 @@ def run(config: ResponseMapConfig) -> None:
                 returns = train(config, USES[use], share, mesh)
                 for response, values in zip(config.responses, returns, strict=True):
                     results["returns"][name_of(use, share, response)] = values.tolist()
-                write_atomically(file, json.dumps(results, indent=1) + "\n")
+                write_record(file, results)
             progress.advance(note=f"{use}, share {share:g}")
     means = {use: grid(config, use, results["returns"]) for use in USES}
     draw(config, means, points)
@@ -174,7 +173,7 @@ def points_of(folder: Path) -> list[Point]:
     Raises:
         UserError: no such comparison, or a damaged one.
     """
-    summary, settings = read_json(folder / "summary.json", FIELDS), read_settings(folder)
+    summary, settings = read_summary(folder, FIELDS), read_settings(folder)
     run = Comparison(folder, summary, settings)
     if summary["task"] != "same-side" or settings["num_agents"] != 2 or not run.responses:
         raise UserError(f"--comparison {folder} has no responses on same side with two agents; run it again")

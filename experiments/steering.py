@@ -8,6 +8,7 @@ differences between curves are not due to noise. The run folder holds `steering.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -43,6 +44,7 @@ from experiments.guidance.curves import (
     missing,
     read_points,
     sampled,
+    text_of,
     write_points,
 )
 from experiments.guidance.settings import SteeringConfig, base_of
@@ -51,8 +53,8 @@ from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import phase, print_config, print_table, say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
-from experiments.host.files import write_atomically
-from experiments.host.records import parse_mapping
+from experiments.host.files import digest
+from experiments.host.records import parse_mapping, write_record
 from experiments.host.run_folder import RunFolder, open_run_folder
 from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
 from experiments.pipeline.run import fit_episodes, identity_of, load_data
@@ -172,10 +174,13 @@ def sample_points(
         UserError: numbers that are not finite; the points before are kept.
     """
     table, cost = folder.path / "steering.csv", folder.path / "cost.json"
-    points = read_points(table)
     seconds = {"compile": 0.0, "sample": 0.0, "measure": 0.0}
     if cost.exists():
-        seconds = parse_mapping(cost, json.loads, dict.fromkeys(seconds, float), "delete it to time anew")
+        stored = parse_mapping(cost, json.loads, dict.fromkeys(seconds, float), "delete it to time anew")
+        seconds = {name: stored[name] for name in seconds}
+        if table.exists() and digest(table) not in stored.get("points", [digest(table)]):  # older ones have none
+            raise UserError(f"{table} is damaged: it does not match {cost.name}; delete it to sample again")
+    points = read_points(table)
     seeds, mesh, fit = job.seeds, job.mesh, job.fit
     by_seed, shared = NamedSharding(mesh, PartitionSpec("seed")), NamedSharding(mesh, PartitionSpec())
     # The same keys for all policies, schedules and scales; other keys than those the policies were trained by.
@@ -222,8 +227,12 @@ def sample_points(
                 points[part] = {int(seed): Errors(*map(float, row)) for seed, *row in zip(seeds, *columns, strict=True)}
                 if part.guidance == 0:  # other schedules are other programs, and differ in last bits
                     points[part] = {s: e._replace(action_response=math.nan) for s, e in points[part].items()}
-            write_points(table, {part: points[part] for part in parts if part in points})
-            write_atomically(cost, json.dumps(seconds) + "\n")
+            known = {part: points[part] for part in parts if part in points}
+            # First the checksums of the table before and after: a process may be killed between the two files.
+            checksums = [digest(table)] if table.exists() else []
+            checksums.append(hashlib.sha256(text_of(known).encode()).hexdigest())
+            write_record(cost, {**seconds, "points": checksums})
+            write_points(table, known)
             speed = config.scales_per_call * config.num_trajectories * len(seeds) / sampling
             progress.advance(
                 num_steps * len(block),

@@ -19,41 +19,121 @@ from typing import Any
 import jax
 import numpy as np
 
+from coda_jax.artefact import ArtefactError, read_artefact
 from coda_jax.data.vault import VaultError, read_vault
-from experiments import report
+from experiments import mamujoco, report, sweep
+from experiments.host.errors import one_line_errors
+from experiments.host.files import read_stamped
+from experiments.pipeline.recovery import policy_of_run, verify_artefact
 from tests.drift import SPEC
 from tests.fault_world import World, damages, flatten, is_refusal, make_world, outcome, rounds_of, small_disk
 
 Figures = dict[str, Any]
 
 
-def audit_finished(world: World) -> Figures:
-    """Damages every file of a finished run, repeats its command, and gives it to the report."""
+def audit_finished(world: World, flips: int = 4) -> Figures:
+    """Damages or removes every file of a finished run, repeats its command, and gives it to report, play and generate.
+
+    The report reads copies, which may lack artefacts and figures.
+    """
     path, tried, refused, failures = world.copy("finished"), 0, 0, []
-    for file in sorted(file for file in path.iterdir() if file.suffix in (".json", ".yaml", ".csv", "")):
-        if not file.is_file() or file.name == ".lock":
-            continue
+    files = [file for folder in (path, path / "figures") for file in sorted(folder.glob("[!.]*")) if file.is_file()]
+    commands: dict[str, Callable[[], Any]] = {
+        "report": lambda: report.main([str(path), "--output", str(world.folder / "comparison")]),
+        "play": one_line_errors()(lambda: policy_of_run(path)),
+        "generate": one_line_errors()(lambda: verify_artefact(path / "prior.npz")),
+    }
+    for file in files:
         content = file.read_bytes()
-        for kind, damaged in damages(content, world.rng, 8):
-            file.write_bytes(damaged)
-            output = str(world.folder / "comparison")
-            both = (
-                world.here(path),
-                outcome(lambda output=output: report.main([str(path), "--output", output])),
-            )
-            for command, (status, lines) in zip(("repeat", "report"), both, strict=True):
+        readers = ["report", *(["play"] if file.name == "policy.npz" else [])]
+        readers += ["generate"] if file.name == "prior.npz" else []
+        for kind, damaged in [*damages(content, world.rng, flips), ("missing", None)]:
+            file.unlink()
+            if damaged is not None:
+                file.write_bytes(damaged)
+            found = {"repeat": world.here(path)} | {name: outcome(commands[name]) for name in readers}
+            if damaged is None and (file.suffix == ".npz" or file.parent != path):
+                found = {"repeat": found["repeat"]}
+            for command, (status, lines) in found.items():
                 tried += 1
                 refused += is_refusal(status, lines)
                 if not is_refusal(status, lines):
                     failures.append(f"{command}, {file.name}, {kind}: {status} {lines[-1:]}")
         file.write_bytes(content)
-    return {"cases": tried, "refused in one line": refused, "failures": failures}
+    return {"files": len(files), "cases": tried, "refused in one line": refused, "failures": failures}
+
+
+def audit_artefacts(world: World, flips: int = 200) -> Figures:
+    """Damages copies of `policy.npz` and `prior.npz` outside of a run folder: refused, or the same arrays are read."""
+    tried, refused, failures = 0, 0, []
+    file = world.folder / "artefact.npz"
+    for name, kind in (("policy.npz", "policy"), ("prior.npz", "prior")):
+        content = (world.whole / name).read_bytes()
+        file.write_bytes(content)
+        expected = dict(flatten(read_artefact(file, kind)[1]))
+        for damage, damaged in damages(content, world.rng, flips):
+            file.write_bytes(damaged)
+            tried += 1
+            try:
+                if dict(flatten(read_artefact(file, kind)[1])) != expected:
+                    failures.append(f"{name}, {damage}: other arrays")
+            except ArtefactError as error:
+                refused += 1
+                failures += [f"{name}, {damage}: {error}"] if len(str(error).splitlines()) > 1 else []
+            except Exception as error:
+                failures.append(f"{name}, {damage}: {type(error).__name__}")
+    return {"cases": tried, "refused": refused, "same arrays": tried - refused - len(failures), "failures": failures}
+
+
+def audit_nested(world: World) -> Figures:
+    """Gives files without end, and files that contain themselves, to everything that reads JSON or YAML."""
+    older, file = world.copy("nested"), world.folder / "file.yaml"
+    (older / "SHA256SUMS").unlink()
+    (older / "config.yaml").write_text(read_stamped(older / "config.yaml")[0])  # as before there were checksums
+    vault = older / "Replay.vlt" / "one"
+    shutil.copytree(world.vault, vault)
+    output = str(world.folder / "comparison")
+    nested = {"open": "[" * 100_000, "mappings": '{"a": ' * 100_000, "closed": "[" * 500 + "]" * 500}
+    itself = {
+        "list": "a: &a [*a]",
+        "mapping": "&a {preset: smoke, learner: *a}",
+        "groups": "output: a\ngroups: &a [*a]",
+    }
+    readers: dict[str, tuple[Path, Callable[[], Any]]] = {
+        "--config": (file, lambda: mamujoco.main(["--config", str(file)])),
+        "sweep": (file, lambda: sweep.main([str(file), "--list"])),
+    }
+    for name in ("config.yaml", "provenance.json", "summary.json"):
+        readers[f"report, {name}"] = older / name, lambda: report.main([str(older), "--output", output])
+    for name in ("config.yaml", "data.json", "summary.json"):
+        readers[f"repeat, {name}"] = older / name, lambda: world.here(older)
+    for path in sorted(path for path in vault.rglob("*") if path.is_file() and b"{" in path.read_bytes()[:1]):
+        readers[f"vault, {path.relative_to(vault)}"] = path, one_line_errors()(lambda: read_vault(vault, SPEC))
+    tried, refused, failures = 0, 0, []
+    for reader, (path, command) in readers.items():
+        before = path.read_bytes() if path.exists() else b""
+        for kind, text in (nested | (itself if path.suffix == ".yaml" else {})).items():
+            path.write_text(text)
+            status, lines = world.here(older) if reader.startswith("repeat") else outcome(command)
+            tried += 1
+            refused += is_refusal(status, lines)
+            if not is_refusal(status, lines):
+                failures.append(f"{reader}, {kind}: {status} {lines[-1:]}")
+        path.write_bytes(before)
+    return {"readers": len(readers), "cases": tried, "refused in one line": refused, "failures": failures}
 
 
 def audit_unfinished(world: World, per_file: int = 1) -> Figures:
     """Damages files of an unfinished run, and resumes it: the same numbers, or one line."""
     tried, same, refused, failures = 0, 0, 0, []
-    names = ["metrics.csv", "provenance.json", "config.yaml", "SHA256SUMS"]
+    names = [
+        "metrics.csv",
+        "SHA256SUMS",
+        "policy.npz",
+        "prior.npz",
+        *["provenance.json", "config.yaml"] * 4,
+        "data.json",
+    ]
     train = world.whole / "checkpoints" / "train"
     steps = sorted((train / "steps").iterdir(), key=lambda step: int(step.name))
     files = [file for step in steps for file in step.rglob("*") if file.is_file()]
@@ -272,6 +352,8 @@ def audit_soak(world: World, rounds: int = 200) -> Figures:
 
 AUDITS: dict[str, Callable[[World], Figures]] = {
     "damaged files of a finished run": audit_finished,
+    "damaged artefacts": audit_artefacts,
+    "nested files": audit_nested,
     "damaged files of an unfinished run": audit_unfinished,
     "damaged cache": audit_cache,
     "damaged vault": audit_vault,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.host.errors import UserError
+from experiments.host.records import parse_mapping
 
 BASELINE = Path("results", "benchmark.json")
 """The committed numbers."""
@@ -32,8 +33,9 @@ def read_baseline(num_devices: int) -> dict[str, float]:
         UserError: they are missing, or were measured with another number of devices.
     """
     try:
-        record = json.loads(BASELINE.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        fields = {"devices": int, "relative_speeds": dict[str, float]}
+        record = parse_mapping(BASELINE, json.loads, fields, "restore it")
+    except OSError as error:
         raise UserError(f"--gate needs the committed numbers of {BASELINE}; run it in the repository") from error
     if record["devices"] != num_devices:
         raise UserError(f"--gate compares with {record['devices']} devices, here are {num_devices}")

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.evidence.claims import judge, words
 from experiments.evidence.intervals import Difference, paired_difference
 from experiments.evidence.page_tables import spread, table
-from experiments.evidence.recorded_runs import read_json, read_settings
+from experiments.evidence.recorded_runs import read_settings, read_summary
 from experiments.host.cache import flat, plain
 from experiments.pipeline.learners import DEFAULT_ALGORITHM
 from experiments.tasks.settings import DEFAULTS
@@ -82,7 +82,7 @@ def find_comparisons(results: Path) -> list[Comparison]:
         UserError: a file is damaged.
     """
     files = sorted(results.glob("coordination/*/summary.json"))
-    return [Comparison(f.parent, read_json(f, FIELDS), read_settings(f.parent)) for f in files]
+    return [Comparison(f.parent, read_summary(f.parent, FIELDS), read_settings(f.parent)) for f in files]
 
 
 def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[str]:

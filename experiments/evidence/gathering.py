@@ -23,6 +23,7 @@ from experiments.evidence.recorded_runs import (
     read_provenance,
     read_run,
     read_settings,
+    read_summary,
 )
 from experiments.guidance.curves import Curve, Points, curve, read_points
 from experiments.host.cache import key_of
@@ -237,7 +238,7 @@ def _steering(results: Path) -> tuple[Steering, ...]:
         path = file.parent
         if not (path / "summary.json").exists() or is_smoke(path):
             continue
-        summary = read_json(path / "summary.json", STEERING)
+        summary = read_summary(path, STEERING)
         training = path / "training"
         run = Steering(
             path,
@@ -260,7 +261,7 @@ def _games(results: Path) -> tuple[Game, ...]:
     found: dict[tuple[str, str], Game] = {}
     for file in sorted(results.rglob("summary.json")):
         if "game" in read_json(file, {}):
-            summary = read_json(file, GAME)
+            summary = read_summary(file.parent, GAME)
             game = Game(file.parent, file.parent.relative_to(results).as_posix(), summary, read_provenance(file.parent))
             other = found.setdefault((summary["game"], summary["dataset"]), game)
             if other is not game:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from experiments.evidence.naming import METHODS, setting_name, value_name
 from experiments.host.cache import flat, key_of, plain
 from experiments.host.errors import UserError
 from experiments.host.records import parse_file, parse_mapping
-from experiments.host.run_folder import Metrics
+from experiments.host.run_folder import Metrics, verify_run
+from experiments.host.yaml_files import parse_yaml
 from experiments.pipeline.guidance import AUTO
 from experiments.pipeline.learners import DEFAULT_ALGORITHM, is_of_algorithm
 from experiments.pipeline.settings import PRESETS, uses
@@ -134,7 +134,7 @@ def read_run(path: Path) -> Run:
     Raises:
         UserError: the run is missing, unfinished, or not from `experiments.mamujoco`.
     """
-    summary, config = read_json(path / "summary.json", SUMMARY), read_settings(path)
+    summary, config = read_summary(path, SUMMARY), read_settings(path)
     if not isinstance(config.get("training"), dict):
         raise UserError(f"{path / 'config.yaml'} is no configuration of the main job")
     with _must_exist(path / "metrics.csv"):
@@ -162,6 +162,16 @@ def read_run(path: Path) -> Run:
     return Run(path, label, summary, metrics, config, provenance)
 
 
+def read_summary(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the summary of a run, all of whose files are verified; copies may lack artefacts, paths and figures.
+
+    Raises:
+        UserError: the run is unfinished, one of its files is damaged, or the summary lacks a field.
+    """
+    verify_run(path, ADVICE, may_lack=lambda name: "/" in name or Path(name).suffix in (".npz", ".gz"))
+    return read_json(path / "summary.json", fields)
+
+
 def read_json(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Reads a JSON file of a run folder that holds a mapping with certain fields, each of its type.
 
@@ -179,7 +189,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         UserError: the file is missing or is no mapping.
     """
     with _must_exist(path / "config.yaml"):
-        return parse_mapping(path / "config.yaml", yaml.safe_load, {}, ADVICE)
+        return parse_mapping(path / "config.yaml", parse_yaml, {}, ADVICE)
 
 
 @contextlib.contextmanager

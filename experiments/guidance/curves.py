@@ -69,6 +69,11 @@ class Curve(NamedTuple):
 
 def write_points(path: Path, points: Points) -> None:
     """Writes the long form, one row per point and seed, atomically."""
+    write_atomically(path, text_of(points))
+
+
+def text_of(points: Points) -> str:
+    """What `write_points` writes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -76,7 +81,7 @@ def write_points(path: Path, points: Points) -> None:
         for seed, errors in by_seed.items():
             labels = (part.policy, part.schedule, part.num_steps, f"{part.guidance:g}", seed)
             writer.writerow([*labels, *(f"{value:.6g}" for value in errors)])
-    write_atomically(path, text.getvalue())
+    return text.getvalue()
 
 
 def read_points(path: Path) -> Points:

@@ -17,6 +17,7 @@ import tyro
 
 from coda_jax.data.vault import VaultError
 from coda_jax.ranges import RangeError
+from experiments.host.help_text import HelpScreen, help_registry
 
 Config = TypeVar("Config")
 
@@ -107,14 +108,15 @@ def parse_command(
     """
     args = sys.argv[1:] if args is None else args
     default = _chosen_preset(args, presets, chosen_by) if presets else None
-    tyro_output = io.StringIO()
+    tyro_output, screen = io.StringIO(), HelpScreen()
     try:
-        with contextlib.redirect_stderr(tyro_output):
+        with contextlib.redirect_stderr(tyro_output), contextlib.redirect_stdout(screen), help_registry():
             if default is None:
                 return tyro.cli(config, args=args, prog=_program())
             return tyro.cli(config, args=args, prog=_program(), default=default)
     except SystemExit as exit_:
         if exit_.code in (0, None):  # --help
+            screen.show()
             raise
         raise UserError(_rejection(tyro_output.getvalue(), exit_)) from None
 

@@ -2,14 +2,21 @@
 
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments.host.errors import UserError
 
 CHECKSUMS = "SHA256SUMS"
-"""A folder's checksums, in the format of `sha256sum --check`."""
+"""A folder's checksums, in the format of `sha256sum --check`, after a comment line with the checksum of the list."""
+
+STAMP = "# SHA-256 of the lines below: "
+"""How the first line of `stamp` begins."""
+
+_CHECKSUM = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>.+)")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -44,28 +51,109 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def write_checksums(folder: Path, digests: Iterable[tuple[str, str]]) -> None:
-    """Writes `SHA256SUMS`, from pairs of a file's name and its digest."""
-    write_atomically(folder / CHECKSUMS, "".join(f"{value}  {name}\n" for name, value in digests))
+def stamp(text: str) -> str:
+    """A text after a line with its SHA-256, which is a comment in YAML and to `sha256sum --check`."""
+    return f"{STAMP}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def read_stamped(path: Path) -> tuple[str, bool]:
+    """A text file without the line of `stamp`, and whether it had one; older files have none.
+
+    Raises:
+        ValueError: the text does not match its first line, or is not UTF-8.
+        OSError: the file cannot be read.
+    """
+    whole = path.read_bytes().decode()
+    if not whole.startswith(STAMP):
+        return whole, False
+    text = whole.partition("\n")[2]
+    if whole != stamp(text):
+        raise ValueError("it does not match the checksum in its first line")
+    return text, True
+
+
+class Checksums(NamedTuple):
+    """What a folder's `SHA256SUMS` holds."""
+
+    digests: dict[str, str]
+    """By the path of the file in the folder."""
+    is_stamped: bool
+    """Whether the list has a checksum of its own. Older lists have none, and cover `.csv`, `.json` and `.yaml`."""
+
+    def covers(self, file: Path) -> bool:
+        """Whether a file of the folder must be in the list."""
+        return self.is_stamped or file.suffix in (".csv", ".json", ".yaml")
+
+
+def write_checksums(folder: Path, digests: Mapping[str, str]) -> None:
+    """Writes `SHA256SUMS`, from digests by the files' paths in the folder."""
+    write_atomically(folder / CHECKSUMS, stamp("".join(f"{value}  {name}\n" for name, value in digests.items())))
+
+
+def read_checksums(folder: Path, advice: str) -> Checksums | None:
+    """The checksums of a folder; None for folders without `SHA256SUMS`: unfinished and older ones.
+
+    Raises:
+        UserError: the list is damaged.
+    """
+    file = folder / CHECKSUMS
+    if not file.exists():
+        return None
+    try:
+        text, is_stamped = read_stamped(file)
+        lines = [_CHECKSUM.fullmatch(line) for line in text.splitlines()]
+        digests = {line["name"]: line["digest"] for line in lines if line}
+        if not digests or not all(lines):
+            raise ValueError("it has a line that is no checksum, or is empty")
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {' '.join(str(error).split())}; {advice}") from error
+    return Checksums(digests, is_stamped)
 
 
 def verify(file: Path, advice: str) -> None:
-    """Compares a file with the `SHA256SUMS` beside it; older folders have none, and then there is nothing to compare.
+    """Compares a file with the `SHA256SUMS` beside it, if there is one.
 
     Args:
-        file: one of the files that the checksums cover.
+        file: the file that is going to be read.
         advice: the end of the message: what to do about a damaged file.
 
     Raises:
         UserError: the file is not the one that was written, or the checksums are damaged.
         OSError: the file does not exist.
     """
-    checksums = file.with_name(CHECKSUMS)
-    if not checksums.exists():
+    checksums = read_checksums(file.parent, advice)
+    if checksums is not None and checksums.covers(file):
+        _compare(file, checksums.digests.get(file.name), advice)
+
+
+def verify_folder(folder: Path, advice: str, may_lack: Callable[[str], bool] = lambda name: False) -> None:
+    """Compares the files of a folder with its `SHA256SUMS`, if there is one.
+
+    Args:
+        folder: the folder.
+        advice: the end of the message: what to do about a damaged file.
+        may_lack: whether a file, by its path in the folder, may be missing.
+
+    Raises:
+        UserError: a file is missing or is not the one that was written, or the checksums are damaged.
+    """
+    checksums = read_checksums(folder, advice)
+    if checksums is None:
         return
-    lines = checksums.read_text(encoding="utf-8", errors="replace").splitlines()
-    if f"{digest(file)}  {file.name}" not in lines:
-        raise UserError(f"{file} is damaged: it does not match {CHECKSUMS} beside it; {advice}")
+    for name, expected in checksums.digests.items():
+        if (folder / name).is_file():
+            _compare(folder / name, expected, advice)
+        elif not may_lack(name):
+            raise UserError(f"{folder / name} is missing, but is in {CHECKSUMS}; {advice}")
+    if not checksums.is_stamped:  # a line may be lost
+        for file in sorted(folder.glob("[!.]*.*")):
+            if checksums.covers(file):
+                _compare(file, checksums.digests.get(file.name), advice)
+
+
+def _compare(file: Path, expected: str | None, advice: str) -> None:
+    if digest(file) != expected:
+        raise UserError(f"{file} is damaged: it does not match {CHECKSUMS}; {advice}")
 
 
 def write_sealed(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """The folder of a run: its settings, its results, and its checkpoints.
 
-config.yaml       the resolved configuration; a folder belongs to one configuration
-provenance.json   code, libraries and machine that began the run, and the changes at each resume
+config.yaml       the resolved configuration, after a line with its checksum; a folder belongs to one configuration
+provenance.json   code, libraries and machine that began the run, the changes at each resume, and a checksum
 data.json         digest of the dataset; absent from older folders
 metrics.csv       long form: one row a seed and evaluation; checkpoints have its rows too
 policy.npz        policies after the last saved round, of all seeds (`coda_jax.load_policy`)
@@ -9,7 +9,7 @@ prior.npz         the fitted prior (`coda_jax.load_prior`)
 dynamics.npz      the fitted one-step model, if the run has one (`coda_jax.load_dynamics`)
 checkpoints/      series of checkpoints, one for each phase that can be resumed
 figures/          figures
-SHA256SUMS        checksums of the files above but checkpoints and figures, and of the summary
+SHA256SUMS        checksums of all files but the checkpoints, and of itself
 summary.json      the result, written last; its presence means that the run is finished
 """
 
@@ -20,7 +20,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,20 @@ from experiments.host.cache import key_of, plain
 from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import warn
 from experiments.host.errors import UserError
-from experiments.host.files import CHECKSUMS, digest, verify, write_atomically, write_checksums
+from experiments.host.files import (
+    CHECKSUMS,
+    digest,
+    read_checksums,
+    read_stamped,
+    stamp,
+    verify_folder,
+    write_atomically,
+    write_checksums,
+)
 from experiments.host.loggers import Rows
 from experiments.host.provenance import provenance
-from experiments.host.records import parse_file, parse_mapping
+from experiments.host.records import parse_file, parse_mapping, write_record
+from experiments.host.yaml_files import parse_yaml
 
 _LOCK = ".lock"
 _AFFECTS_NUMBERS = (
@@ -165,6 +175,8 @@ class RunFolder:
         self.path = path
         self.figures = path / "figures"
         self.metrics = Metrics(path / "metrics.csv")
+        self.begun: dict[str, str] = {}
+        """Digests of the settings and the provenance, by name, from before the run goes on."""
         self._summary = path / "summary.json"
 
     @property
@@ -182,20 +194,21 @@ class RunFolder:
             UserError: the summary or another file with a checksum is damaged.
         """
         advice = f"delete {self._summary} to make the result again from the last checkpoint"
-        for file in self._recorded():
-            verify(file, advice)
+        verify_run(self.path, advice)
         return parse_mapping(self._summary, json.loads, fields or {}, advice)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes the result and the checksums; thereby the run is finished."""
         text = json.dumps(dict(summary), indent=2) + "\n"
-        digests = [(file.name, digest(file)) for file in self._recorded() if file != self._summary]
-        write_checksums(self.path, [*digests, (self._summary.name, hashlib.sha256(text.encode()).hexdigest())])
+        files = [file for folder in (self.path, self.figures) for file in sorted(folder.glob("[!.]*"))]
+        digests = {
+            file.relative_to(self.path).as_posix(): digest(file)
+            for file in files
+            if file.is_file() and file.name != CHECKSUMS
+        }
+        written = {self._summary.name: hashlib.sha256(text.encode()).hexdigest()}
+        write_checksums(self.path, digests | self.begun | written)
         write_atomically(self._summary, text)
-
-    def _recorded(self) -> list[Path]:
-        """The files that have a checksum."""
-        return sorted(file for file in self.path.glob("[!.]*.*") if file.suffix in (".csv", ".json", ".yaml"))
 
     def check_dataset(self, digest: str) -> None:
         """Compares the digest of the dataset with the one in the folder, or stores it if the run is unfinished.
@@ -257,19 +270,36 @@ def open_run_folder(
         if (path / "config.yaml").exists():
             check_settings(path, config, defaults)
         else:
-            write_atomically(path / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+            write_atomically(path / "config.yaml", stamp(yaml.safe_dump(plain(config), sort_keys=False)))
         folder = RunFolder(path)
         if not folder.finished:
             (path / CHECKSUMS).unlink(missing_ok=True)
             _check_provenance(path / "provenance.json", provenance(num_devices), allow_other_devices)
+            folder.begun = {name: digest(path / name) for name in ("config.yaml", "provenance.json")}
             folder.figures.mkdir(exist_ok=True)
         yield folder
+
+
+def verify_run(path: Path, advice: str, may_lack: Callable[[str], bool] = lambda name: False) -> None:
+    """Verifies all files of a finished run that have a checksum; see `files.verify_folder`.
+
+    Raises:
+        UserError: a file is damaged or missing, `SHA256SUMS` included; older runs have none.
+    """
+    if read_checksums(path, advice) is None and (path / "config.yaml").exists():
+        try:
+            _, is_stamped = read_stamped(path / "config.yaml")
+        except ValueError as error:
+            raise UserError(f"{path / 'config.yaml'} is damaged: {error}; {advice}") from error
+        if is_stamped:
+            raise UserError(f"{path / CHECKSUMS} is missing; {advice}")
+    verify_folder(path, advice, may_lack)
 
 
 def check_settings(path: Path, config: Any, defaults: Any = None) -> None:
     """Raises a `UserError` if the `config.yaml` of a run folder has other settings; see `open_run_folder`."""
     file = path / "config.yaml"
-    stored = parse_file(file, yaml.safe_load, "choose another --run-dir")
+    stored = parse_file(file, parse_yaml, "choose another --run-dir")
     difference = _first_difference(_completed(stored, plain(defaults)), plain(config))
     if difference is not None:
         setting, there, here = difference
@@ -302,7 +332,7 @@ def _first_difference(there: Any, here: Any, setting: str = "") -> tuple[str, st
 def _check_provenance(file: Path, current: dict[str, Any], allow_other_devices: bool) -> None:
     """Records the process that began the run, and the differences of each later one."""
     if not file.exists():
-        write_atomically(file, json.dumps(current | {"resumed": []}, indent=2) + "\n")
+        write_record(file, current | {"resumed": []})
         return
     advice = "delete it to continue without the record of the machine that began the run"
     first = parse_mapping(file, json.loads, {"num_devices": int, "resumed": list}, advice)
@@ -315,4 +345,4 @@ def _check_provenance(file: Path, current: dict[str, Any], allow_other_devices: 
     if changed:
         warn(f"{', '.join(changed)} changed since {file.parent} was begun: the numbers may differ in the last bits")
     first["resumed"].append(changed)
-    write_atomically(file, json.dumps(first, indent=2) + "\n")
+    write_record(file, first)

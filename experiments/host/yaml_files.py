@@ -1,9 +1,11 @@
-"""Reading YAML files that people write."""
+"""Reading YAML."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from experiments.host.nesting import check_nesting
 
 
 class _Loader(yaml.SafeLoader):
@@ -23,11 +25,24 @@ def read_yaml(file: Path) -> Any:
 
     Raises:
         OSError: the file is missing or cannot be read.
-        ValueError: the file is not YAML, gives a key twice or is nested too deeply; the message is one line.
+        ValueError: see `parse_yaml`.
+    """
+    return parse_yaml(file.read_text(encoding="utf-8"))
+
+
+def parse_yaml(text: str) -> Any:
+    """The contents of a text in YAML.
+
+    Raises:
+        ValueError: it is not YAML, gives a key twice, is nested too deeply or contains itself; the message is one line.
     """
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("it is nested too deeply, or contains itself") from None
+    except (LookupError, AttributeError, TypeError) as error:  # PyYAML's, such as for `!!int ""` and `!!timestamp x`
+        raise ValueError("a value does not fit its tag") from error
+    check_nesting(content)
+    return content

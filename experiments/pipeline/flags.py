@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.host.cache import flat
 from experiments.host.errors import UserError, parse_command
+from experiments.host.files import verify
+from experiments.host.yaml_files import read_yaml
 from experiments.pipeline.settings import PRESETS, ExperimentConfig
 
 
@@ -59,9 +59,10 @@ def _without_config(args: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 def _flags_of_file(file: Path) -> list[str]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it is no YAML"
+        verify(file, "restore it, or copy it to another folder to change it")
+        values = read_yaml(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or f"it is no YAML ({error})"
         raise UserError(f"--config {file} cannot be read: {reason}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UserError(f"--config {file} needs settings of the main job, each with its value")

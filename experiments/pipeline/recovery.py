@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-import yaml
 
 from coda_jax.artefact import ArtefactError
 from coda_jax.data.conventions import OLD_WRAPPER
@@ -18,14 +17,16 @@ from coda_jax.types import TaskSpec
 from experiments.host.checkpoints import notes_if_intact, recorded_steps, single_device_template, step_folder
 from experiments.host.console import say, warn
 from experiments.host.errors import UserError
+from experiments.host.files import verify
 from experiments.host.records import parse_mapping
+from experiments.host.yaml_files import parse_yaml
 
 
 def policy_of_run(run: Path) -> Policy:
     """The policies of a run folder or of a `policy.npz`; those of an older run are recovered, which is said.
 
     Raises:
-        UserError: there are none, or they cannot be read.
+        UserError: there are none, they cannot be read, or they are not those of the finished run.
     """
     if run.is_dir() and not (run / FILE).exists():
         if not (run / "checkpoints" / "train").is_dir():
@@ -34,9 +35,20 @@ def policy_of_run(run: Path) -> Policy:
         say(f"the run has no {FILE}; its policies are those of the checkpoint of round {policy.rounds}")
         return policy
     try:
+        verify_artefact(run / FILE if run.is_dir() else run)
         return load_policy(run)
     except ArtefactError as error:
         raise UserError(str(error)) from error
+
+
+def verify_artefact(file: Path) -> None:
+    """Compares a policy or a prior with the checksums of the finished run that it lies in, if it does.
+
+    Raises:
+        UserError: it is not the one that the run wrote.
+    """
+    if file.exists():
+        verify(file, "restore it from a copy, or delete summary.json there and repeat the run's command")
 
 
 def recover_policy(run: Path) -> Policy:
@@ -56,7 +68,7 @@ def recover_policy(run: Path) -> Policy:
         if weights is None:
             raise UserError(f"the checkpoints of {run} are too old: they hold no input scales; {advice}")
         fields = {"task": str, "seed": int, "num_seeds": int}
-        config = parse_mapping(run / "config.yaml", yaml.safe_load, fields, advice)
+        config = parse_mapping(run / "config.yaml", parse_yaml, fields, advice)
         seeds = tuple(range(config["seed"], config["seed"] + config["num_seeds"]))
         return Policy(_spec_of(config["task"], weights), seeds, weights, step)
     raise UserError(f"{run} has neither policy.npz nor an intact checkpoint; {advice}")

@@ -19,7 +19,8 @@ from coda_jax.presets import Preset
 from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Positive, Ranged, RangeError, Seed, check_seeds
 from coda_jax.schedule import CodaConfig
 from experiments.host.errors import UserError
-from experiments.host.yaml_files import read_yaml
+from experiments.host.records import parse_mapping
+from experiments.host.yaml_files import parse_yaml
 from experiments.pipeline.guidance import AUTO, GUIDANCE, check_guidance, guidance_scale
 from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner
 
@@ -161,10 +162,10 @@ def read_config(path: Path) -> ExperimentConfig:
     """Reads the `config.yaml` of a run; settings that were added since are those of its preset.
 
     Raises:
-        UserError: the file is missing, cannot be read, or has settings that are unknown here.
+        UserError: the file is missing, cannot be read, is damaged, or has settings that are unknown here.
     """
     try:
-        values = read_yaml(path)
+        values = parse_mapping(path, parse_yaml, {"preset": str}, "restore it, or name another run")
         return replace_nested(PRESETS[values["preset"]], values)
     except FileNotFoundError:
         raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from None

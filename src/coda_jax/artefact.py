@@ -1,18 +1,24 @@
 """Artefacts: arrays and a description in one `.npz`, which `numpy.load` reads without pickle and without this package.
 
-The description is JSON, the entry `description` of the file; it names the kind of the artefact and its format version.
-Writing is atomic; every entry carries a checksum (CRC-32), which reading verifies.
+The description is JSON, the entry `description` of the file: the kind of the artefact, its format version, and
+`arrays`, the type and shape of each array by name. Writing is atomic; every entry carries a checksum (CRC-32).
+
+Reading checks the CRC-32 of all bytes of every entry, which `numpy.load` does not where a damaged header asks for fewer
+bytes, and compares the arrays with `arrays`, because a damaged directory of the archive can lose entries. Artefacts
+older than `arrays` are read without this comparison.
 """
 
 import dataclasses
+import io
 import json
+import lzma
 import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import flax.traverse_util
 import numpy as np
@@ -24,9 +30,9 @@ FORMAT = 1
 
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
-    *(NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
-"""Exceptions of `numpy.load`, `zipfile` and `json` for files that are no archives, or damaged."""
+"""Exceptions of `zipfile`, `numpy` and `json` for files that are no archives, or damaged."""
 
 
 class ArtefactError(Exception):
@@ -51,8 +57,8 @@ def write_artefact(path: str | os.PathLike[str], kind: str, description: Mapping
         arrays: nested dicts of arrays; an entry of the file is named by its path, joined by `/`.
     """
     path = Path(path)
-    header = json.dumps({"kind": kind, "format": FORMAT, **description})
     flat = {name: np.asarray(leaf) for name, leaf in flax.traverse_util.flatten_dict(arrays, sep="/").items()}
+    header = json.dumps({"kind": kind, "format": FORMAT, "arrays": _types_and_shapes(flat), **description})
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         np.savez(file, allow_pickle=False, description=np.asarray(header), **flat)
@@ -68,28 +74,43 @@ def read_artefact(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, An
         ArtefactError: there is no such file, it is damaged, of another kind, or of a newer format.
     """
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            flat = dict(stored)
+        with Path(path).open("rb") as file:
+            flat = _entries(file)
         description = json.loads(str(flat.pop("description")))
         found, version = description.pop("kind"), description.pop("format")
+        expected = description.pop("arrays", None)
     except FileNotFoundError:
         raise ArtefactError(f"there is no file {path}") from None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except _UNREADABLE as error:
         raise ArtefactError(f"{path} is no {kind}, or damaged ({' '.join(str(error).split())})") from error
     if found != kind:
         raise ArtefactError(f"{path} is a {found}, not a {kind}")
     if version != FORMAT:
         raise ArtefactError(f"{path} has format {version}; this version of coda-jax reads format {FORMAT}")
+    present = _types_and_shapes(flat)
+    if expected is not None and expected != present:
+        changed = min(name for name in {*expected, *present} if expected.get(name) != present.get(name))
+        raise ArtefactError(f"{path} is damaged: its array {changed} is missing or is not the one that was written")
     return description, flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _entries(file: IO[bytes]) -> dict[str, np.ndarray]:
+    """The arrays of an archive by name, after the checksum of all their bytes is verified.
+
+    Raises:
+        Exception: one of `_UNREADABLE`.
+    """
+    arrays = {}
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            stored = io.BytesIO(archive.read(entry))  # to its end, where `zipfile` compares the CRC-32
+            arrays[entry.filename.removesuffix(".npy")] = np.lib.format.read_array(stored, allow_pickle=False)
+    return arrays
+
+
+def _types_and_shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    """The type and shape of each array, as JSON has them."""
+    return {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
 
 
 def from_plain(default: Config, values: Mapping[str, Any]) -> Config:

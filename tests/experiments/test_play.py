@@ -16,9 +16,10 @@ from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.policy import load_policy, policy_of, save_policy
 from coda_jax.schedule import CodaConfig
-from experiments import play
+from experiments import generate, play
 from experiments.datasets import film
 from experiments.host.checkpoints import Checkpoints
+from experiments.host.files import digest, write_checksums
 from tests.drift import DRIFT, SPEC
 from tests.lowering import lower_for_accelerators, recorded_programs
 
@@ -79,6 +80,32 @@ def test_episodes_differ_between_batches_and_start_seeds(run, monkeypatch):
     with jax.debug_key_reuse(False):
         returns, others = (play.evaluate(DRIFT, policy, 4, start) for start in (0, 1))
     assert len({*returns[0].tolist(), *others[0].tolist()}) == 8
+
+
+@pytest.mark.parametrize("purpose", [play._PLAY, generate._GENERATE])
+def test_starts_and_samples_share_no_key_with_datasets_and_trainings(purpose):
+    """Folding in an index is splitting: `fold_in(key, 1)` was the key of a dataset's second group of episodes."""
+
+    def split(key):
+        return set(map(tuple, np.asarray(jax.random.key_data(jax.random.split(key, 512))).tolist()))
+
+    roots = [jax.random.key(seed) for seed in range(6)]
+    with jax.debug_key_reuse(False):
+        assert tuple(jax.random.key_data(jax.random.fold_in(roots[0], 1)).tolist()) in split(roots[0])
+        others = set.union(*map(split, roots))
+        for root in roots:
+            assert not split(jax.random.fold_in(root, purpose)) & others
+
+
+def test_a_damaged_policy_of_a_finished_run_is_one_line(run, capsys):
+    content = (run / "policy.npz").read_bytes()
+    write_checksums(run, {"policy.npz": digest(run / "policy.npz")})
+    (run / "policy.npz").write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    for path in (run, run / "policy.npz"):
+        with pytest.raises(SystemExit) as ended:
+            command(path)
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert ended.value.code == 2 and len(lines) == 1 and "does not match SHA256SUMS" in lines[0]
 
 
 def test_intervals_are_student_s():

@@ -138,7 +138,7 @@ def test_the_summary_tells_the_trained_policies_and_the_cost(finished):
 
 
 @pytest.mark.slow
-def test_an_interrupted_command_goes_on_with_the_same_numbers(finished, tmp_path, monkeypatch):
+def test_an_interrupted_command_goes_on_with_the_same_numbers(finished, tmp_path, monkeypatch, capsys):
     """Policies of a run folder, two points a call; the process dies before a third call is kept."""
     flags = ["--run", finished / "training", "--run-dir", tmp_path / "resumed"]
 
@@ -152,6 +152,11 @@ def test_an_interrupted_command_goes_on_with_the_same_numbers(finished, tmp_path
         command(*flags)
     kept = read_points(tmp_path / "resumed" / "steering.csv")
     assert len(kept) == 3
+    table = tmp_path / "resumed" / "steering.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole.replace(b"0.003", b"0.007"))
+    assert "does not match cost.json" in refusal(capsys, *flags)
+    table.write_bytes(whole)
     sampled = []
     advance = steering.write_points
 

@@ -216,6 +216,7 @@ def test_listing_runs_nothing(tmp_path, fake_job, capsys):
         ("{output: runs, groups: [{grid: {run-dir: [x, y]}}]}", [], ["run-dir", "remove it"]),
         ("{output: runs, groups: [{settings: {learner.discount: 2}}]}", [], ["--learner.discount is 2", "at most 1"]),
         ("[" * 5000, [], ["cannot be read", "too deeply"]),
+        ("output: runs\ngroups: &a [*a]", [], ["cannot be read", "contains itself"]),
         ("{output: runs, groups: [{}]}", ["--shard", "3/2"], ["--shard", "3/2"]),
         ("{output: runs, groups: [{}]}", ["--shard", "half"], ["--shard", "half"]),
     ],

@@ -241,7 +241,7 @@ def as_vault_error(path: Path) -> Iterator[None]:
         yield
     except VaultError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = first_line(error)
         raise VaultError(f"vault {path} is unreadable, incomplete or corrupt ({reason}); {REPAIR}") from error
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
+from experiments.evidence.recorded_runs import read_summary
 from experiments.host import provenance, run_folder
 from experiments.host.errors import UserError
-from experiments.host.run_folder import Metrics, default_run_dir, open_run_folder
+from experiments.host.run_folder import Metrics, RunFolder, default_run_dir, open_run_folder
 from experiments.pipeline.run import run_dir_of
 from experiments.pipeline.settings import PRESETS
 
@@ -204,12 +206,33 @@ def test_metrics_of_older_checkpoints_are_cut_back(tmp_path, torn):
         metrics.cut_back(1)
 
 
-@pytest.mark.parametrize("name", ["summary.json", "config.yaml", "provenance.json", "metrics.csv", "SHA256SUMS"])
-def test_a_flipped_bit_in_a_finished_run_is_one_line(tmp_path, name):
-    with open_run_folder(tmp_path, CONFIG, num_devices=2) as folder:
+FILES = (
+    *("summary.json", "config.yaml", "provenance.json", "metrics.csv", "SHA256SUMS"),
+    *("data.json", "policy.npz", "prior.npz", "figures/learning_curve.png"),
+)
+
+
+def finish(path: Path) -> RunFolder:
+    """A finished run with a file of every kind."""
+    with open_run_folder(path, CONFIG, num_devices=2) as folder:
+        folder.check_dataset("0123456789abcdef")
         folder.metrics.append(1, [0, 1], {"return": np.zeros(2)})
+        for name in ("policy.npz", "prior.npz", "figures/learning_curve.png"):
+            (path / name).write_bytes(np.random.default_rng(0).bytes(500))
         folder.write_summary({"mean": 1.5})
     assert folder.read_summary({"mean": float}) == {"mean": 1.5}
+    return folder
+
+
+def age(path: Path) -> None:
+    """Makes a finished run one of before there were checksums."""
+    (path / "SHA256SUMS").unlink()
+    (path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_in_a_finished_run_is_one_line(tmp_path, name):
+    folder = finish(tmp_path)
     content = bytearray((tmp_path / name).read_bytes())
     for position in range(0, len(content), max(1, len(content) // 20)):
         (tmp_path / name).write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
@@ -219,13 +242,98 @@ def test_a_flipped_bit_in_a_finished_run_is_one_line(tmp_path, name):
     assert folder.read_summary() == {"mean": 1.5}
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_a_finished_run_lacks_is_one_line(tmp_path, name):
+    folder = finish(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises((UserError, FileNotFoundError)) as error:
+        folder.read_summary()
+    assert name in str(error.value) and len(str(error.value).splitlines()) == 1
+    if name in ("policy.npz", "prior.npz", "figures/learning_curve.png"):
+        assert read_summary(tmp_path, {"mean": float}) == {"mean": 1.5}  # the report's: copies may lack it
+        return
+    with pytest.raises(UserError, match=name):
+        read_summary(tmp_path, {})
+
+
+def test_the_report_verifies_what_a_copy_has(tmp_path):
+    finish(tmp_path)
+    for name in FILES:
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        with pytest.raises(UserError, match="damaged"):
+            read_summary(tmp_path, {})
+        (tmp_path / name).write_bytes(content)
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum of GNU coreutils")
+def test_the_checksums_are_those_of_coreutils(tmp_path):
+    def check() -> subprocess.CompletedProcess[str]:
+        command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    finish(tmp_path)
+    done = check()
+    assert done.returncode == 0 and done.stderr == "", done
+    assert set(done.stdout.splitlines()) == {f"{name}: OK" for name in FILES if name != "SHA256SUMS"}
+    (tmp_path / "policy.npz").write_bytes(b"")
+    assert check().returncode == 1
+
+
+def test_older_lists_of_checksums_are_read(tmp_path):
+    """They have no checksum of their own, and cover the settings, the provenance, the numbers and the summary."""
+    folder = finish(tmp_path)
+    lines = (tmp_path / "SHA256SUMS").read_text().splitlines(keepends=True)[1:]
+    lines = [line for line in lines if ".npz" not in line and "figures" not in line]
+    (tmp_path / "SHA256SUMS").write_text("".join(lines))
+    (tmp_path / "policy.npz").unlink()
+    assert folder.read_summary() == read_summary(tmp_path, {}) == {"mean": 1.5}
+    for number in range(len(lines)):
+        (tmp_path / "SHA256SUMS").write_text("".join(lines[:number] + lines[number + 1 :]))
+        with pytest.raises(UserError, match="damaged"):
+            folder.read_summary()
+    for text in ("", "a  b\n", "".join(lines).upper()):
+        (tmp_path / "SHA256SUMS").write_text(text)
+        with pytest.raises(UserError, match="SHA256SUMS is damaged"):
+            folder.read_summary()
+
+
+def test_what_is_damaged_while_the_run_goes_on_is_noticed_at_its_end(tmp_path):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2) as folder:
+        text = (tmp_path / "config.yaml").read_text()
+        (tmp_path / "config.yaml").write_text(text.replace("0.6", "0.7"))
+        folder.write_summary({"mean": 1.5})
+    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+        folder.read_summary()
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("config.yaml", "task: 2halfcheetah", "task: 2halfcheetaH"),
+        ("config.yaml", "clip: 1.0e-06", "clip: 1.0e-07"),
+        ("config.yaml", "\ntask", "\n#task"),
+        ("provenance.json", '"python"', '"pytho"'),
+        ("provenance.json", '"visible_cores": ', '"visible_cores": 1'),
+    ],
+)
+def test_a_readable_change_of_an_unfinished_run_is_one_line(tmp_path, name, old, new):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
+    text = (tmp_path / name).read_text()
+    assert old in text
+    (tmp_path / name).write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=name), open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b"\xff", b'{"mean": "1"}', b'{"mean": true}', b"{}", b"[" * 10**5]
 )
 def test_a_damaged_summary_without_checksums_is_one_line(tmp_path, content):
     with open_run_folder(tmp_path, CONFIG, num_devices=2) as folder:
         folder.write_summary({"mean": 1.5})
-    (tmp_path / "SHA256SUMS").unlink()  # as in older runs
+    age(tmp_path)
     (tmp_path / "summary.json").write_bytes(content)
     with pytest.raises(UserError, match=r"summary\.json .*; delete .*summary\.json"):
         folder.read_summary({"mean": float})

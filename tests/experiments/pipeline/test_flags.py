@@ -65,6 +65,10 @@ def test_what_a_file_lacks_is_its_preset_s(tmp_path):
         ("3: 4", ["needs settings"]),
         ("a: [", ["no YAML"]),
         ("[" * 3000, ["no YAML"]),
+        ("task: &a [*a]", ["no YAML", "contains itself"]),
+        ("learner: &a {learner: *a}", ["no YAML", "contains itself"]),
+        ("learner: " + "{a: " * 40 + "1" + "}" * 40, ["no YAML", "nested"]),
+        ("seed: 1\nseed: 2", ["no YAML", "a second time"]),
         ("", ["needs settings"]),
     ],
 )
