@@ -95,6 +95,13 @@ def test_start_of_one_step_moves_by_a_gain_towards_the_state_of_agreement(policy
 
 
 @pytest.mark.parametrize("w", [0.1, 1.0, LIMIT])
+def test_action_of_a_held_start_is_between_the_datas_and_the_policys(w):
+    _, law = given_start(tilted(trajectories(BEHAVIOUR, U, horizon=1), OPPOSED, w), 2.0)
+    wanted = OPPOSED.kappa * 2.0 + OPPOSED.mu
+    assert law.mean[1] == pytest.approx((K * 2.0 + w * U**2 * wanted) / (1 + w * U**2), abs=1e-6)
+
+
+@pytest.mark.parametrize("w", [0.1, 1.0, LIMIT])
 def test_starts_stay_where_the_datas_density_of_the_policys_action_is_the_same_in_all_states(w):
     law = tilted(DATA, SHIFTED, w)
     assert law.mean[0] == pytest.approx(0.0, abs=1e-9)
