@@ -1,9 +1,10 @@
 """Steering by guidance, and its effect on sample quality (Sec. 6.2.1, Figure 3): `python -m experiments.steering`.
 
 For each guidance scale lambda, trajectories are sampled toward a policy at initialisation and toward one trained on the
-data, and measured by their mean action log-likelihood under that policy, their dynamics error through MJX and their
-distance to the data. All scales, schedules and policies start from the same noise (common random numbers), so that
-differences between curves are not due to noise. The run folder holds `steering.csv`; finished points are kept.
+data, and measured by their mean action log-likelihood under that policy, their dynamics error through MJX, their
+distance to the data, and the starts that they prefer. All scales, schedules and policies start from the same noise
+(common random numbers), so that differences between curves are not due to noise. The run folder holds `steering.csv`;
+finished points are kept.
 """
 
 import contextlib
@@ -41,12 +42,15 @@ from experiments.guidance.curves import (
     curve,
     draw_likelihood,
     draw_quality,
+    draw_selection,
+    has_measure,
     missing,
     read_points,
     sampled,
     text_of,
     write_points,
 )
+from experiments.guidance.selection import levels, make_select, make_visited, recorded_windows
 from experiments.guidance.settings import SteeringConfig, base_of
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.checkpoints import Checkpoints
@@ -59,7 +63,7 @@ from experiments.host.run_folder import RunFolder, open_run_folder
 from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
 from experiments.pipeline.run import fit_episodes, identity_of, load_data
 from experiments.pipeline.run import run as train_run
-from experiments.pipeline.settings import ExperimentConfig
+from experiments.pipeline.settings import PRESETS, ExperimentConfig
 from experiments.pipeline.training import Job, initial_state, make_job
 
 Sampled = tuple[Float[Array, "S L"], Trajectory, Bool[Array, "S L"]]
@@ -86,7 +90,9 @@ def run(config: SteeringConfig, base: ExperimentConfig) -> None:
     mesh = set_up_devices(base.num_seeds)
     enable_compilation_cache()
     precision = jax.default_matmul_precision(base.precision)
-    with precision, open_run_folder(path, identity, num_devices=mesh.size) as folder:
+    defaults = {**plain(SteeringConfig()), "steered": identity_of(PRESETS[base.preset])}
+    del defaults["run_dir"]
+    with precision, open_run_folder(path, identity, num_devices=mesh.size, defaults=defaults) as folder:
         say(f"run folder: {path}")
         if not folder.finished:
             print_config(asked)
@@ -95,8 +101,9 @@ def run(config: SteeringConfig, base: ExperimentConfig) -> None:
                 train_run(dataclasses.replace(base, run_dir=trained))
             env, episodes = load_data(base, mesh)
             job = make_job(base, env, fit_episodes(base, env, episodes, mesh), mesh)
-            seconds = sample_points(config, job, load_policies(job, trained), folder)
-            write_summary(config, job, trained, seconds, folder)
+            policies = load_policies(job, trained)
+            seconds = sample_points(config, job, policies, folder)
+            write_summary(config, job, policies, trained, seconds, folder)
         show(read_points(folder.path / "steering.csv"), folder.read_summary())
 
 
@@ -117,7 +124,8 @@ def make_sampler(
     windows = min(WINDOWS, config.num_trajectories)
     at_once = config.scales_per_call * job.config.num_seeds // job.mesh.size
     chunk_size = max(1, job.config.training.chunk_size // at_once)
-    augmentation = guided(job.fit.model._replace(sampler=sampler), job.learner, 0.0)
+    model, held = job.fit.model._replace(sampler=sampler), (job.config.recorded_steps, job.config.recorded_actions)
+    augmentation = guided(model, job.learner, 0.0, *held)
 
     def point(state: LearnerState, dataset: Dataset, prior: Prior, key: PRNGKey, scale: Float[Array, ""]):
         def sample(key: PRNGKey, num: int) -> Trajectory:
@@ -186,7 +194,8 @@ def sample_points(
     # The same keys for all policies, schedules and scales; other keys than those the policies were trained by.
     keys = jax.device_put(jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(1), seed))(seeds), by_seed)
     reference = jax.device_put(real_windows(fit.held_out, min(WINDOWS, config.num_trajectories)), shared)
-    measure = make_measure(job.env, mesh)
+    measure, select = make_measure(job.env, mesh), make_select(job.learner, mesh)
+    recorded = recorded_windows(fit.dataset)
 
     parts = [
         Part(policy, schedule, num_steps, scale)
@@ -217,9 +226,11 @@ def sample_points(
             sampling = time.monotonic() - start
             _refuse_nans(block, seeds, np.asarray(finite))
             if num_steps not in unguided:  # the same for all policies and schedules
-                first = windows if block[0].guidance == 0 else compiled(*arguments[:-1], 0 * arguments[-1])[1]
-                unguided = {num_steps: jax.tree.map(lambda leaf: leaf[:, 0], first)}
-            errors = jax.device_get(measure(windows, unguided[num_steps], reference))
+                free = windows if block[0].guidance == 0 else compiled(*arguments[:-1], 0 * arguments[-1])[1]
+                unguided = {num_steps: jax.tree.map(lambda leaf: leaf[:, 0], free)}
+            starts = windows.state[:, :, :, 0], unguided[num_steps].state[:, :, 0]
+            selected = select(policies[policy], *starts, recorded)
+            errors = jax.device_get((*measure(windows, unguided[num_steps], reference), *selected))
             seconds["sample"] += sampling
             seconds["measure"] += time.monotonic() - start - sampling
             for number, part in enumerate(block):
@@ -240,6 +251,16 @@ def sample_points(
                 f"{np.mean(log_likelihood[:, len(block) - 1]):.1f}, {speed:.0f} trajectories a second",
             )
     return seconds
+
+
+def selection_levels(job: Job, policies: dict[str, LearnerState]) -> dict[str, Any]:
+    """The measures of the selection for the data's own starts, and for the states that the policies visit."""
+    by_seed = NamedSharding(job.mesh, PartitionSpec("seed"))
+    keys = jax.device_put(jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(3), seed))(job.seeds), by_seed)
+    visited = make_visited(job.env, job.learner, job.mesh, job.config.training.evaluation_episodes, WINDOWS)
+    with phase("rolling out the policies"):
+        select = make_select(job.learner, job.mesh)
+        return levels(select, visited, policies, recorded_windows(job.fit.dataset), keys)
 
 
 def blocks_of(parts: Sequence[Part], size: int) -> list[list[Part]]:
@@ -270,7 +291,12 @@ def _refuse_nans(block: Sequence[Part], seeds: np.ndarray, finite: np.ndarray) -
 
 
 def write_summary(
-    config: SteeringConfig, job: Job, trained: Path, seconds: dict[str, float], folder: RunFolder
+    config: SteeringConfig,
+    job: Job,
+    policies: dict[str, LearnerState],
+    trained: Path,
+    seconds: dict[str, float],
+    folder: RunFolder,
 ) -> None:
     """Draws the pictures and writes the summary."""
     base, env, fit = job.config, job.env, job.fit
@@ -280,10 +306,14 @@ def write_summary(
     real = quality_meter(env, fit.held_out, windows)(real_trajectories(fit.held_out, windows))
     actions = base.training.horizon * env.spec.num_agents * env.spec.action_dim
     highest = -0.5 * actions * math.log(2 * math.pi)
-    title = f"{base.task} {base.vault or base.dataset}, {guidance_name(base.diffusion.through_denoiser)}"
+    reach = guidance_name(base.diffusion.through_denoiser, base.recorded_steps)
+    title = f"{base.task} {base.vault or base.dataset}, {reach}"
     draw_likelihood(folder.figures / "likelihood.png", title, points, highest)
     shuffled = {name: errors["dynamics_error"] for name, errors in real.items() if name != "real"}
     draw_quality(folder.figures / "quality.png", title, points, shuffled)
+    references = selection_levels(job, policies)
+    if has_measure(points, "start_shift"):  # points of an older version lack it
+        draw_selection(folder.figures / "selection.png", title, points, references)
     folder.write_summary(
         {
             "task": base.task,
@@ -300,6 +330,7 @@ def write_summary(
             "trained_updates": training["updates"],
             "trained_returns_per_seed": training["returns_per_seed"],
             "real": real,
+            "selection": references,
             "wall_seconds": {**seconds, "total": sum(seconds.values())},
         }
     )
@@ -314,7 +345,8 @@ def show(points: Points, summary: dict[str, Any]) -> None:
             for num_steps in numbers:
                 line = curve(points, policy, schedule, num_steps, "log_likelihood")
                 error = curve(points, policy, schedule, num_steps, "dynamics_error")
-                if line is None or error is None:
+                shift = curve(points, policy, schedule, num_steps, "start_shift")
+                if line is None or error is None or shift is None:
                     continue
                 mean, peak = line.values.mean(axis=1), int(line.values.mean(axis=1).argmax())
                 rows.append(
@@ -325,10 +357,13 @@ def show(points: Points, summary: dict[str, Any]) -> None:
                         "peak": f"{mean[peak]:.1f} at {line.guidance[peak]:g}",
                         f"λ {line.guidance[-1]:g}": f"{mean[-1]:.1f}",
                         "dynamics error": f"{error.values[0].mean():.2f} to {error.values[peak].mean():.2f}",
+                        "shift of starts": f"{shift.values[peak].mean():.2f}",
                     }
                 )
     highest = summary["highest_log_likelihood"]
-    print_table(f"mean action log-likelihood, at most {highest:.1f}; dynamics error unguided to peak", rows)
+    print_table(
+        f"mean action log-likelihood, at most {highest:.1f}; dynamics error unguided to peak; start shift at peak", rows
+    )
     seconds = summary["wall_seconds"]
     say(
         f"{seconds['sample']:.0f} s to sample, {seconds['measure']:.0f} s to measure, {seconds['compile']:.0f} s to "

@@ -140,7 +140,9 @@ def steering_claims(steering: Sequence[Steering]) -> list[Claim]:
     """Section 6.2.1 and Figure 3: 2HalfCheetah Replay, by the first fit."""
     wanted = {"task": "2halfcheetah", "dataset": "replay", "vault": None, "fit_seed": 0}
     fitting = (run for run in steering if all(run.summary[name] == value for name, value in wanted.items()))
-    run = next((run for run in fitting if not run.through_denoiser), None)  # of the largest preset
+    run = next(
+        (run for run in fitting if not run.through_denoiser and not run.recorded_steps), None
+    )  # of the largest preset
     command = f"`{STEERING if run is None else steering_command(run)}`"
     texts = {
         "rise": "Guidance raises the likelihood: lambda 0.6 above unguided, {} policy",

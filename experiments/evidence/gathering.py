@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.evidence.naming import guidance_name
 from experiments.evidence.recorded_runs import (
     Cell,
     Draw,
@@ -25,7 +26,7 @@ from experiments.evidence.recorded_runs import (
     read_settings,
     read_summary,
 )
-from experiments.guidance.curves import Curve, Points, curve, read_points
+from experiments.guidance.curves import Curve, Points, curve, has_measure, read_points
 from experiments.host.cache import key_of
 from experiments.host.errors import UserError
 from experiments.pipeline.settings import uses
@@ -75,6 +76,21 @@ class Steering:
     def through_denoiser(self) -> bool:
         """Whether its guidance passed through the denoiser; older runs lack the setting, which means no."""
         return self.config.get("steered", {}).get("diffusion", {}).get("through_denoiser", False)
+
+    @property
+    def recorded_steps(self) -> int:
+        """How many tokens were held to recorded ones; older runs lack the setting, which means none."""
+        return self.config.get("steered", {}).get("recorded_steps", 0)
+
+    @property
+    def guidance(self) -> str:
+        """The reach of its guidance, in words."""
+        return guidance_name(self.through_denoiser, self.recorded_steps)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The kinds of its figures; older runs lack the measures of the last."""
+        return ("likelihood", "quality") + ("selection",) * has_measure(self.points, "start_shift")
 
     def curve(self, policy: str, measure: str) -> Curve | None:
         """A curve under the annealed schedule at the largest number of steps."""
@@ -250,7 +266,7 @@ def _steering(results: Path) -> tuple[Steering, ...]:
             training=read_run(training) if (training / "summary.json").exists() else None,
         )
         names = ("preset", "task", "dataset", "vault", "fit_seed")
-        condition = (*(summary[name] for name in names), run.through_denoiser)
+        condition = (*(summary[name] for name in names), run.guidance)
         other = found.setdefault(condition, run)
         if other is not run:
             raise UserError(f"{path} and {other.path} are of the same preset, data, fit and guidance; remove one")

@@ -37,9 +37,11 @@ def method_name(method: str) -> str:
     return METHODS[name] + (f", λ = {guidance}" if guidance else "")
 
 
-def guidance_name(through_denoiser: bool) -> str:
-    """The reach of guidance: the actions, as in the paper, or everything that depends on them."""
-    return "through the denoiser" if through_denoiser else "actions alone"
+def guidance_name(through_denoiser: bool, recorded_steps: int) -> str:
+    """The reach of guidance: the actions, as in the paper, or everything that depends on them; and what is held."""
+    reach = "through the denoiser" if through_denoiser else "actions alone"
+    held = "recorded starts" if recorded_steps == 1 else f"{recorded_steps} recorded steps"
+    return f"{reach}, {held}" if recorded_steps else reach
 
 
 def setting_name(setting: str) -> str:

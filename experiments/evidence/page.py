@@ -23,7 +23,7 @@ from experiments.evidence.claims import (
 from experiments.evidence.coordination import coordination_headline, coordination_sections, find_comparisons
 from experiments.evidence.gathering import CODA, Evidence, cell_order, gather
 from experiments.evidence.intervals import differences, paired_difference
-from experiments.evidence.naming import guidance_name, method_name
+from experiments.evidence.naming import method_name
 from experiments.evidence.page_figures import draw_all
 from experiments.evidence.page_tables import (
     aggregate_table,
@@ -231,7 +231,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
                         (
                             run.name,
                             str(run.summary["fit_seed"]),
-                            guidance_name(run.through_denoiser),
+                            run.guidance,
                             policy,
                             schedule,
                             str(num_steps),
@@ -260,9 +260,7 @@ def steering_sections(evidence: Evidence, link: str) -> list[str]:
         "response to actions, smallest lambda",
         "at peak",
     )
-    pictures = [
-        f"![{kind}]({link}/{run.name}_{kind}.png)" for run in evidence.steering for kind in ("likelihood", "quality")
-    ]
+    pictures = [f"![{kind}]({link}/{run.name}_{kind}.png)" for run in evidence.steering for kind in run.figures]
     return [
         "## Figure 3: steering, and its cost",
         "Mean action log-likelihood of generated trajectories under the policy they are steered toward (Gaussian, "

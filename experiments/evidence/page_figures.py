@@ -9,9 +9,9 @@ import numpy as np
 
 from experiments.evidence.ablations import Ablation, ablations, line_of, value_of, variants_by_settings
 from experiments.evidence.gathering import CODA, COLUMNS, Evidence, in_order, method_order
-from experiments.evidence.naming import guidance_name, method_name, seeds_name, setting_name, value_name
+from experiments.evidence.naming import method_name, seeds_name, setting_name, value_name
 from experiments.evidence.recorded_runs import Cell, dataset_name
-from experiments.guidance.curves import draw_likelihood, draw_quality
+from experiments.guidance.curves import draw_likelihood, draw_quality, draw_selection
 from experiments.host.plots import comparison_curves, likelihood_curves, mean_curve, panels
 
 
@@ -39,11 +39,13 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
             draw_variants(folder / names[-1], title, changed, cells)
     for run in evidence.steering:
         summary, stem = run.summary, run.name
-        names += [f"{stem}_likelihood.png", f"{stem}_quality.png"]
-        title = f"{summary['task']} {dataset_name(summary)}, {guidance_name(run.through_denoiser)}"
-        draw_likelihood(folder / names[-2], title, run.points, summary["highest_log_likelihood"])
+        names += [f"{stem}_{kind}.png" for kind in run.figures]
+        title = f"{summary['task']} {dataset_name(summary)}, {run.guidance}"
+        draw_likelihood(folder / f"{stem}_likelihood.png", title, run.points, summary["highest_log_likelihood"])
         real = {name: errors["dynamics_error"] for name, errors in summary["real"].items() if name != "real"}
-        draw_quality(folder / names[-1], title, run.points, real)
+        draw_quality(folder / f"{stem}_quality.png", title, run.points, real)
+        if "selection" in run.figures:
+            draw_selection(folder / f"{stem}_selection.png", title, run.points, summary.get("selection", {}))
     return names
 
 

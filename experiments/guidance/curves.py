@@ -25,7 +25,11 @@ COLUMNS = (
     "dynamics_error",
     "feature_distance",
     "action_response",
+    "start_shift",
+    "start_log_likelihood",
 )
+OLDER_COLUMNS = (COLUMNS[:-2], COLUMNS[:-3])
+"""Those of older files, which lack the last measures."""
 POLICIES = {"initial": "policy at initialisation", "trained": "policy trained on the data"}
 """Labels of the policies that trajectories are steered toward."""
 
@@ -42,14 +46,24 @@ class Part(NamedTuple):
 class Errors(NamedTuple):
     """The measures of a seed's trajectories at a point; see `SampleQuality` for the second and third.
 
-    action_response: see `evaluation.action_response`; NaN at lambda 0 and in older files.
+    action_response:      see `evaluation.action_response`; NaN at lambda 0 and in older files.
+    start_shift:          how far guidance moves the mean first state, see `selection.start_shift`; NaN in older files.
+    start_log_likelihood: of the recorded windows nearest to the starts, see `selection`; NaN in older files.
     """
 
     log_likelihood: float
     dynamics_error: float
     feature_distance: float
     action_response: float = math.nan
+    start_shift: float = math.nan
+    start_log_likelihood: float = math.nan
 
+
+STYLES = (":", "--")
+"""Line styles of constant levels, in their order."""
+
+References = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
+"""Measures by policy, set of starts, and seed."""
 
 Points = dict[Part, dict[int, Errors]]
 """The measures of each seed, by point."""
@@ -94,7 +108,7 @@ def read_points(path: Path) -> Points:
     if not path.exists():
         return points
     header, *rows = parse_file(path, lambda text: list(csv.reader(text.splitlines())), "delete it") or [[]]
-    if tuple(header) not in (COLUMNS, COLUMNS[:-1]):
+    if tuple(header) not in (COLUMNS, *OLDER_COLUMNS):
         raise UserError(f"{path} has the columns {', '.join(header)}; expected {', '.join(COLUMNS)}")
     for number, row in enumerate(rows):
         try:
@@ -121,6 +135,11 @@ def sampled(points: Points) -> tuple[list[int], list[str]]:
     return sorted({part.num_steps for part in points}), sorted({part.schedule for part in points})
 
 
+def has_measure(points: Points, measure: str) -> bool:
+    """Whether any point has a finite value of the measure; older files lack some."""
+    return any(np.isfinite(getattr(errors, measure)) for by_seed in points.values() for errors in by_seed.values())
+
+
 def draw_likelihood(path: Path, title: str, points: Points, highest: float) -> None:
     """Draws Figure 3: mean action log-likelihood against lambda; a panel for each schedule and number of steps.
 
@@ -145,14 +164,35 @@ def draw_quality(path: Path, title: str, points: Points, real: Mapping[str, floa
     """
     measures = {"dynamics_error": "dynamics error", "feature_distance": "distance to the data"}
     levels = {"dynamics_error": dict(real)}
-    if any(np.isfinite(errors.action_response) for by_seed in points.values() for errors in by_seed.values()):
+    if has_measure(points, "action_response"):
         measures["action_response"] = "response to actions"
         levels["action_response"] = {"as the simulator's": 1.0}
     _draw(path, title, points, measures, levels)
 
 
+def draw_selection(path: Path, title: str, points: Points, references: References) -> None:
+    """Draws which starts guided samples prefer, against lambda: their shift, and the likelihood of the data near them.
+
+    Args:
+        path: the PNG to write.
+        title: task, dataset and reach of the guidance.
+        points: all points; those without the measures leave a gap.
+        references: both measures of the data's own starts and of the policies' roll-outs, as `selection.levels` gives.
+    """
+    measures = {
+        "start_shift": "shift of the starts\n(standard deviations)",
+        "start_log_likelihood": "log-likelihood of the data's\nactions near the starts",
+    }
+    _draw(path, title, points, measures, {}, references)
+
+
 def _draw(
-    path: Path, title: str, points: Points, measures: Mapping[str, str], levels: Mapping[str, Mapping[str, float]]
+    path: Path,
+    title: str,
+    points: Points,
+    measures: Mapping[str, str],
+    levels: Mapping[str, Mapping[str, float]],
+    references: References | None = None,
 ) -> None:
     numbers, schedules = sampled(points)
     columns = [(schedule, num_steps) for schedule in schedules for num_steps in numbers]
@@ -166,13 +206,16 @@ def _draw(
                     line = curve(points, policy, schedule, num_steps, measure)
                     if line is not None:
                         _draw_curve(axes, line, POLICIES[policy], f"C{number}")
-                for (name, level), style in zip(levels.get(measure, {}).items(), (":", "--"), strict=False):
+                    for (name, means), style in zip((references or {}).get(policy, {}).items(), STYLES, strict=False):
+                        level, label = float(np.mean(means[measure])), f"{name}, {policy} policy"
+                        axes.axhline(level, color=f"C{number}", linestyle=style, linewidth=1.0, label=label)
+                for (name, level), style in zip(levels.get(measure, {}).items(), STYLES, strict=False):
                     axes.axhline(level, color="0.4", linestyle=style, linewidth=1.0, label=name)
                 axes.set_xscale("symlog", linthresh=scales[0], linscale=0.5)
                 axes.set_xlim(-scales[0] / 4, 1.6 * scales[-1])
                 axes.set(xlabel="guidance scale λ (left: 0)", ylabel=label)
                 axes.set_title(f"{title}\n{schedule}, N = {num_steps}", fontsize=9)
-            if measure in levels:
+            if measure in levels or references:
                 grid[row, -1].legend(loc="best", fontsize=7)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval, MinLen
 
-from coda_jax.ranges import Count, NonNegative, Ranged, RangeError, Seed, check_seeds
+from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Ranged, RangeError, Seed, check_seeds
 from experiments.host.errors import UserError
 from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, read_config
 
@@ -41,6 +41,8 @@ class SteeringConfig(Ranged):
     """Whether guidance is carried back through the denoiser; by default as in the run or the preset."""
     solver: Literal["heun", "dpm++"] | None = None
     """Solver of the sampler; by default as in the run or the preset."""
+    recorded_steps: NonNegativeCount | None = None
+    """Tokens whose states and observations are held to a recorded window's; by default as in the run or the preset."""
     num_trajectories: Count = 2048
     """Trajectories per point and seed; 256 is enough on a laptop."""
     num_steps: Annotated[tuple[Annotated[int, Interval(ge=2, lt=2**31)], ...], MinLen(1)] = (32, 128)
@@ -96,4 +98,10 @@ def base_of(config: SteeringConfig) -> ExperimentConfig:
 def _guided(base: ExperimentConfig, config: SteeringConfig) -> ExperimentConfig:
     asked = {"through_denoiser": config.through_denoiser, "solver": config.solver}
     changes = {name: value for name, value in asked.items() if value is not None}
-    return dataclasses.replace(base, diffusion=dataclasses.replace(base.diffusion, **changes))
+    base = dataclasses.replace(base, diffusion=dataclasses.replace(base.diffusion, **changes))
+    if config.recorded_steps is None:
+        return base
+    keeps_actions = base.recorded_actions and config.recorded_steps > 1
+    base = dataclasses.replace(base, recorded_steps=config.recorded_steps, recorded_actions=keeps_actions)
+    check(base)
+    return base

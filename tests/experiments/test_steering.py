@@ -18,6 +18,7 @@ from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.schedule import CodaConfig
 from experiments import steering
 from experiments.guidance.curves import COLUMNS, Errors, Part, curve, missing, read_points, write_points
+from experiments.guidance.selection import start_log_likelihood, start_shift
 from experiments.pipeline import fitting, run
 from experiments.pipeline.learners import LearnerSettings
 from experiments.pipeline.settings import PRESETS, ExperimentConfig
@@ -134,7 +135,50 @@ def test_the_summary_tells_the_trained_policies_and_the_cost(finished):
     assert summary["trained_updates"] == 4 and len(summary["trained_returns_per_seed"]) == 2
     assert set(summary["real"]) == {"real", "real, actions shuffled", "real, steps shuffled"}
     assert summary["wall_seconds"]["sample"] > 0
-    assert all((finished / "figures" / name).stat().st_size > 5000 for name in ("likelihood.png", "quality.png"))
+    pictures = ("likelihood.png", "quality.png", "selection.png")
+    assert all((finished / "figures" / name).stat().st_size > 5000 for name in pictures)
+
+
+@pytest.mark.slow
+def test_starts_stay_where_the_denoiser_sees_every_channel_alone(finished):
+    """Guidance moves the actions and nothing else, so the recorded windows near the starts are the same throughout."""
+    points = read_points(finished / "steering.csv")
+    for policy in ("initial", "trained"):
+        assert np.all(curve(points, policy, "annealed", 32, "start_shift").values < 1e-5)
+        likelihood = curve(points, policy, "annealed", 32, "start_log_likelihood")
+        np.testing.assert_allclose(likelihood.values, likelihood.values[:1].repeat(3, axis=0), rtol=1e-4)
+    levels = json.loads((finished / "summary.json").read_text())["selection"]
+    for policy, sets in levels.items():
+        for name, measures in sets.items():
+            assert all(len(values) == 2 and np.isfinite(values).all() for values in measures.values()), (policy, name)
+    assert levels["trained"]["data"]["start_shift"] == [0.0, 0.0]
+    # Roll-outs of actions that are not zero leave the data's positions, in this world without a force back.
+    assert all(value > 0.02 for value in levels["trained"]["roll-outs"]["start_shift"])
+
+
+@pytest.mark.slow
+def test_guidance_moves_starts_unless_they_are_recorded(finished, tmp_path, monkeypatch):
+    """A denoiser that ties every channel to the first action moves the starts with it."""
+    fit_prior = run.fit_prior
+
+    def tied(*args):
+        fit = fit_prior(*args)
+
+        def denoise(params, tau, sigma):
+            return (tau + 0.5 * jnp.mean(tau, axis=(1, 2), keepdims=True)) / (1.5 + sigma**2)
+
+        return fit._replace(model=fit.model._replace(generator=fit.model.generator._replace(denoise=denoise)))
+
+    monkeypatch.setattr(run, "fit_prior", tied)
+    shifts = {}
+    for steps in (0, 1):
+        path = tmp_path / str(steps)
+        command("--run", finished / "training", "--run-dir", path, "--recorded-steps", steps)
+        shifts[steps] = curve(read_points(path / "steering.csv"), "trained", "annealed", 32, "start_shift")
+    assert np.all(shifts[0].at(3e-3) > 1e-3) and np.all(shifts[0].at(3e-3) > 10 * shifts[0].at(1e-6))
+    assert np.all(shifts[1].values < 1e-5)
+    steered = yaml.safe_load((tmp_path / "1" / "config.yaml").read_text())["steered"]
+    assert steered["recorded_steps"] == 1
 
 
 @pytest.mark.slow
@@ -216,6 +260,7 @@ def refusal(capsys, *flags: object) -> str:
         (["--num-steps", "1"], ["--num-steps", "at least 2"]),
         (["--num-trajectories", "0"], ["--num-trajectories", "0"]),
         (["--preset", "huge"], ["--preset", "huge"]),
+        (["--recorded-steps", "4"], ["--recorded-steps", "4", "horizon, 3"]),
         (["--run", "nowhere"], ["nowhere", "no finished run"]),
     ],
 )
@@ -223,6 +268,33 @@ def test_bad_flags_are_one_clear_line(capsys, tmp_path, flags, words):
     line = refusal(capsys, "--run-dir", tmp_path / "run", *flags)
     assert all(word in line for word in words), line
     assert not (tmp_path / "run").exists()
+
+
+def test_start_shift_is_in_units_and_leaves_constant_features_out():
+    rng, unit = np.random.default_rng(0), jnp.array([2.0, 0.5, 0.0])
+    reference = jnp.asarray(rng.normal(size=(50, 3)), jnp.float32)
+    moved = reference + jnp.array([[2.0, -1.0, 7.0]])
+    np.testing.assert_allclose(start_shift(moved, reference, unit), np.sqrt((1.0**2 + 2.0**2) / 2), rtol=1e-5)
+    assert start_shift(reference, reference, unit) == 0.0
+
+
+def test_start_log_likelihood_is_that_of_the_nearest_recorded_windows_in_units():
+    recorded = jnp.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [0.0, 30.0, 1.0]])
+    unit, log_likelihood = jnp.array([1.0, 100.0, 0.0]), jnp.array([-1.0, -2.0, -4.0])
+    starts = jnp.array([[0.1, 28.0, 9.0], [0.7, 30.0, 1.0]])  # nearest in units: the third, the second
+    np.testing.assert_allclose(start_log_likelihood(starts, recorded, unit, log_likelihood), -3.0)
+
+
+def test_older_files_lack_the_last_measures(tmp_path):
+    full = {Part("initial", "annealed", 2, 0.5): {0: Errors(-1.0, 0.5, 0.1, 0.7, 0.2, -3.0)}}
+    write_points(tmp_path / "full.csv", full)
+    assert read_points(tmp_path / "full.csv") == full
+    for lacking in (2, 3):
+        lines = (tmp_path / "full.csv").read_text().splitlines()
+        (tmp_path / "older.csv").write_text("".join(",".join(line.split(",")[:-lacking]) + "\n" for line in lines))
+        (errors,) = read_points(tmp_path / "older.csv")[Part("initial", "annealed", 2, 0.5)].values()
+        assert errors[: 6 - lacking] == (-1.0, 0.5, 0.1, 0.7)[: 6 - lacking]
+        assert np.isnan(errors[6 - lacking :]).all()
 
 
 def test_a_point_is_missing_until_all_seeds_are_there():
