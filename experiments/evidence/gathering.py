@@ -49,6 +49,9 @@ STEERING = {
 }
 """What is read of a summary of `experiments.steering`."""
 
+SELECTION = {"selection": dict[str, dict[str, dict[str, list[float]]]]}
+"""What is read besides where the starts were measured."""
+
 GAME = {
     **{"game": str, "dataset": str, "returns_per_seed": dict[str, list[float]]},
     **{"optimum": float, "wall_seconds": float},
@@ -254,14 +257,16 @@ def _steering(results: Path) -> tuple[Steering, ...]:
         path = file.parent
         if not (path / "summary.json").exists() or is_smoke(path):
             continue
-        summary = read_summary(path, STEERING)
+        points = read_points(file)
+        newer = SELECTION if has_measure(points, "start_shift") else {}
+        summary = read_summary(path, {**STEERING, **newer})
         training = path / "training"
         run = Steering(
             path,
             "_".join(path.relative_to(results).parts),
             summary,
             config=read_settings(path),
-            points=read_points(file),
+            points=points,
             provenance=read_provenance(path),
             training=read_run(training) if (training / "summary.json").exists() else None,
         )

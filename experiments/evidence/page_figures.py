@@ -45,7 +45,7 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
         real = {name: errors["dynamics_error"] for name, errors in summary["real"].items() if name != "real"}
         draw_quality(folder / f"{stem}_quality.png", title, run.points, real)
         if "selection" in run.figures:
-            draw_selection(folder / f"{stem}_selection.png", title, run.points, summary.get("selection", {}))
+            draw_selection(folder / f"{stem}_selection.png", title, run.points, summary["selection"])
     return names
 
 

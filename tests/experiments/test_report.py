@@ -83,9 +83,16 @@ def keep_returns(path, returns: list[float]):
     (path / "summary.json").write_text(json.dumps({**summary, "returns_per_seed": returns}))
 
 
-def keep_steering(path, likelihoods: dict[float, list[float]], preset: str = "laptop", through_denoiser: bool = False):
+def keep_steering(
+    path,
+    likelihoods: dict[float, list[float]],
+    preset: str = "laptop",
+    through_denoiser: bool = False,
+    selection: bool = False,
+    recorded_steps: int = 0,
+):
     """What is kept of a steering run: the same likelihoods `[seeds]` for both policies; responses only of one kind."""
-    errors = (0.5, 0.1, 0.7) if through_denoiser else (0.5, 0.1)
+    errors = (0.5, 0.1, 0.7, 0.2, -3.0) if selection else (0.5, 0.1, 0.7) if through_denoiser else (0.5, 0.1)
     path.mkdir(parents=True)
     points = {
         Part(policy, schedule, 32, scale): {seed: Errors(value, *errors) for seed, value in enumerate(values)}
@@ -96,6 +103,7 @@ def keep_steering(path, likelihoods: dict[float, list[float]], preset: str = "la
     write_points(path / "steering.csv", points)
     config = {"preset": preset, "num_trajectories": 128, "guidance": [0.0, 0.6]}
     steered = {"diffusion": {"through_denoiser": True}} if through_denoiser else {}
+    steered |= {"recorded_steps": recorded_steps} if recorded_steps else {}
     (path / "config.yaml").write_text(yaml.safe_dump({**config, "steered": steered}))
     summary = {
         "task": "2halfcheetah",
@@ -107,6 +115,9 @@ def keep_steering(path, likelihoods: dict[float, list[float]], preset: str = "la
         "real": {"real": {"dynamics_error": 0.0}, "real, actions shuffled": {"dynamics_error": 0.9}},
         "wall_seconds": {"total": 30.0},
     }
+    if selection:
+        of_seeds = {"start_shift": [0.0, 0.1], "start_log_likelihood": [-3.0, -4.0]}
+        summary["selection"] = {policy: {"data": of_seeds, "roll-outs": of_seeds} for policy in ("initial", "trained")}
     (path / "summary.json").write_text(json.dumps(summary))
 
 
@@ -387,6 +398,29 @@ def test_a_steering_run_s_own_policies_are_no_runs_of_the_table(tmp_path):
     keep_run(tmp_path / "steering" / "training", "none", 50.0)
     (cell,) = gather(tmp_path).table
     assert len(cell.returns) == 3
+
+
+def test_a_steering_run_that_measured_its_starts_has_one_figure_more(tmp_path, capsys):
+    line = {0.0: [-150, -149], 0.6: [-111, -110]}
+    keep_steering(tmp_path / "free", line, selection=True)
+    keep_steering(tmp_path / "held", line, selection=True, recorded_steps=1)
+    keep_steering(tmp_path / "older", line, through_denoiser=True)
+    report.main(["--results", str(tmp_path), "--output", str(tmp_path / "page.md")])
+    text = (tmp_path / "page.md").read_text()
+    for name, guidance, is_there in (
+        ("free", "| actions alone |", True),
+        ("held", "| actions alone, recorded starts |", True),
+        ("older", "| through the denoiser |", False),
+    ):
+        assert (
+            (f"{name}_selection.png" in text) is (tmp_path / "figures" / f"{name}_selection.png").exists() is is_there
+        )
+        assert f"| {name} | 0 {guidance}" in text
+    (free,) = (run for run in gather(tmp_path).steering if run.name == "free")
+    assert "free_likelihood.png" in steering_claims([free])[0].figure  # the paper's, without recorded starts
+    summary = json.loads((tmp_path / "free" / "summary.json").read_text())
+    (tmp_path / "free" / "summary.json").write_text(json.dumps({**summary, "selection": 3}))
+    assert "selection" in refusal(capsys, "--results", tmp_path, "--output", tmp_path / "page.md")
 
 
 @pytest.mark.parametrize(
