@@ -33,7 +33,7 @@ CONFIG = CodaConfig(
     num_trajectories=1024,
     chunk_size=3 * 1024,
     evaluation_episodes=0,
-    reference_trajectories=16,
+    reference_trajectories=256,
 )
 OBS, ACTIONS = transforms.obs_channels(SPEC), transforms.action_channels(SPEC)
 AUTO = AdaptiveGuidance(target=0.2, start=0.02)
@@ -168,7 +168,7 @@ def test_trajectories_without_guidance_neither_adapt_lambda_nor_use_it(adapted):
     trainer, _, state, states, _ = adapted
     assert [bool(r.plan.keep_reference) for r in trainer.schedule[:2]] == [True, False]
     np.testing.assert_array_equal(states[0].guidance.scale, state.guidance.scale)
-    np.testing.assert_array_equal(states[0].guidance.spread, AUTO.target)
+    np.testing.assert_array_equal(states[0].guidance.spread, np.float32(AUTO.target))
     actions = np.asarray(states[0].reference.action)
     np.testing.assert_allclose(actions.std(), exact_spread(0.0, 0.0), rtol=0.1)
 
