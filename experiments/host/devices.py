@@ -53,8 +53,10 @@ def own_part(mesh: Mesh) -> Mesh:
 
 def seed_keys(seeds: np.ndarray, mesh: Mesh) -> Array:
     """The root keys of seeds, sharded over the mesh."""
-    keys = jax.vmap(jax.random.key)
-    return jax.jit(keys, out_shardings=NamedSharding(mesh, PartitionSpec("seed")))(seeds)
+    keys, by_seed = jax.vmap(jax.random.key)(seeds), NamedSharding(mesh, PartitionSpec("seed"))
+    if mesh.is_multi_process:
+        return jax.jit(lambda keys: keys, out_shardings=by_seed)(keys)
+    return jax.device_put(keys, by_seed)
 
 
 def replicated(tree: Tree, mesh: Mesh) -> Tree:

@@ -125,14 +125,11 @@ def is_first() -> bool:
     return not several() or jax.process_index() == 0
 
 
-@contextlib.contextmanager
-def only_first_prints() -> Iterator[None]:
-    """Drops what the other processes print to stdout."""
-    if is_first():
-        yield
-        return
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-        yield
+def let_first_print() -> None:
+    """Drops what this process and its libraries print to stdout from now on, unless it is the first."""
+    if not is_first():
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 1)
 
 
 def barrier() -> None:

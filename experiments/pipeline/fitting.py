@@ -68,10 +68,10 @@ def fit_prior(
 ) -> Fit:
     """Fits the CDF transform and the denoiser to the training episodes, or takes the fit from the cache.
 
-    The mini-batches are spread over the mesh's devices, also of several hosts. A fit that was interrupted goes on from its last checkpoint,
-    and a second process that wants the same fit waits for it. Another `config.fit_seed` is another fit to the same
-    episodes: other first weights, mini-batches and noise. The held-out loss is measured with the same randomness for
-    all.
+    The mini-batches are spread over the mesh's devices, also of several hosts. A fit that was interrupted goes on from
+    its last checkpoint, and a second run that wants the same fit waits for it. Another `config.fit_seed` is another fit
+    to the same episodes: other first weights, mini-batches and noise. The held-out loss is measured with the same
+    randomness for all.
 
     Args:
         config: its data, denoiser, horizon and fit seed.
@@ -82,7 +82,8 @@ def fit_prior(
         is_fitted: False moves the data to the devices alone, for runs that never sample.
 
     Raises:
-        UserError: the fit ran into NaNs, there are no windows of that horizon, or the devices do not divide a batch.
+        UserError: the fit ran into NaNs, there are no windows of that horizon, the devices do not divide a batch, or
+            hosts differ in their dataset or their fit.
     """
     horizon = config.training.horizon
     if is_fitted and config.denoiser.batch_size % mesh.size:

@@ -22,7 +22,7 @@ from experiments.host.clock import Clock
 from experiments.host.console import print_config, print_table, say, warn
 from experiments.host.devices import own_part, set_up_devices
 from experiments.host.errors import UserError
-from experiments.host.hosts import check_shared, first_before_others, is_first, only_first_prints
+from experiments.host.hosts import check_shared, first_before_others, is_first, let_first_print
 from experiments.host.loggers import logger
 from experiments.host.plots import learning_curve
 from experiments.host.run_folder import RunFolder, default_run_dir, open_run_folder
@@ -63,13 +63,13 @@ def run(config: ExperimentConfig) -> None:
         VaultError: a vault that cannot be used.
     """
     with jax.default_matmul_precision(config.precision):
-        mesh = set_up_devices(config.num_seeds)
-        with only_first_prints():
-            _run(config, mesh)
+        _run(config)
 
 
-def _run(config: ExperimentConfig, mesh: Mesh) -> None:
+def _run(config: ExperimentConfig) -> None:
     identity, path = identity_of(config), config.run_dir or run_dir_of(config)
+    mesh = set_up_devices(config.num_seeds)
+    let_first_print()
     enable_compilation_cache()
     check_shared(cache_folder(), "set CODA_JAX_CACHE to a folder")
     vault = None
