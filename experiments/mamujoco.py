@@ -23,13 +23,14 @@ def main(args: Sequence[str] | None = None) -> None:
         if config.coordinator is None:
             run(config)
         elif is_worker():
-            work(lambda: _run_with_others(config, config.coordinator))
+            work(lambda: _run_with_others(config))
         else:
             supervise()
 
 
-def _run_with_others(config: ExperimentConfig, coordinator: str) -> None:
-    hosts.join(None if coordinator == CLUSTER else coordinator, config.num_processes, config.process_id)
+def _run_with_others(config: ExperimentConfig) -> None:
+    coordinator = None if config.coordinator == CLUSTER else config.coordinator
+    hosts.join(coordinator, config.num_processes, config.process_id)
     with hosts.lost_processes_are_errors():
         run(config)
         hosts.leave()

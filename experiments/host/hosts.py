@@ -31,8 +31,11 @@ JOIN_SECONDS = 120
 HEARTBEAT_SECONDS = 60
 """After so long without a sign of life a process counts as dead."""
 
+LOST = "another process of this run has ended, and says why itself, or does not answer"
+CONTINUE = "give the same commands on all hosts to continue from the last checkpoint"
+
 _WEEK = 7 * 24 * 3600
-_LOST = re.compile("gloo|nccl|coordination|barrier|heartbeat", re.IGNORECASE)
+_LOST_WORDS = re.compile("gloo|nccl|coordination|barrier|heartbeat", re.IGNORECASE)
 
 _barriers = itertools.count()
 
@@ -102,12 +105,9 @@ def lost_processes_are_errors() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if not _LOST.search(str(error)):
+        if not _LOST_WORDS.search(str(error)):
             raise
-        raise UserError(
-            "another process of this run has ended, and says why itself; give the same command on all hosts to "
-            "continue from the last checkpoint"
-        ) from error
+        raise UserError(f"{LOST}; {CONTINUE}") from error
 
 
 def leave() -> None:

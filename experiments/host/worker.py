@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from experiments.host.errors import UserError, one_line_errors
+from experiments.host.hosts import CONTINUE, LOST
 
 _STDERR = "CODA_JAX_WORKER_STDERR"
 """The variable that a worker finds the file descriptor for its own messages in."""
@@ -46,11 +47,9 @@ def supervise() -> NoReturn:
         )
     status = worker.wait()
     if status < 0:
-        raise UserError(
-            f"this process was ended by {signal.Signals(-status).name}, or another process of this run has ended, and "
-            f"says why itself (messages of libraries: {log.name}); give the same command on all hosts to continue from "
-            "the last checkpoint"
-        )
+        is_aborted = status == -signal.SIGABRT
+        reason = LOST if is_aborted else f"the worker of this process was ended by {signal.Signals(-status).name}"
+        raise UserError(f"{reason}; {CONTINUE} (messages of libraries: {log.name})")
     Path(log.name).unlink()
     sys.exit(status)
 
