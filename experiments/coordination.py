@@ -71,14 +71,15 @@ def run(config: CoordinationConfig) -> None:
 def finished_or_trained(config: CoordinationConfig, method: Method, world: World, mesh: Mesh, file: Path) -> Trained:
     """A method's training, read from its file if it finished before an interruption."""
     if file.exists():
-        fields = {"returns": list, "ends": list, "seconds": float}
+        fields = {"returns": list, "ends": list, "response": list, "seconds": float}
         stored = parse_mapping(file, json.loads, fields, "delete it to train the method again")
-        return Trained(np.array(stored["returns"]), np.array(stored["ends"]), stored["seconds"])
+        returns, ends, response = (np.array(stored[name]) for name in ("returns", "ends", "response"))
+        return Trained(returns, ends, response, stored["seconds"])
     start = time.monotonic()
     trained = train(config, method, world, mesh)._replace(seconds=time.monotonic() - start)
     file.parent.mkdir(exist_ok=True)
-    values = {"returns": trained.returns.tolist(), "ends": trained.ends.tolist(), "seconds": trained.seconds}
-    write_atomically(file, json.dumps(values))
+    arrays = {name: getattr(trained, name).tolist() for name in ("returns", "ends", "response")}
+    write_atomically(file, json.dumps(arrays | {"seconds": trained.seconds}))
     return trained
 
 
@@ -105,6 +106,7 @@ def write(config: CoordinationConfig, world: World, trained: dict[str, Trained],
             "convention_return": world.task.convention_return(),
             "published_returns": world.task.published,
             "returns_per_seed": {name: each.returns[-1].tolist() for name, each in trained.items()},
+            "response_per_seed": {name: each.response.tolist() for name, each in trained.items() if each.response.size},
             "wall_seconds": sum(each.seconds for each in trained.values()),
         }
     )
@@ -121,19 +123,19 @@ def show(summary: dict[str, Any]) -> None:
         random, expert = published
         return {"score": f"{(value - random) / (expert - random):.2f}"}
 
+    responses = summary.get("response_per_seed", {})  # none in older summaries
     rows = []
     for name, values in summary["returns_per_seed"].items():
         returns = np.array(values)
         error = f" +- {returns.std(ddof=1) / np.sqrt(len(returns)):.2f}" if len(returns) > 1 else ""
-        worst = f"{returns.min():.2f}"
-        rows.append(
-            {"method": name, "return": f"{returns.mean():.2f}{error}", "worst seed": worst} | score(returns.mean())
-        )
+        response = f"{np.mean(responses[name]):.2f}" if name in responses else ""
+        cells = {"return": f"{returns.mean():.2f}{error}", "worst": f"{returns.min():.2f}", "response": response}
+        rows.append({"method": name} | cells | score(returns.mean()))
     for name, value in (
         ("recorded episodes", summary["dataset_mean_return"]),
         ("one convention", summary["convention_return"]),
     ):
-        rows.append({"method": name, "return": f"{value:.2f}", "worst seed": ""} | score(value))
+        rows.append({"method": name, "return": f"{value:.2f}", "worst": "", "response": ""} | score(value))
     print_table(f"{summary['task']}: return after {summary['updates']} updates, {summary['num_seeds']} seeds", rows)
     say(f"{summary['wall_seconds']:.0f} s")
 

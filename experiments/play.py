@@ -106,7 +106,6 @@ def evaluate(env: Environment, policy: Policy, num_episodes: int, start_seed: in
     with phase("playing", total=returns.size) as progress:
         for row, seed in enumerate(policy.seeds):
             for number in range(num_batches):
-                # Round 0 of training draws from the key itself; folded keys give other starts.
                 key = jax.random.fold_in(jax.random.key(start_seed), number + 1)
                 columns = slice(number * size, (number + 1) * size)
                 returns[row, columns] = batch(policy.weights_of(seed), key)

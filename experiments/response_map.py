@@ -3,14 +3,15 @@
 On same side, with synthetic data built in the true environment (`experiments.tasks.response`): how large must their
 share of a mini-batch be, and how far must their consequences follow the actions, for agents to coordinate? Once with
 all terms of the losses on all rows, as in the paper, and once with the actor's Q term on synthetic and cloning on
-recorded rows. The folder holds `map.json` and `map.png`; finished cells are kept.
+recorded rows. The folder holds `map.json` and `map.png`; finished cells are kept. With `--comparison`, CODA's variants
+are points on the map, by their measured responses.
 """
 
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ from coda_jax.data.dataset import make_dataset
 from coda_jax.envs.coordination import SameSide, same_side
 from coda_jax.marl.input_scale import standardised_inputs
 from coda_jax.ranges import Count, Ranged, Seed, Share, check_seeds
+from experiments.evidence.coordination import FIELDS, Comparison
+from experiments.evidence.recorded_runs import read_json, read_settings
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.console import phase, print_table, say
 from experiments.host.devices import seed_keys, set_up_devices
@@ -34,11 +37,14 @@ from experiments.host.plots import panels
 from experiments.host.records import parse_mapping
 from experiments.pipeline.learners import make_learner
 from experiments.tasks.response import partial_response
-from experiments.tasks.settings import CoordinationConfig, Method
+from experiments.tasks.settings import METHODS, CoordinationConfig, Method
 from experiments.tasks.training import rows_of
 
 USES = {"all terms on all rows": False, "actor synthetic, cloning recorded": True}
 """Uses of the rows, and whether they are split."""
+
+MARKERS = "os^Dv*P"
+"""Of the points in a panel."""
 
 PositiveShare = Annotated[float, Interval(gt=0.0, le=1.0)]
 
@@ -49,6 +55,8 @@ class ResponseMapConfig(Ranged):
 
     output: Path
     """Folder for `map.json` and `map.png`; the same command goes on there."""
+    comparison: Path | None = None
+    """Run folder of `experiments.coordination --task same-side`: its guided methods become points on the map."""
     shares: Annotated[tuple[PositiveShare, ...], MinLen(1)] = (0.1, 0.5, 0.9)
     """Shares of synthetic rows in a mini-batch."""
     responses: Annotated[tuple[Share, ...], MinLen(1)] = (0.0, 0.5, 1.0)
@@ -80,7 +88,8 @@ def run(config: ResponseMapConfig) -> None:
     """
     config.output.mkdir(parents=True, exist_ok=True)
     file = config.output / "map.json"
-    settings = {name: value for name, value in plain(config).items() if name != "output"}
+    settings = {name: value for name, value in plain(config).items() if name not in ("output", "comparison")}
+    points = [] if config.comparison is None else points_of(config.comparison)
     results: dict[str, Any] = {"settings": settings, "returns": {}}
     if file.exists():
         results = parse_mapping(file, json.loads, {"settings": dict, "returns": dict}, "delete it to train again")
@@ -98,7 +107,7 @@ def run(config: ResponseMapConfig) -> None:
                 write_atomically(file, json.dumps(results, indent=1) + "\n")
             progress.advance(note=f"{use}, share {share:g}")
     means = {use: grid(config, use, results["returns"]) for use in USES}
-    draw(config, means)
+    draw(config, means, points)
     for use, mean in means.items():
         rows = [
             {"share": f"{share:g}"}
@@ -149,16 +158,54 @@ def grid(config: ResponseMapConfig, use: str, returns: dict[str, list[float]]) -
     )
 
 
-def draw(config: ResponseMapConfig, means: dict[str, Float[np.ndarray, "A R"]]) -> None:
-    """A map a use of the rows, its cells labelled by their means."""
+class Point(NamedTuple):
+    """A method of a comparison: its use of the rows, share of synthetic rows, mean response and mean return."""
+
+    method: str
+    use: str
+    share: float
+    response: float
+    mean_return: float
+
+
+def points_of(folder: Path) -> list[Point]:
+    """The guided methods of a comparison on same side with two agents.
+
+    Raises:
+        UserError: no such comparison, or a damaged one.
+    """
+    summary, settings = read_json(folder / "summary.json", FIELDS), read_settings(folder)
+    run = Comparison(folder, summary, settings)
+    if summary["task"] != "same-side" or settings["num_agents"] != 2 or not run.responses:
+        raise UserError(f"--comparison {folder} has no responses on same side with two agents; run it again")
+    uses = {is_split: use for use, is_split in USES.items()}
+    return [
+        Point(name, uses[METHODS[name].is_split], settings["training"]["mix_ratio"], *map(float, means))
+        for name, values in run.responses.items()
+        for means in [(np.mean(values), np.mean(run.returns[name]))]
+    ]
+
+
+def draw(config: ResponseMapConfig, means: dict[str, Float[np.ndarray, "A R"]], points: Sequence[Point]) -> None:
+    """A map a use of the rows, its cells labelled by their means, with points coloured by their returns."""
     everything = np.concatenate(list(means.values()))
     low, high = float(everything.min()), float(everything.max())
-    with panels(config.output / "map.png", 1, len(means), (9.5, 3.8)) as axes:
+    with panels(config.output / "map.png", 1, len(means), (9.5, 5.2 if points else 3.8)) as axes:
         for axis, (use, mean) in zip(axes[0], means.items(), strict=True):
-            axis.imshow(mean, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high)
+            scale = {"cmap": "viridis", "vmin": low, "vmax": high}
+            axis.imshow(mean, origin="lower", aspect="auto", **scale)
             for (row, column), value in np.ndenumerate(mean):
                 colour = "k" if value > (low + high) / 2 else "w"
-                axis.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour)
+                axis.text(column, row + 0.15, f"{value:.1f}", ha="center", va="center", color=colour)
+            for marker, point in zip(MARKERS, [point for point in points if point.use == use], strict=False):
+                at = np.interp(point.response, config.responses, range(len(config.responses)))
+                height = np.interp(point.share, config.shares, range(len(config.shares)))
+                label = f"{point.method}: response {point.response:.2f}, return {point.mean_return:.1f}"
+                axis.scatter(
+                    at, height, c=[point.mean_return], s=70, marker=marker, edgecolors="w", label=label, **scale
+                )
+            if points:
+                axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8, frameon=False)
             axis.set(title=use, xlabel="response", ylabel="share of synthetic rows")
             axis.set_xticks(range(len(config.responses)), [f"{r:g}" for r in config.responses])
             axis.set_yticks(range(len(config.shares)), [f"{s:g}" for s in config.shares])

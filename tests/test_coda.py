@@ -16,7 +16,7 @@ from coda_jax.augmentation.base import Augmentation, sample_in_chunks
 from coda_jax.augmentation.guided import guided, policy_guide
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.unconditional import unconditional
-from coda_jax.coda import across_seeds, make_trainer, mix, row_weights
+from coda_jax.coda import across_seeds, evaluation_key, make_trainer, mix, row_weights
 from coda_jax.data.dataset import make_dataset, sample_windows
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
@@ -177,6 +177,12 @@ def test_without_augmentation_a_round_is_the_learner_on_windows_of_the_dataset(s
     np.testing.assert_allclose(report.metrics["critic_loss"], np.mean(losses), rtol=1e-4)
     assert_close(after.synthetic, state.synthetic)
     np.testing.assert_array_equal(report.returns, 0.0)  # nobody asked for an evaluation
+
+
+def test_key_of_the_evaluation_is_no_seeds_own_and_none_of_its_splits():
+    of_seed_0 = [jax.random.split(jax.random.key(0), num) for num in (2, 3, 1000)] + [jax.random.key(0)[None]]
+    data = jnp.concatenate([jax.random.key_data(keys) for keys in of_seed_0])
+    assert not (data == jax.random.key_data(evaluation_key())[None]).all(axis=1).any()
 
 
 def test_evaluation_is_noise_free_and_starts_alike_in_every_round(single, dataset, prior):

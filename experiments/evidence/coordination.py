@@ -14,6 +14,7 @@ from experiments.evidence.intervals import Difference, paired_difference
 from experiments.evidence.page_tables import spread, table
 from experiments.evidence.recorded_runs import read_json, read_settings
 from experiments.host.cache import flat, plain
+from experiments.pipeline.learners import DEFAULT_ALGORITHM
 from experiments.tasks.settings import DEFAULTS
 
 FIELDS = {
@@ -43,11 +44,19 @@ class Comparison(NamedTuple):
         return self.summary["returns_per_seed"]
 
     @property
+    def responses(self) -> dict[str, list[float]]:
+        """The response of each seed's guided trajectories, by method; older runs have none."""
+        return self.summary.get("response_per_seed", {})
+
+    @property
     def title(self) -> str:
-        """The task, its dials and the sampler's solver."""
+        """The task, its dials, the sampler's solver, and the learner if it is not the paper's."""
         dials = ", ".join(f"{name} {self.settings[name]:g}" for name in ("sharpness", "coverage"))
         solver = self.settings.get("diffusion", {}).get("solver", "heun")
-        return f"{self.summary['task'].replace('-', ' ')}, {self.settings['num_agents']} agents, {dials}, {solver}"
+        algorithm = self.settings.get("algorithm", DEFAULT_ALGORITHM)
+        learner = "" if algorithm == DEFAULT_ALGORITHM else f", {algorithm}"
+        task = self.summary["task"].replace("-", " ")
+        return f"{task}, {self.settings['num_agents']} agents, {dials}, {solver}{learner}"
 
     @property
     def command(self) -> str:
@@ -85,16 +94,18 @@ def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[
         "Tasks of our own on which miscoordination costs most of the return (docs/coordination.md). CODA+ is not the "
         "paper's method: its trajectories begin at recorded states, a one-step model fitted to the data gives their "
         "consequences, the actor's Q term sees synthetic rows alone and cloning recorded rows alone. *Worst* is the "
-        "worst seed; the oracle rolls the policy out in the task itself.",
+        "worst seed; *response* is the share of the effect of guided actions that the generated next states show; the "
+        "oracle rolls the policy out in the task itself.",
     ]
     for run in comparisons:
         name = run.path.name
         rows = [
-            (method, spread(returns, 2), f"{min(returns):.2f}", f"{np.median(returns):.2f}")
+            (method, spread(returns, 2), f"{min(returns):.2f}", f"{np.median(returns):.2f}", response)
             for method, returns in run.returns.items()
+            for response in [f"{np.mean(run.responses[method]):.2f}" if method in run.responses else ""]
         ]
-        rows.append(("recorded episodes", f"{run.summary['dataset_mean_return']:.2f}", "", ""))
-        rows.append(("all agents to one side at full speed", f"{run.summary['convention_return']:.2f}", "", ""))
+        rows.append(("recorded episodes", f"{run.summary['dataset_mean_return']:.2f}", "", "", ""))
+        rows.append(("all agents to one side at full speed", f"{run.summary['convention_return']:.2f}", "", "", ""))
         verdicts = [
             (f"CODA+ above {other}", f"**{judge(found, 1)}**", words(found, 2))
             for other in BASELINES
@@ -104,7 +115,7 @@ def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[
         sections += [
             f"### {run.title[0].upper()}{run.title[1:]}",
             f"`{run.command}`, {run.summary['num_seeds']} seeds, {run.summary['updates']:,} updates.",
-            table(("method", "return", "worst", "median"), rows),
+            table(("method", "return", "worst", "median", "response"), rows),
             table(("statement", "verdict", "numbers"), verdicts),
             f"![returns]({link}/{name}/figures/returns.png)\n![conventions]({link}/{name}/figures/conventions.png)",
         ]

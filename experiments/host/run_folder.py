@@ -6,6 +6,7 @@ data.json         digest of the dataset; absent from older folders
 metrics.csv       long form: one row a seed and evaluation; checkpoints have its rows too
 policy.npz        policies after the last saved round, of all seeds (`coda_jax.load_policy`)
 prior.npz         the fitted prior (`coda_jax.load_prior`)
+dynamics.npz      the fitted one-step model, if the run has one (`coda_jax.load_dynamics`)
 checkpoints/      series of checkpoints, one for each phase that can be resumed
 figures/          figures
 SHA256SUMS        checksums of the files above but checkpoints and figures, and of the summary

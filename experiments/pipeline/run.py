@@ -11,6 +11,8 @@ from coda_jax.data.conventions import Convention, load_vault
 from coda_jax.data.dataset import Episodes, count_short_episodes, split_episodes, statistics
 from coda_jax.data.vault import vault_digest
 from coda_jax.data.vault_files import open_vault
+from coda_jax.dynamics.saved import FILE as DYNAMICS_FILE
+from coda_jax.dynamics.saved import save_dynamics
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment
 from coda_jax.prior import FILE as PRIOR_FILE
@@ -158,6 +160,8 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
     if isinstance(fit.prior, Prior) and is_first():
         save_prior(folder.path / PRIOR_FILE, fit.model, fit.prior)
         say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
+    if fit.dynamics is not None:
+        save_dynamics(folder.path / DYNAMICS_FILE, env.spec, config.dynamics, fit.dynamics)
     clock.lap("fit")
     with folder.checkpoints("train") as checkpoints, contextlib.ExitStack() as stack:
         if config.log is not None and is_first():

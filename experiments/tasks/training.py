@@ -1,9 +1,11 @@
 """Trains every method of the comparison on a coordination task."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
@@ -20,6 +22,7 @@ from coda_jax.data.teams import assets
 from coda_jax.dynamics.ensemble import Dynamics, DynamicsModel, make_dynamics
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import rollout
+from coda_jax.evaluation import action_response
 from coda_jax.marl.input_scale import standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.prior import Prior, TrajectoryModel, fit_prior, fit_transform, make_model
@@ -59,13 +62,16 @@ class World(NamedTuple):
 class Trained(NamedTuple):
     """A method's training.
 
-    returns: `[rounds + 1, seeds]` mean return of the evaluation episodes before and after each round of updates.
-    ends:    `[seeds, episodes, A]` each agent's part in the convention at the ends of episodes of the final policy.
-    seconds: compilation and training.
+    returns:  `[rounds + 1, seeds]` mean return of the evaluation episodes before and after each round of updates.
+    ends:     `[seeds, episodes, A]` each agent's part in the convention at the ends of episodes of the final policy.
+    response: `[seeds]` how far the next states of trajectories guided toward the final policy follow its actions
+              (`action_response`); none of a method without guidance.
+    seconds:  compilation and training.
     """
 
     returns: Float[np.ndarray, "R S"]
     ends: Float[np.ndarray, "S E A"]
+    response: Float[np.ndarray, "S"]
     seconds: float = 0.0
 
 
@@ -119,7 +125,12 @@ def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) 
     measured = [at for at, scheduled in enumerate(trainer.schedule) if scheduled.kind != "generate"]
     returns = np.asarray(reports.returns)[measured].mean(axis=-1) * world.task.reward_unit
     ends = jax.jit(jax.vmap(lambda learned: ends_of(world.task, learner, learned)))(state.learner)
-    return Trained(returns, np.asarray(ends))
+    response = np.zeros(0)
+    if method.augmentation == "guided" and config.guidance > 0:
+        assert augmentation is not None
+        of_policy = functools.partial(response_of, world.env, augmentation, config.guidance)
+        response = np.asarray(jax.jit(jax.vmap(of_policy, in_axes=(0, None, None)))(state.learner, *inputs))
+    return Trained(returns, np.asarray(ends), response)
 
 
 def rows_of(training: CodaConfig, method: Method) -> CodaConfig:
@@ -175,3 +186,14 @@ def ends_of(task: CoordinationTask, learner: Learner, state: LearnerState) -> Fl
     carry = learner.initial_carry((num_episodes,))
     recorded = rollout(task.env, act, carry, jax.random.key(1), num_episodes, task.env.spec.episode_length)
     return task.ends(recorded.steps.state[-1])
+
+
+def response_of(
+    env: Environment, augmentation: Augmentation, guidance: float, state: LearnerState, dataset: Dataset, prior: Any
+) -> Float[Array, ""]:
+    """The response of 64 guided trajectories to the actions of a policy, against unguided ones of the same noise."""
+    guided_set, unguided_set = (
+        augmentation.sample(state, dataset, prior, jnp.float32(scale), jax.random.key(2), 64)
+        for scale in (guidance, 0.0)
+    )
+    return action_response(env, guided_set, unguided_set, jnp.std(dataset.steps.state, axis=0))

@@ -27,6 +27,7 @@ from coda_jax.data.vault import write_vault
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig, heun_sample
 from coda_jax.dynamics.ensemble import DynamicsConfig, make_dynamics
+from coda_jax.dynamics.saved import load_dynamics, save_dynamics
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.mamujoco import make as make_env
 from coda_jax.envs.rollout import episode_returns, rollout
@@ -70,6 +71,7 @@ __all__ = [
     "guided",
     "heun_sample",
     "iddpg_bc",
+    "load_dynamics",
     "load_policy",
     "load_prior",
     "load_vault",
@@ -91,6 +93,7 @@ __all__ = [
     "rollout",
     "sample_trajectories",
     "sample_windows",
+    "save_dynamics",
     "save_policy",
     "save_prior",
     "split_episodes",

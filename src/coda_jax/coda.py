@@ -33,8 +33,8 @@ from coda_jax.marl.learner import Learner, LearnerState, RowWeights
 from coda_jax.schedule import CodaConfig, Plan, Rows, ScheduledRound, make_schedule
 from coda_jax.types import Metrics, PRNGKey, Trajectory
 
-EVALUATION_KEY = 0
-"""Seed of the starts of the evaluation episodes: the same for every seed in every round."""
+_EVALUATION = 0x6576616C
+"""What is folded into a root key to make that of the evaluation: far above any index that keys are split by."""
 
 
 @chex.dataclass(frozen=True)
@@ -184,7 +184,7 @@ def make_trainer(
             return jnp.zeros(0)
         return jax.lax.cond(
             plan.evaluate,
-            lambda: policy_returns(env, learner, state, jax.random.key(EVALUATION_KEY), config.evaluation_episodes),
+            lambda: policy_returns(env, learner, state, evaluation_key(), config.evaluation_episodes),
             lambda: jnp.zeros(config.evaluation_episodes),
         )
 
@@ -231,6 +231,11 @@ def _run(
 
     plans = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[each.plan for each in schedule])
     return jax.lax.scan(body, state, plans)
+
+
+def evaluation_key() -> PRNGKey:
+    """The key of the starts of the evaluation episodes: the same for every seed in every round, and no seed's own."""
+    return jax.random.fold_in(jax.random.key(0), _EVALUATION)
 
 
 def mix(real: Trajectory, synthetic: Trajectory, mix_ratio: Float[Array, ""]) -> Trajectory:

@@ -5,16 +5,23 @@ import json
 import shlex
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from coda_jax.data.dataset import episode_returns
+from coda_jax.augmentation.base import Augmentation
+from coda_jax.data.dataset import episode_returns, make_dataset, sample_windows
 from coda_jax.data.spread import SpreadData
 from coda_jax.data.teams import assets, load_teams, training_snapshots
+from coda_jax.marl.input_scale import raw_inputs
+from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from experiments import coordination
 from experiments.tasks import settings
 from experiments.tasks.environments import make_task
 from experiments.tasks.figures import assignment_shares
+from experiments.tasks.response import partial_response
+from experiments.tasks.training import response_of
+from tests.drift import DRIFT, drift_episodes
 from tests.lowering import lower_for_accelerators, recorded_programs
 
 TINY = shlex.split(
@@ -60,6 +67,24 @@ def test_the_run_folder_holds_every_seed_of_every_method(finished):
     last = [float(row["return"]) for row in rows if row["updates"] == "4"]
     np.testing.assert_allclose([r for name in CHOSEN for r in summary["returns_per_seed"][name]], last)
     assert {path.name for path in (finished / "figures").iterdir()} == {"returns.png", "conventions.png"}
+    responses = summary["response_per_seed"]  # of the guided methods
+    assert set(responses) == {"CODA+"} and np.isfinite(responses["CODA+"]).all() and len(responses["CODA+"]) == 2
+
+
+def test_response_is_one_where_the_task_itself_gives_the_consequences_and_zero_where_the_recorded_actions_do():
+    """`partial_response` with a guidance: 0 keeps the recorded actions, another puts the policy's in their place."""
+    learner = maddpg_bc(DRIFT.spec, MaddpgBcConfig(), raw_inputs(DRIFT.spec))
+    dataset, state = make_dataset(drift_episodes(20), 4), learner.init(jax.random.key(0))
+    synthetic = partial_response(DRIFT, learner, 4, 0.0)
+
+    def sample(state, dataset, prior, guidance, key, num):
+        guided = synthetic.sample(state, dataset, prior, guidance, jax.random.clone(key), num)
+        recorded = sample_windows(dataset, jax.random.split(key)[0], num, 4)
+        return jax.tree.map(lambda new, old: jnp.where(guidance > 0, new, old), guided, recorded)
+
+    for response in (0.0, 0.5, 1.0):
+        measured = response_of(DRIFT, Augmentation(sample), 0.6, state, dataset, jnp.float32(response))
+        np.testing.assert_allclose(measured, response, atol=1e-3)
 
 
 def test_an_interrupted_run_continues_with_the_method_it_was_at(finished, tmp_path, monkeypatch):

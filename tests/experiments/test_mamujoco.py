@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from coda_jax.data.vault import write_vault
+from coda_jax.dynamics.saved import load_dynamics
 from coda_jax.envs.rollout import episode_returns
 from coda_jax.policy import load_policy
 from coda_jax.prior import load_prior, sample_trajectories
@@ -231,6 +232,7 @@ def test_a_one_step_model_gives_the_consequences(vault, tmp_path, finished):
     )
     assert by_model["dynamics_error"] < 0.1 < by_denoiser["dynamics_error"]
     assert by_model["observation_error"] < 1e-6
+    assert load_dynamics(tmp_path / "model")[1].target_std.shape == (SPEC.state_dim + 1,)
 
 
 @pytest.mark.slow

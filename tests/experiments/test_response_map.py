@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.learner import unroll
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from experiments import response_map
+from experiments.host.errors import UserError
 from experiments.tasks.response import partial_response
 from tests.drift import DRIFT, SPEC, drift_episodes
 
@@ -37,6 +39,30 @@ def test_consequences_follow_the_policy_s_actions_in_part(response):
         np.testing.assert_allclose(made.state, recorded.state, atol=1e-5)
 
 
+def comparison(folder: Path, responses: dict[str, list[float]]) -> Path:
+    """A finished comparison of two methods on same side."""
+    folder.mkdir()
+    summary = {
+        "task": "same-side",
+        "num_seeds": 2,
+        "updates": 1200,
+        "dataset_mean_return": 5.0,
+        "convention_return": 7.0,
+        "returns_per_seed": {"no augmentation": [0.0, 1.0], "CODA+": [5.0, 6.0]},
+        "response_per_seed": responses,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.yaml").write_text("num_agents: 2\ntraining:\n  mix_ratio: 0.5\n")
+    return folder
+
+
+def test_points_on_the_map_are_the_guided_methods_of_a_comparison(tmp_path):
+    points = response_map.points_of(comparison(tmp_path / "new", {"CODA+": [0.9, 1.1]}))
+    assert points == [response_map.Point("CODA+", "actor synthetic, cloning recorded", 0.5, 1.0, 5.5)]
+    with pytest.raises(UserError, match="has no responses"):
+        response_map.points_of(comparison(tmp_path / "old", {}))
+
+
 @pytest.mark.slow
 def test_the_map_is_resumed_and_belongs_to_its_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(response_map, "enable_compilation_cache", lambda: None)
@@ -47,6 +73,9 @@ def test_the_map_is_resumed_and_belongs_to_its_settings(tmp_path, monkeypatch, c
     assert len(first["returns"]) == 4 and (tmp_path / "map" / "map.png").exists()
     monkeypatch.setattr(response_map, "train", None)  # nothing is left to train
     response_map.main(flags)
+    picture = (tmp_path / "map" / "map.png").read_bytes()
+    response_map.main([*flags, "--comparison", str(comparison(tmp_path / "compared", {"CODA+": [0.9, 1.1]}))])
+    assert (tmp_path / "map" / "map.png").read_bytes() != picture
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         response_map.main([*flags, "--seed", "3"])

@@ -68,24 +68,37 @@ def test_td_targets_stop_at_true_ends_only():
     reward = jnp.array([[1.0], [2.0], [3.0], [100.0]])  # the last token has no successor
     terminal = jnp.array([[0.0], [1.0], [0.0], [0.0]])  # a time limit after any token would leave its zero
     next_q = jnp.array([[10.0], [20.0], [30.0]])
-    target, counts = td_targets(reward, terminal, next_q, 0.9)
+    target, weights = td_targets(reward, terminal, next_q, 0.9)
     np.testing.assert_allclose(target[:3], [[10.0], [2.0], [30.0]], rtol=1e-6)
-    np.testing.assert_array_equal(counts, [[1.0], [1.0], [1.0], [0.0]])
+    np.testing.assert_array_equal(weights, [[1.0], [1.0], [1.0], [0.0]])
 
 
 def test_the_last_token_counts_where_it_is_a_true_end():
-    target, counts = td_targets(
+    target, weights = td_targets(
         jnp.array([[1.0, 1.0], [5.0, 7.0]]), jnp.array([[0.0, 0.0], [1.0, 0.0]]), jnp.ones((1, 2)), 0.9
     )
-    np.testing.assert_array_equal(counts, [[1.0, 1.0], [1.0, 0.0]])
+    np.testing.assert_array_equal(weights, [[1.0, 1.0], [1.0, 0.0]])
     assert target[1, 0] == 5.0
+
+
+@pytest.mark.parametrize("horizon", [2, 3, 7])
+def test_over_all_windows_of_an_episode_its_true_end_weighs_as_much_as_a_step_in_the_middle(horizon):
+    length = 20
+    starts = np.arange(length - horizon + 1)
+    steps = starts + np.arange(horizon)[:, None]  # [H, windows]
+    terminal = jnp.asarray(steps == length - 1, jnp.float32)
+    _, weights = td_targets(jnp.zeros(steps.shape), terminal, jnp.zeros((horizon - 1, len(starts))), 0.9)
+    total = np.zeros(length)
+    np.add.at(total, steps, np.asarray(weights))
+    np.testing.assert_array_equal(total[horizon - 2 : length - horizon + 1], horizon - 1)
+    assert total[-1] == horizon - 1
 
 
 def test_a_game_of_one_step_needs_no_bootstrap():
     reward = jnp.array([[1.0, -2.0]])
-    target, counts = td_targets(reward, jnp.zeros((1, 2)), jnp.zeros((0, 2)), 0.9)
+    target, weights = td_targets(reward, jnp.zeros((1, 2)), jnp.zeros((0, 2)), 0.9)
     np.testing.assert_array_equal(target, reward)
-    np.testing.assert_array_equal(counts, jnp.ones((1, 2)))
+    np.testing.assert_array_equal(weights, jnp.ones((1, 2)))
 
 
 def test_losses_are_those_written_out():
@@ -107,8 +120,8 @@ def test_losses_are_those_written_out():
                 if t == 3:
                     continue  # what follows is unknown
                 target = target + 0.99 * next_q[b, t + 1]
-            errors += [q[k][b, t] - target for k in range(2)]
-    assert 2 * 5 * 3 < len(errors) < 2 * 5 * 4
+            errors += [q[k][b, t] - target for k in range(2)] * (3 if t == 3 else 1)  # the only window with that end
+    assert 2 * 5 * 3 < len(errors) < 2 * 5 * 6
     np.testing.assert_allclose(metrics["critic_loss"], 0.5 * np.mean(np.square(errors)), rtol=1e-5)
 
     mu = unroll(LEARNER, state, window.obs)

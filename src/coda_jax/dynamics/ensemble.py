@@ -190,6 +190,22 @@ def make_dynamics(spec: TaskSpec, config: DynamicsConfig = DynamicsConfig()) -> 
     return DynamicsModel(fit, predict)
 
 
+def init_dynamics(spec: TaskSpec, config: DynamicsConfig, key: PRNGKey) -> Dynamics:
+    """An ensemble with first weights and without scales of its own: zero mean, unit standard deviation."""
+    num_inputs, num_targets = spec.state_dim + spec.num_agents * spec.action_dim, spec.state_dim + 1
+    network = _Member(config.widths, num_targets)
+    params = jax.vmap(lambda key: network.init(key, jnp.zeros((1, num_inputs))))(
+        jax.random.split(key, config.num_members)
+    )
+    return Dynamics(
+        params=params,
+        input_mean=jnp.zeros(num_inputs),
+        input_std=jnp.ones(num_inputs),
+        target_mean=jnp.zeros(num_targets),
+        target_std=jnp.ones(num_targets),
+    )
+
+
 def sample_steps(dataset: Dataset, key: PRNGKey, num: int) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
     """Indices of steps that another of their window follows, and of any steps. The key is consumed.
 

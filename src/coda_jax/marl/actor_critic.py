@@ -82,16 +82,19 @@ def td_targets(
     next_q: Float[Array, "successors *batch"],
     discount: float,
 ) -> tuple[Float[Array, "H *batch"], Float[Array, "H *batch"]]:
-    """One-step targets r_t + gamma (1 - terminal_t) Q'(s_{t+1}, mu'(o_{t+1})), and which of them count, as 1 and 0.
+    """One-step targets r_t + gamma (1 - terminal_t) Q'(s_{t+1}, mu'(o_{t+1})), and their weights.
 
     `next_q[t]` is the target value at token t + 1, so there are H - 1 of them. Only a true end stops bootstrapping. The
     last token has no successor in its window: its target counts where it is a true end, which in a recorded window is
-    always the last token. A window of one token is a one-step game, whose target is its reward.
+    always the last token. Of the windows of an episode one has its true end, while a step in the middle is followed by
+    another in H - 1 of them; so true ends weigh H - 1 there and, over all windows, as much as other steps. A window of
+    one token is a one-step game, whose target is its reward.
     """
+    num_known = len(next_q)
     last = jnp.zeros_like(reward[:1])
     target = reward + discount * (1.0 - terminal) * jnp.concatenate([next_q, last])
-    is_known = jnp.ones_like(last) if reward.shape[0] == 1 else terminal[-1:]
-    return target, jnp.concatenate([jnp.ones_like(reward[:-1]), is_known])
+    weight_of_last = num_known * terminal[-1:] if num_known else jnp.ones_like(last)
+    return target, jnp.concatenate([jnp.ones_like(reward[:-1]), weight_of_last])
 
 
 def actor_critic(
@@ -148,8 +151,8 @@ def actor_critic(
         reward, terminal = (
             jnp.broadcast_to(x[..., None], (*x.shape, next_q.shape[-1])) for x in (window.reward, window.terminal)
         )
-        target, counts = td_targets(reward, terminal, next_q, config.discount)
-        row_weights = counts[..., 0] * weights.critic
+        target, target_weights = td_targets(reward, terminal, next_q, config.discount)
+        row_weights = target_weights[..., 0] * weights.critic
 
         def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
             q = critics.of_joint(params, window.state, window.action)
