@@ -160,7 +160,7 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
     if isinstance(fit.prior, Prior) and is_first():
         save_prior(folder.path / PRIOR_FILE, fit.model, fit.prior)
         say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
-    if fit.dynamics is not None:
+    if fit.dynamics is not None and is_first():
         save_dynamics(folder.path / DYNAMICS_FILE, env.spec, config.dynamics, fit.dynamics)
     clock.lap("fit")
     with folder.checkpoints("train") as checkpoints, contextlib.ExitStack() as stack:
