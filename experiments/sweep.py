@@ -184,9 +184,9 @@ def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
         if hyphened in spelt:
             raise UserError(f"{where}: `{name}` has {hyphened} in two spellings; remove one")
         spelt[hyphened] = value
-    for flag in ("run-dir", "coordinator"):
-        if flag in spelt:
-            raise UserError(f"{where}: `{name}` has {flag}, which a sweep cannot set for all its runs; remove it")
+    for chosen in ("run-dir", "coordinator"):
+        if chosen in spelt:
+            raise UserError(f"{where}: `{name}` has {chosen}, which a sweep cannot set for all its runs; remove it")
     return spelt
 
 
