@@ -1,16 +1,18 @@
 """CODA on MaMuJoCo: `python -m experiments.mamujoco --dataset replay --guidance 0.6`.
 
 The run folder (see `host.run_folder`) belongs to the settings; given again, the same command continues its run, and
-shows the table of a finished one.
+shows the table of a finished one. With `--coordinator` it is one of several processes, each on a host of its own.
 """
 
 import sys
 from collections.abc import Sequence
 
+from experiments.host import hosts
 from experiments.host.errors import one_line_errors
+from experiments.host.worker import is_worker, supervise, work
 from experiments.pipeline.flags import parse_experiment
 from experiments.pipeline.run import run
-from experiments.pipeline.settings import check
+from experiments.pipeline.settings import CLUSTER, ExperimentConfig, check
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -18,7 +20,20 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line_errors():
         config = parse_experiment(sys.argv[1:] if args is None else args)
         check(config)
+        if config.coordinator is None:
+            run(config)
+        elif is_worker():
+            work(lambda: _run_with_others(config))
+        else:
+            supervise()
+
+
+def _run_with_others(config: ExperimentConfig) -> None:
+    coordinator = None if config.coordinator == CLUSTER else config.coordinator
+    hosts.join(coordinator, config.num_processes, config.process_id)
+    with hosts.lost_processes_are_errors():
         run(config)
+        hosts.leave()
 
 
 if __name__ == "__main__":

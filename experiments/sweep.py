@@ -173,7 +173,7 @@ def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
     """A mapping of flags in a sweep file, spelt with hyphens; empty if it is missing.
 
     Raises:
-        UserError: it is not a mapping of flags, has a flag in two spellings, or names the run folder.
+        UserError: it is not a mapping of flags, has a flag in two spellings, or names the run folder or a coordinator.
     """
     flags = part.get(name, {})
     if not isinstance(flags, dict) or not all(isinstance(flag, str) and flag != "help" for flag in flags):
@@ -184,8 +184,9 @@ def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
         if hyphened in spelt:
             raise UserError(f"{where}: `{name}` has {hyphened} in two spellings; remove one")
         spelt[hyphened] = value
-    if "run-dir" in spelt:
-        raise UserError(f"{where}: `{name}` has run-dir, which the sweep chooses for each run; remove it")
+    for chosen in ("run-dir", "coordinator"):
+        if chosen in spelt:
+            raise UserError(f"{where}: `{name}` has {chosen}, which a sweep cannot set for all its runs; remove it")
     return spelt
 
 

@@ -8,6 +8,7 @@ from experiments.pipeline.settings import PRESETS
 SHARED = {
     "allow_other_devices": False,
     "augmentation": "coda",
+    "coordinator": None,
     "data.held_out_fraction": 0.1,
     "data.max_transitions": None,
     "data.uniform_unbounded": False,
@@ -40,7 +41,9 @@ SHARED = {
     "learner.discount": 0.99,
     "learner.policy_hidden_width": 64,
     "learner.policy_linear_width": 64,
+    "num_processes": None,
     "precision": "highest",
+    "process_id": None,
     "run_dir": None,
     "log": None,
     "seed": 0,

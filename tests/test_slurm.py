@@ -34,6 +34,12 @@ def test_a_task_of_a_sweep_runs_its_shard(tmp_path):
     assert command == ["python", "-m", "experiments.sweep", "sweeps/mine.yaml", "--shard", "3/8"]
 
 
+def test_one_run_over_the_nodes_of_a_job(tmp_path):
+    command = command_of(tmp_path, "hosts.sbatch", "--dataset", "good", task=0)
+    assert command[1:4] == ["python", "-m", "experiments.mamujoco"]
+    assert command[4:] == ["--dataset", "good", "--coordinator", "cluster"]
+
+
 @pytest.mark.parametrize(("task", "first"), [(0, "0"), (3, "12")])
 def test_tasks_train_blocks_of_seeds_without_overlap(tmp_path, task, first):
     command = command_of(tmp_path, "seeds.sbatch", "4", "--dataset", "good", task=task)

@@ -1,5 +1,8 @@
 """Checkpoints of a training carry that survive SIGKILL at any time and detect flipped bits.
 
+Processes that train together on several hosts call the same methods: each writes its part of the arrays to the shared
+disk, and the first one the records.
+
     SERIES/steps/STEP/...    Orbax's files, one folder a step
     SERIES/STEP.json         the SHA-256 of each of its files, notes of the host, and a SHA-256 of the record itself
 
@@ -21,12 +24,14 @@ from experiments.host.cache import quarantine
 from experiments.host.console import warn
 from experiments.host.errors import UserError
 from experiments.host.files import digest, read_sealed, reserve, write_sealed
+from experiments.host.hosts import barrier, from_first, is_first
 
 Tree = TypeVar("Tree")
 
 KEPT = 2
 """Checkpoints kept in a series: the latest, and a fallback in case it is damaged."""
 
+_NONE, _DAMAGED = -1, -2
 
 BYTES_PER_ARRAY = 8192
 """Upper estimate of the bytes that Orbax stores besides each array: its own file, metadata and sharding."""
@@ -49,16 +54,18 @@ class DamagedSeriesError(UserError):
 
 
 class Checkpoints:
-    """A series of checkpoints in its own folder, for one process at a time."""
+    """A series of checkpoints in its own folder, for one run at a time."""
 
     def __init__(self, folder: Path):
         """Opens the series, or begins it, and removes the unfinished files of a killed process."""
         self._folder = folder
         steps = folder.absolute() / "steps"
-        steps.mkdir(parents=True, exist_ok=True)
-        for entry in steps.iterdir():
-            if not self._record(entry.name).exists():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if is_first():
+            steps.mkdir(parents=True, exist_ok=True)
+            for entry in steps.iterdir():
+                if not self._record(entry.name).exists():
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        barrier()
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(steps, options=options)
 
@@ -74,13 +81,17 @@ class Checkpoints:
             OSError: the disk is full or cannot be written.
         """
         leaves = jax.tree.leaves(tree)
-        reserve(self._folder / "steps", sum(leaf.nbytes for leaf in leaves) + BYTES_PER_ARRAY * (len(leaves) + 32))
+        if is_first():
+            reserve(self._folder / "steps", sum(leaf.nbytes for leaf in leaves) + BYTES_PER_ARRAY * (len(leaves) + 32))
+        barrier()
         self._manager.save(step, args=ocp.args.StandardSave(_without_empty(tree)), force=True)
         self._manager.wait_until_finished()
-        record = {"notes": dict(notes or {}), "sha256": _digests(self._step_folder(step))}
-        write_sealed(self._record(step), json.dumps(record, indent=1))
-        for old in recorded_steps(self._folder)[:-KEPT]:
-            self._drop(old)
+        if is_first():
+            record = {"notes": dict(notes or {}), "sha256": _digests(self._step_folder(step))}
+            write_sealed(self._record(step), json.dumps(record, indent=1))
+            for old in recorded_steps(self._folder)[:-KEPT]:
+                self._drop(old)
+        self._reload()
 
     def restore(self, template: Tree) -> Restored[Tree] | None:
         """Restores the latest intact checkpoint; returns None if there are no checkpoints.
@@ -91,23 +102,30 @@ class Checkpoints:
         Raises:
             DamagedSeriesError: there are checkpoints but none is intact.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(template))
-        damaged = []
-        for step in reversed(recorded_steps(self._folder)):
-            notes = notes_if_intact(self._folder, step)
-            if notes is not None:
-                for later in damaged:
-                    warn(f"the checkpoint {self._step_folder(later)} is damaged; continuing from step {step}")
-                    self._drop(later)
-                stored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-                tree = jax.tree.map(lambda empty, leaf: empty if leaf is None else leaf, template, stored)
-                return Restored(step, tree, notes)
-            damaged.append(step)
-        if damaged:
+        step = from_first(self._latest_intact() if is_first() else _NONE)
+        if step == _NONE:
+            return None
+        if step == _DAMAGED:
             raise DamagedSeriesError(
                 f"no checkpoint in {self._folder} is intact; delete the run folder to restart the run"
             )
-        return None
+        self._reload()
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(template))
+        stored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        tree = jax.tree.map(lambda empty, leaf: empty if leaf is None else leaf, template, stored)
+        return Restored(step, tree, json.loads(read_sealed(self._record(step)))["notes"])
+
+    def _latest_intact(self) -> int:
+        """The latest intact step, after which the damaged ones are removed; `_NONE` or `_DAMAGED` without."""
+        damaged = []
+        for step in reversed(recorded_steps(self._folder)):
+            if notes_if_intact(self._folder, step) is not None:
+                for later in damaged:
+                    warn(f"the checkpoint {self._step_folder(later)} is damaged; continuing from step {step}")
+                    self._drop(later)
+                return step
+            damaged.append(step)
+        return _DAMAGED if damaged else _NONE
 
     def close(self) -> None:
         """Stops the threads of Orbax."""
@@ -123,6 +141,10 @@ class Checkpoints:
         self._record(step).unlink(missing_ok=True)
         if self._step_folder(step).exists():
             shutil.rmtree(self._step_folder(step))
+
+    def _reload(self) -> None:
+        """Lets all processes see which steps are left."""
+        barrier()
         self._manager.reload()
 
 
@@ -170,7 +192,9 @@ def open_cached(entry: Path, template: Tree) -> tuple[Checkpoints, Restored[Tree
         return checkpoints, checkpoints.restore(template)
     except DamagedSeriesError:
         checkpoints.close()
-        quarantine(entry, "no checkpoint in it is intact")
+        barrier()
+        if is_first():
+            quarantine(entry, "no checkpoint in it is intact")
         return Checkpoints(entry), None
 
 

@@ -42,6 +42,7 @@ from experiments.host.files import (
     write_atomically,
     write_checksums,
 )
+from experiments.host.hosts import check_shared, is_first
 from experiments.host.loggers import Rows
 from experiments.host.provenance import provenance
 from experiments.host.records import parse_file, parse_mapping, write_record
@@ -244,6 +245,8 @@ def open_run_folder(
 ) -> Iterator[RunFolder]:
     """Creates or reopens a run folder, and locks it against other processes.
 
+    Of the processes of one run, the first does this, and the others wait for it.
+
     Args:
         path: the folder; made where it is missing.
         config: all that determines the numbers of the run.
@@ -253,8 +256,13 @@ def open_run_folder(
 
     Raises:
         UserError: the folder belongs to another configuration, is locked by another process, started on another number
-            of devices, or is not a run folder; it is left unchanged.
+            of devices, or is not a run folder; it is left unchanged. Or hosts of the run do not share its disk.
     """
+    advice = "choose a --run-dir"
+    if not is_first():
+        check_shared(path, advice)
+        yield RunFolder(path)
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
         other_entries = {entry.name for entry in path.iterdir()} - {_LOCK, ".config.yaml.partial"}
@@ -277,6 +285,7 @@ def open_run_folder(
             _check_provenance(path / "provenance.json", provenance(num_devices), allow_other_devices)
             folder.begun = {name: digest(path / name) for name in ("config.yaml", "provenance.json")}
             folder.figures.mkdir(exist_ok=True)
+        check_shared(path, advice)
         yield folder
 
 

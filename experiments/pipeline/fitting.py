@@ -26,9 +26,11 @@ from coda_jax.prior import (
 )
 from coda_jax.types import Metrics, PRNGKey, TaskSpec
 from experiments.host.cache import backend_identity, cache_folder, cache_key, lock
-from experiments.host.checkpoints import Checkpoints, open_cached, single_device_template
+from experiments.host.checkpoints import Checkpoints, open_cached
 from experiments.host.console import phase
+from experiments.host.devices import on_one_device, replicated
 from experiments.host.errors import UserError
+from experiments.host.hosts import check_equal, in_first, is_first
 from experiments.pipeline.settings import ExperimentConfig
 
 UPDATES_PER_CHUNK = 500
@@ -66,10 +68,10 @@ def fit_prior(
 ) -> Fit:
     """Fits the CDF transform and the denoiser to the training episodes, or takes the fit from the cache.
 
-    The mini-batches are spread over the mesh's devices. A fit that was interrupted goes on from its last checkpoint,
-    and a second process that wants the same fit waits for it. Another `config.fit_seed` is another fit to the same
-    episodes: other first weights, mini-batches and noise. The held-out loss is measured with the same randomness for
-    all.
+    The mini-batches are spread over the mesh's devices, also of several hosts. A fit that was interrupted goes on from
+    its last checkpoint, and a second run that wants the same fit waits for it. Another `config.fit_seed` is another fit
+    to the same episodes: other first weights, mini-batches and noise. The held-out loss is measured with the same
+    randomness for all.
 
     Args:
         config: its data, denoiser, horizon and fit seed.
@@ -80,7 +82,8 @@ def fit_prior(
         is_fitted: False moves the data to the devices alone, for runs that never sample.
 
     Raises:
-        UserError: the fit ran into NaNs, there are no windows of that horizon, or the devices do not divide a batch.
+        UserError: the fit ran into NaNs, there are no windows of that horizon, the devices do not divide a batch, or
+            hosts differ in their dataset or their fit.
     """
     horizon = config.training.horizon
     if is_fitted and config.denoiser.batch_size % mesh.size:
@@ -93,35 +96,38 @@ def fit_prior(
         raise UserError(f"--training.horizon {horizon}: {error}") from error
     tokens = np.asarray(transforms.pack(windows.steps))
     content = hashlib.sha256(tokens.tobytes() + train.bounds.tobytes()).hexdigest()
+    check_equal("their dataset", content)
     model = make_model(spec, horizon, config.denoiser, config.diffusion)
-    dataset = jax.device_put(windows, NamedSharding(mesh, PartitionSpec()))
+    dataset = replicated(windows, mesh)
     fit = Fit(model, dataset, held_out_windows, content, denoiser=None, prior=(), dynamics=None, held_out_loss=None)
     if not is_fitted:
         return fit
     fit = _with_prior(config, fit, mesh)
-    return _with_dynamics(config, fit, mesh) if config.consequences == "model" else fit
+    if config.consequences == "model":
+        fit = _with_dynamics(config, fit, mesh)
+    check_equal("the fit", f"{fit.denoiser} {_digest(fit.dynamics)}")
+    return fit
 
 
 def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
-    shared = NamedSharding(mesh, PartitionSpec())
     generator, spec = fit.model.generator, fit.model.spec
     key_init, key_encode, key_updates = (_fit_key(part, config.fit_seed) for part in (0, 1, 4))
-    transform = jax.device_put(fit_transform(fit.dataset, spec, config.data.uniform_unbounded), shared)
-    state = jax.device_put(jax.jit(generator.init)(key_init), shared)
+    transform = replicated(fit_transform(fit.dataset, spec, config.data.uniform_unbounded), mesh)
+    state = replicated(jax.jit(generator.init)(key_init), mesh)
     jitted_encode = jax.jit(encode)
     entry = cache_folder() / "denoisers" / cache_key(_identity(config, fit))
-    with lock(entry, f"the denoiser of {spec.name}"):
+    with in_first(lock(entry, f"the denoiser of {spec.name}")):
         checkpoints, restored = open_cached(entry, state)
         if restored is not None:
             state = restored.tree
         if int(state.step) < config.denoiser.num_updates:
             # On one device alone: the temporary arrays are several times as large as the dataset.
-            alone = jax.device_put((transform, fit.dataset, key_encode), mesh.devices.flat[0])
-            z = jax.device_put(jitted_encode(*alone), shared)
+            alone = on_one_device((transform, fit.dataset), mesh)
+            z = replicated(jitted_encode(*alone, key_encode), mesh)
             state = _fit(fit, config.denoiser, state, z, key_updates, mesh, checkpoints)
         checkpoints.close()
         prior = Prior(transform=transform, denoiser=state.ema)
-        if not (entry / FILE).exists():
+        if is_first() and not (entry / FILE).exists():
             save_prior(entry / FILE, fit.model, prior)
     measure = jax.jit(functools.partial(held_out_loss, generator, num_windows=HELD_OUT_WINDOWS))
     held_out_z = jitted_encode(transform, fit.held_out, jax.random.key(2))
@@ -129,9 +135,9 @@ def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     return fit._replace(denoiser=_digest(prior), prior=prior, held_out_loss=float(loss))
 
 
-def _digest(prior: Prior) -> str:
+def _digest(tree: Any) -> str:
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(prior):
+    for leaf in jax.tree.leaves(tree):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
 
@@ -140,12 +146,13 @@ def _with_dynamics(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
     """Fits the one-step model on one device, or takes it from the cache."""
     spec, fitted = fit.model.spec, make_dynamics(fit.model.spec, config.dynamics).fit
     key = jax.random.fold_in(jax.random.key(5), config.fit_seed)
-    device = mesh.devices.flat[0]
-    dataset = jax.device_put(fit.dataset, device)
+    dataset = on_one_device(fit.dataset, mesh)
     identity = {"data": fit.data, "config": config.dynamics, "horizon": fit.model.horizon, "seed": config.fit_seed}
     entry = cache_folder() / "dynamics" / cache_key(identity)
-    with lock(entry, f"the one-step model of {spec.name}"):
-        template = single_device_template(jax.eval_shape(fitted, dataset, key), device)
+    with in_first(lock(entry, f"the one-step model of {spec.name}")):
+        shared = NamedSharding(mesh, PartitionSpec())
+        shapes = jax.eval_shape(fitted, dataset, key)
+        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shared), shapes)
         checkpoints, restored = open_cached(entry, template)
         if restored is None:
             with phase("fitting the one-step model"):
@@ -153,11 +160,12 @@ def _with_dynamics(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:
             broken = [bool(np.any(~np.isfinite(leaf))) for leaf in jax.tree.leaves(dynamics)]
             if any(broken):
                 raise UserError("NaN while fitting the one-step model; lower --dynamics.learning-rate")
+            dynamics = replicated(dynamics, mesh)
             checkpoints.save(config.dynamics.num_updates, dynamics)
         else:
             dynamics = restored.tree
         checkpoints.close()
-    return fit._replace(dynamics=jax.device_put(dynamics, NamedSharding(mesh, PartitionSpec())))
+    return fit._replace(dynamics=dynamics)
 
 
 def _identity(config: ExperimentConfig, fit: Fit) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from coda_jax.evaluation import sample_quality, shuffled_actions, shuffled_steps
 from coda_jax.types import Trajectory
 from experiments.evidence.naming import METHODS
 from experiments.host.console import phase, print_table
+from experiments.host.hosts import gathered
 
 WINDOWS = 256
 """Maximum number of trajectories measured in a set."""
@@ -81,7 +82,7 @@ def spread_over_seeds(trajectory: Trajectory, num: int) -> Trajectory:
     """Takes trajectories `[num, H, ...]` out of `[seeds, M, H, ...]`, at even distances."""
 
     def take(leaf: jax.Array) -> np.ndarray:
-        flat = jax.device_get(leaf).reshape(-1, *leaf.shape[2:])
+        flat = gathered(leaf).reshape(-1, *leaf.shape[2:])
         return flat[np.linspace(0, len(flat) - 1, num).astype(int)]
 
     return jax.tree.map(take, trajectory)

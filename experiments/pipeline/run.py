@@ -19,11 +19,12 @@ from coda_jax.prior import FILE as PRIOR_FILE
 from coda_jax.prior import Prior, save_prior
 from experiments.datasets.named import dataset_path, load_dataset
 from experiments.evidence.naming import METHODS
-from experiments.host.cache import enable_compilation_cache, flat, plain
+from experiments.host.cache import cache_folder, enable_compilation_cache, flat, plain
 from experiments.host.clock import Clock
 from experiments.host.console import print_config, print_table, say, warn
-from experiments.host.devices import set_up_devices
+from experiments.host.devices import own_part, set_up_devices
 from experiments.host.errors import UserError
+from experiments.host.hosts import check_shared, first_before_others, is_first, let_first_print
 from experiments.host.loggers import logger
 from experiments.host.plots import guidance_paths, learning_curve
 from experiments.host.run_folder import RunFolder, default_run_dir, open_run_folder
@@ -34,7 +35,7 @@ from experiments.pipeline.settings import PRESETS, ExperimentConfig, uses
 from experiments.pipeline.summary import SUMMARY
 from experiments.pipeline.training import PHASES, make_job, train_policies
 
-NOT_NUMBERS = ("run_dir", "log", "allow_other_devices")
+NOT_NUMBERS = ("run_dir", "log", "allow_other_devices", "coordinator", "num_processes", "process_id")
 """Settings that do not change the numbers of a run."""
 
 
@@ -70,7 +71,9 @@ def run(config: ExperimentConfig) -> None:
 def _run(config: ExperimentConfig) -> None:
     identity, path = identity_of(config), config.run_dir or run_dir_of(config)
     mesh = set_up_devices(config.num_seeds)
+    let_first_print()
     enable_compilation_cache()
+    check_shared(cache_folder(), "set CODA_JAX_CACHE to a folder")
     vault = None
     if config.vault is not None and not RunFolder(path).finished:
         vault = load_vault(config.task, config.vault, config.data.max_transitions)
@@ -87,11 +90,14 @@ def _run(config: ExperimentConfig) -> None:
         else:
             print_config(identity)
             _train(config, vault, mesh, folder)
-        show(folder.read_summary(SUMMARY))
+        if is_first():
+            show(folder.read_summary(SUMMARY))
 
 
 def _check_dataset(config: ExperimentConfig, folder: RunFolder) -> None:
     """Compares the digest of the dataset with that of the run folder, if the dataset is on this machine."""
+    if not is_first():
+        return
     path = config.vault or dataset_path(config.task, config.dataset, config.data.num_episodes)
     if path.exists():
         folder.check_dataset(vault_digest(open_vault(path)))
@@ -105,7 +111,8 @@ def load_data(config: ExperimentConfig, mesh: Mesh) -> tuple[Environment, Episod
         convention, episodes = load_vault(config.task, config.vault, config.data.max_transitions)
         return convention.env, episodes
     env = mamujoco.make(config.task)
-    return env, load_dataset(env, config.dataset, config.data.num_episodes, mesh)
+    with first_before_others():
+        return env, load_dataset(env, config.dataset, config.data.num_episodes, own_part(mesh))
 
 
 def fit_episodes(
@@ -150,18 +157,20 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
     clock.lap("collect")
     fit = fit_episodes(config, env, episodes, mesh, uses(config.augmentation, "fit_seed"))
     del vault, episodes  # a large vault stays on the devices only
-    if isinstance(fit.prior, Prior):
+    if isinstance(fit.prior, Prior) and is_first():
         save_prior(folder.path / PRIOR_FILE, fit.model, fit.prior)
         say(f"denoiser: loss on held-out episodes {fit.held_out_loss:.4f}")
-    if fit.dynamics is not None:
+    if fit.dynamics is not None and is_first():
         save_dynamics(folder.path / DYNAMICS_FILE, env.spec, config.dynamics, fit.dynamics)
     clock.lap("fit")
     with folder.checkpoints("train") as checkpoints, contextlib.ExitStack() as stack:
-        if config.log is not None:
+        if config.log is not None and is_first():
             folder.metrics.listeners.append(
                 stack.enter_context(logger(config.log, folder.path, flat(identity_of(config))))
             )
         trained = train_policies(make_job(config, env, fit, mesh), folder, checkpoints, clock)
+    if not is_first():
+        return
     identity = identity_of(config)
     summary = {
         **{name: identity[name] for name in ("task", "dataset", "vault", "augmentation", "algorithm", "guidance")},

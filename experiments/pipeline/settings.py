@@ -29,6 +29,9 @@ _LEARNER = LearnerSettings(**vars(_LAPTOP.learner))
 
 AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
 
+CLUSTER = "cluster"
+"""The coordinator of processes that find each other by the environment of a cluster."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Ranged):
@@ -99,6 +102,13 @@ class ExperimentConfig(Ranged):
     """Logger beside `metrics.csv`, by the extra `coda-jax[log]`; with `WANDB_MODE=offline`, wandb needs no network."""
     allow_other_devices: bool = False
     """Resume a run that was started on another number of devices, although the last bits will differ."""
+    coordinator: str | None = None
+    """Train the seeds on several hosts, one process on each: `HOST:PORT` of process 0, the same in all; or `cluster`,
+    for all three settings from Slurm (`srun`), Open MPI or another environment that JAX knows."""
+    num_processes: Count | None = None
+    """With `--coordinator HOST:PORT`: the number of processes."""
+    process_id: NonNegativeCount | None = None
+    """With `--coordinator HOST:PORT`: the number of this process, 0 on HOST."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """The dataset."""
     diffusion: SamplerConfig = _LAPTOP.sampler
@@ -223,6 +233,25 @@ def check(config: ExperimentConfig) -> None:
         raise UserError(
             f"--recorded-steps is {config.recorded_steps}; it must be at most the horizon, {config.training.horizon}"
         )
+    check_processes(config)
+
+
+def check_processes(config: ExperimentConfig) -> None:
+    """Refuses settings of processes that cannot train together, by a `UserError`."""
+    coordinator, count, number = config.coordinator, config.num_processes, config.process_id
+    if coordinator is None or coordinator == CLUSTER:
+        if count is not None or number is not None:
+            raise UserError("--num-processes and --process-id go with --coordinator HOST:PORT")
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(f"--coordinator is '{coordinator}'; give HOST:PORT, or {CLUSTER}")
+    if count is None or number is None:
+        raise UserError(f"--coordinator {coordinator} needs --num-processes and --process-id")
+    if number >= count:
+        raise UserError(f"--process-id is {number}; with --num-processes {count} it must be at most {count - 1}")
+    if config.num_seeds % count:
+        raise UserError(f"--num-seeds {config.num_seeds} does not spread evenly over {count} processes")
 
 
 def check_dataset(task: str, dataset: str) -> None:

@@ -1,10 +1,11 @@
 """Training on the host: iterates the rounds of Algorithm 2, saves, measures and prints."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.guided import guided
@@ -22,8 +23,9 @@ from coda_jax.types import Trajectory
 from experiments.host.checkpoints import Checkpoints, Restored
 from experiments.host.clock import Clock
 from experiments.host.console import phase
-from experiments.host.devices import seed_keys
+from experiments.host.devices import replicated, seed_keys
 from experiments.host.errors import UserError
+from experiments.host.hosts import gathered, is_first
 from experiments.host.run_folder import RunFolder
 from experiments.pipeline.fitting import Fit
 from experiments.pipeline.learners import make_learner
@@ -99,8 +101,7 @@ class Training:
     def __init__(self, job: Job, folder: RunFolder, checkpoints: Checkpoints, clock: Clock):
         """Compiles the round, for the state before training."""
         self.job, self.folder, self.checkpoints, self.clock = job, folder, checkpoints, clock
-        shared = NamedSharding(job.mesh, PartitionSpec())
-        self.schedule = [r._replace(plan=jax.device_put(r.plan, shared)) for r in job.trainer.schedule]
+        self.schedule = [r._replace(plan=replicated(r.plan, job.mesh)) for r in job.trainer.schedule]
         with phase("compiling"):
             self.state = initial_state(job)
             inputs = (self.state, job.fit.dataset, job.prior, self.schedule[0].plan)
@@ -108,7 +109,7 @@ class Training:
         clock.lap("compile")
         num_reference = self.state.reference.reward.shape[1]
         self._num_measured = min(WINDOWS, len(job.seeds) * num_reference)
-        self._meter = quality_meter(job.env, job.fit.held_out, self._num_measured)
+        self._meter = quality_meter(job.env, job.fit.held_out, self._num_measured) if is_first() else _no_quality
         self.times = {"evaluate": 0.0, "generate": 0.0}
         self.first_quality: Quality = {}
 
@@ -119,7 +120,7 @@ class Training:
             UserError: NaNs, before anything of the round is recorded.
         """
         state, report = self._round(self.state, self.job.fit.dataset, self.job.prior, scheduled.plan)
-        report = jax.device_get(report)
+        report = gathered(report)
         for name in ("generate", "update", "evaluate"):
             broken = self.job.seeds[~report.finite[name]]
             if broken.size:
@@ -132,7 +133,8 @@ class Training:
 
     def start(self) -> None:
         """Plays round 0: the untrained policy and the first synthetic data, each timed by a call of its own."""
-        self.folder.metrics.restore("")
+        if is_first():
+            self.folder.metrics.restore("")
         self.clock.lap()
         for scheduled in self.schedule:
             if scheduled.number > 0:
@@ -166,9 +168,9 @@ class Training:
             )
         self.state, self.times, self.first_quality = restored.tree, notes["times"], notes.get("quality", {})
         self.clock.add(notes["seconds"])
-        if "metrics" in notes:
+        if is_first() and "metrics" in notes:
             self.folder.metrics.restore(notes["metrics"])
-        else:  # an older checkpoint
+        elif is_first():  # an older checkpoint
             self.folder.metrics.cut_back(restored.step)
         self._save_policy(restored.step)
         return restored.step
@@ -213,6 +215,8 @@ class Training:
         self.clock.seconds["train"] += max(seconds - sum(share.values()), 0.0)
 
     def _record(self, number: int, report: Report) -> None:
+        if not is_first():
+            return
         columns = {
             "updates": np.full(len(self.job.seeds), number * self.job.config.training.updates_per_round),
             "return": report.returns.mean(axis=1),
@@ -230,12 +234,21 @@ class Training:
         self._save_policy(number)
 
     def _save_policy(self, number: int) -> None:
-        policy = policy_of(self.job.env.spec, self.state.learner, tuple(self.job.seeds.tolist()), number)
-        save_policy(self.folder.path / FILE, policy)
+        learner = self.state.learner
+        own = learner.replace(**gathered({"inputs": learner.inputs, "policy": learner.policy}))
+        if is_first():
+            policy = policy_of(self.job.env.spec, own, tuple(self.job.seeds.tolist()), number)
+            save_policy(self.folder.path / FILE, policy)
+
+
+def _no_quality(kinds: Mapping[str, Trajectory]) -> Quality:
+    """The meter of the processes that record nothing."""
+    del kinds
+    return {}
 
 
 def train_policies(job: Job, folder: RunFolder, checkpoints: Checkpoints, clock: Clock) -> dict[str, Any]:
-    """Algorithm 2 for all seeds, from the last checkpoint on; returns its part of the summary.
+    """Algorithm 2 for all seeds, from the last checkpoint on; the first process returns its part of the summary.
 
     Raises:
         UserError: NaNs in a round, whose checkpoint is not written; or a checkpoint that learnt from other episodes.
@@ -250,7 +263,7 @@ def train_policies(job: Job, folder: RunFolder, checkpoints: Checkpoints, clock:
     training.train(done)
     quality = training.quality()
     clock.lap("quality")
-    return _summary(job, folder, clock, training.times, quality)
+    return _summary(job, folder, clock, training.times, quality) if is_first() else {}
 
 
 def _summary(

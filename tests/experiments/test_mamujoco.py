@@ -335,6 +335,16 @@ def refusal(capsys, *flags: str) -> str:
         (["--diffusion.num-steps", "1"], ["--diffusion.num-steps", "at least 2"]),
         (["--vault", "nowhere/at/all.vlt"], ["nowhere/at/all.vlt"]),
         (["--no-such-flag"], ["no-such-flag"]),
+        (["--coordinator", "nowhere"], ["--coordinator", "nowhere", "HOST:PORT"]),
+        (["--coordinator", "host:99999"], ["--coordinator", "host:99999", "HOST:PORT"]),
+        (["--coordinator", "host:9999"], ["--coordinator", "--num-processes", "--process-id"]),
+        (["--num-processes", "2"], ["--num-processes", "--coordinator"]),
+        (["--coordinator", "cluster", "--process-id", "0"], ["--process-id", "HOST:PORT"]),
+        (
+            ["--coordinator", "host:9999", "--num-processes", "2", "--process-id", "2"],
+            ["--process-id is 2", "at most 1"],
+        ),
+        (["--coordinator", "host:9999", "--num-processes", "3", "--process-id", "0"], ["--num-seeds 2", "3 processes"]),
     ],
 )
 def test_bad_flags_are_one_clear_line(capsys, tmp_path, flags, words):

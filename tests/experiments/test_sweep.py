@@ -214,6 +214,7 @@ def test_listing_runs_nothing(tmp_path, fake_job, capsys):
         ("{output: runs, groups: [{settings: {seed: 1}, grid: {seed: [2, 3]}}]}", [], ["group 1", "seed", "its grid"]),
         ("{output: runs, settings: {run_dir: x}, groups: [{}]}", [], ["run-dir", "remove it"]),
         ("{output: runs, groups: [{grid: {run-dir: [x, y]}}]}", [], ["run-dir", "remove it"]),
+        ("{output: runs, settings: {coordinator: cluster}, groups: [{}]}", [], ["coordinator", "remove it"]),
         ("{output: runs, groups: [{settings: {learner.discount: 2}}]}", [], ["--learner.discount is 2", "at most 1"]),
         ("[" * 5000, [], ["cannot be read", "too deeply"]),
         ("output: runs\ngroups: &a [*a]", [], ["cannot be read", "contains itself"]),
