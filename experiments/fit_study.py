@@ -28,6 +28,7 @@ from experiments.host.console import say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import one_line_errors, parse_command
 from experiments.host.files import write_atomically
+from experiments.host.records import parse_mapping, write_record
 from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
 from experiments.pipeline.run import fit_episodes
 from experiments.pipeline.settings import PRESETS, ExperimentConfig
