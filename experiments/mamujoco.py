@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.host.errors import one_line_errors
+from experiments.pipeline.estimate import show_estimate
 from experiments.pipeline.flags import parse_experiment
 from experiments.pipeline.run import run
 from experiments.pipeline.settings import check
@@ -18,7 +19,10 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line_errors():
         config = parse_experiment(sys.argv[1:] if args is None else args)
         check(config)
-        run(config)
+        if config.estimate is None:
+            run(config)
+        else:
+            show_estimate(config)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from coda_jax.envs.mamujoco import TASKS
 from coda_jax.presets import Preset
 from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Ranged, RangeError, Seed, check_seeds
 from coda_jax.schedule import CodaConfig
+from experiments.host.accelerators import Machine
 from experiments.host.errors import UserError
 from experiments.host.yaml_files import read_yaml
 from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner
@@ -89,6 +90,9 @@ class ExperimentConfig(Ranged):
     """Logger beside `metrics.csv`, by the extra `coda-jax[log]`; with `WANDB_MODE=offline`, wandb needs no network."""
     allow_other_devices: bool = False
     """Resume a run that was started on another number of devices, although the last bits will differ."""
+    estimate: Machine | None = None
+    """Instead of a run, print its expected cost for each phase on `this` machine or on one accelerator: operations,
+    bytes, memory, time. Programs are compiled, none is run, and the run folder is not touched."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """The dataset."""
     diffusion: SamplerConfig = _LAPTOP.sampler
