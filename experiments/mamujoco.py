@@ -4,11 +4,12 @@ The run folder (see `host.run_folder`) belongs to the settings; given again, the
 shows the table of a finished one.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 
 from experiments.host.errors import one_line_errors
-from experiments.pipeline.estimate import show_estimate
+from experiments.pipeline.estimate import phases_of, show_estimate
 from experiments.pipeline.flags import parse_experiment
 from experiments.pipeline.run import run
 from experiments.pipeline.settings import check
@@ -22,7 +23,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if config.estimate is None:
             run(config)
         else:
-            show_estimate(config)
+            show_estimate(config.estimate, config.num_seeds, config.precision, functools.partial(phases_of, config))
 
 
 if __name__ == "__main__":

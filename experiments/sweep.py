@@ -186,6 +186,8 @@ def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
         spelt[hyphened] = value
     if "run-dir" in spelt:
         raise UserError(f"{where}: `{name}` has run-dir, which the sweep chooses for each run; remove it")
+    if "estimate" in spelt:
+        raise UserError(f"{where}: `{name}` has estimate, with which nothing runs; remove it")
     return spelt
 
 

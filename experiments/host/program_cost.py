@@ -73,8 +73,8 @@ def program_cost(function: Callable[..., Any], *arguments: Any) -> ProgramCost:
     once, all_trips = _work(traced.jaxpr.jaxpr)
     ratio = all_trips / np.maximum(once, 1.0)
     return ProgramCost(
-        flops=analysis.get("flops", 0.0) * ratio[0],
-        bytes=analysis.get("bytes accessed", 0.0) * ratio[1],
+        flops=analysis.get("flops", 0.0) * float(ratio[0]),
+        bytes=analysis.get("bytes accessed", 0.0) * float(ratio[1]),
         kernels=count_kernels(compiled.as_text() or ""),
         memory=memory.peak_memory_in_bytes,
     )
@@ -103,8 +103,9 @@ def _work(jaxpr: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bodies(params: dict[str, Any]) -> Iterator[Any]:
-    """The programs inside of an equation of a program."""
-    for value in jax.tree.leaves(list(params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+    """The programs inside of an equation of a program, but for the operation that a scatter applies to each entry."""
+    values = [value for name, value in params.items() if name != "update_jaxpr"]
+    for value in jax.tree.leaves(values, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
         body = getattr(value, "jaxpr", value)
         if hasattr(body, "eqns"):
             yield body

@@ -1,9 +1,11 @@
-"""`--estimate`: the cost of the main job before it begins. Programs are compiled, and none of the run's is run.
+"""`--estimate`: the cost of a command before it begins; the phases of the main job.
 
-Shapes and chunks are those of the machine that is asked about; the compiler is that of this one.
+Programs are compiled, and none of the run's is run. Shapes and chunks are those of the machine that is asked about; the
+compiler is that of this one.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,17 +15,17 @@ from coda_jax.data.vault_files import open_vault
 from coda_jax.dynamics.ensemble import make_dynamics
 from coda_jax.envs import mamujoco
 from coda_jax.prior import make_model
-from experiments.host.accelerators import ACCELERATORS, THIS, Accelerator, measure_this_machine
+from experiments.host.accelerators import ACCELERATORS, THIS, Accelerator, Machine, measure_this_machine
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import duration, phase, print_table, say
 from experiments.host.devices import set_up_devices
-from experiments.host.program_cost import program_cost
 from experiments.pipeline.fitting import Fit
 from experiments.pipeline.phase_costs import (
     PhaseCost,
     Trained,
     collection_phase,
     dataset_shapes,
+    dynamics_phase,
     fit_phase,
     key_shapes,
     physics_cost,
@@ -37,28 +39,34 @@ PREALLOCATED = 0.75
 """Share of a GPU's memory that jax takes at the start, unless it is told otherwise."""
 
 
-def show_estimate(config: ExperimentConfig) -> None:
-    """Prints the estimate that `config.estimate` asks for.
+def show_estimate(
+    machine: Machine, num_seeds: int, precision: Precision, phases_of: Callable[[int, Sizes], list[PhaseCost]]
+) -> None:
+    """Prints the estimate of a command for a machine.
+
+    Args:
+        machine: `this`, whose devices share the seeds, or one accelerator.
+        num_seeds: policy seeds.
+        precision: of the networks' matrix products.
+        phases_of: (devices, how much they compute at once) -> the phases of the command on each device.
 
     Raises:
         VaultError: a vault that cannot be read.
     """
-    name = config.estimate
-    assert name is not None
-    num_devices = set_up_devices(config.num_seeds).size if name == THIS else 1
+    num_devices = set_up_devices(num_seeds).size if machine == THIS else 1
     enable_compilation_cache()
-    with jax.default_matmul_precision(config.precision), phase("compiling"):
-        backend = jax.default_backend() if name == THIS else ACCELERATORS[name].backend
-        phases = phases_of(config, num_devices, sizes(backend))
-    accelerator = measure_this_machine(num_devices) if name == THIS else ACCELERATORS[name]
-    print_estimate(f"{num_devices} x {name}", phases, accelerator, config.precision)
+    with jax.default_matmul_precision(precision), phase("compiling"):
+        backend = jax.default_backend() if machine == THIS else ACCELERATORS[machine].backend
+        phases = phases_of(num_devices, sizes(backend))
+    accelerator = measure_this_machine(num_devices) if machine == THIS else ACCELERATORS[machine]
+    print_estimate(f"{num_devices} x {machine}", phases, accelerator, precision)
 
 
 def phases_of(config: ExperimentConfig, num_devices: int, sizes: Sizes) -> list[PhaseCost]:
     """The phases of a run, on each of so many devices that compute so much at once."""
     env = mamujoco.make(config.task)
     training, seeds = config.training, config.num_seeds // num_devices
-    physics = physics_cost(env, seeds * training.evaluation_episodes)
+    physics = physics_cost(env)
     phases = []
     if config.vault is None:
         num_steps = config.data.num_episodes * env.spec.episode_length
@@ -76,17 +84,16 @@ def phases_of(config: ExperimentConfig, num_devices: int, sizes: Sizes) -> list[
         phases.append(fit_phase(config.denoiser, model, dataset, num_devices, sizes))
         prior = prior_shapes(model, num_steps)
         if config.consequences == "model":
-            fit = make_dynamics(env.spec, config.dynamics).fit
-            cost = program_cost(fit, dataset, key_shapes())
-            phases.append(PhaseCost("dynamics fit", config.dynamics.num_updates, "updates", cost))
-            dynamics = jax.eval_shape(fit, dataset, key_shapes())
+            phases.append(dynamics_phase(config.dynamics, env.spec, dataset))
+            dynamics = jax.eval_shape(make_dynamics(env.spec, config.dynamics).fit, dataset, key_shapes())
 
     shapes = Fit(model, dataset, dataset, "", denoiser=None, prior=prior, dynamics=dynamics, held_out_loss=None)
     # Scales of the learner's inputs have the same shapes whether they are the data's or not.
     raw = dataclasses.replace(config, standardise=False)
     job = make_job(raw, env, shapes, set_up_devices(1))
-    trained = Trained(env, job.learner, job.augmentation, job.prior, dataset)
-    return phases + training_phases(trained, training, config.diffusion, seeds, physics, sizes)
+    sampler = config.diffusion if uses(config.augmentation, "diffusion.num_steps") else None
+    trained = Trained(env, job.learner, job.augmentation, sampler, job.prior, dataset)
+    return phases + training_phases(trained, training, seeds, physics, sizes)
 
 
 def print_estimate(title: str, phases: list[PhaseCost], accelerator: Accelerator, precision: Precision) -> None:

@@ -5,7 +5,7 @@ Each phase is a program of one step or one call, compiled by itself, times the n
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -22,6 +22,7 @@ from coda_jax.data.named import GROUP
 from coda_jax.data.teams import NOISE, assets, load_teams, snapshots_at
 from coda_jax.diffusion.generator import GeneratorConfig, make_generator
 from coda_jax.diffusion.sampler_config import SamplerConfig
+from coda_jax.dynamics.ensemble import DynamicsConfig, make_dynamics
 from coda_jax.envs.base import Environment
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.marl.matd3 import team_policy
@@ -29,6 +30,9 @@ from coda_jax.prior import Prior, TrajectoryModel, fit_updates
 from coda_jax.schedule import CodaConfig, make_schedule
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 from experiments.host.program_cost import ProgramCost, nbytes, program_cost
+
+_ENVIRONMENTS = 20
+"""Environments of the physics step that is compiled."""
 
 
 class PhaseCost(NamedTuple):
@@ -46,25 +50,27 @@ class PhaseCost(NamedTuple):
     cost: ProgramCost
 
 
-class Physics(NamedTuple):
-    """The cost of a step of `num_envs` environments together."""
-
-    num_envs: int
-    cost: ProgramCost
-
-    def of(self, num_envs: int) -> ProgramCost:
-        """The cost of a step of another number of environments: as many kernels, on larger arrays."""
-        ratio = num_envs / self.num_envs
-        cost = self.cost
-        return ProgramCost(cost.flops * ratio, cost.bytes * ratio, cost.kernels, cost.memory * ratio)
+def added(phases: Iterable[PhaseCost]) -> list[PhaseCost]:
+    """Phases of one name and unit, one after the other, as one."""
+    sums: dict[tuple[str, str], PhaseCost] = {}
+    for each in phases:
+        before = sums.get((each.name, each.unit))
+        if before is not None:
+            each = each._replace(steps=before.steps + each.steps, cost=before.cost.then(each.cost))
+        sums[each.name, each.unit] = each
+    return list(sums.values())
 
 
 class Trained(NamedTuple):
-    """What is trained: the task, the learner, its source of synthetic trajectories and the data, by their shapes."""
+    """What is trained: the task, the learner, its source of synthetic trajectories and the data, by their shapes.
+
+    sampler: by which the source samples; None where it rolls out trajectories token by token.
+    """
 
     env: Environment
     learner: Learner
     augmentation: Augmentation | None
+    sampler: SamplerConfig | None
     prior: Any
     dataset: Dataset
 
@@ -93,15 +99,21 @@ def prior_shapes(model: TrajectoryModel, num_steps: int) -> Prior:
     return jax.eval_shape(lambda: Prior(transform=transform, denoiser=model.generator.init(jax.random.key(0)).ema))
 
 
-def physics_cost(env: Environment, num_envs: int) -> Physics:
-    """Compiles a step of so many environments."""
-    state = jax.eval_shape(jax.vmap(env.reset), key_shapes(num_envs))
-    action = jax.ShapeDtypeStruct((num_envs, env.spec.num_agents, env.spec.action_dim), jnp.float32)
-    return Physics(num_envs, program_cost(full_precision(jax.vmap(env.step)), state, action))
+def physics_cost(env: Environment) -> ProgramCost:
+    """Compiles a step of `_ENVIRONMENTS` environments, the same for all runs of a task: it takes long to compile."""
+    state = jax.eval_shape(jax.vmap(env.reset), key_shapes(_ENVIRONMENTS))
+    action = jax.ShapeDtypeStruct((_ENVIRONMENTS, env.spec.num_agents, env.spec.action_dim), jnp.float32)
+    return program_cost(jax.vmap(env.step), state, action)
+
+
+def _physics_of(physics: ProgramCost, num_envs: int) -> ProgramCost:
+    """A step of another number of environments: as many kernels, on arrays in proportion."""
+    ratio = num_envs / _ENVIRONMENTS
+    return ProgramCost(physics.flops * ratio, physics.bytes * ratio, physics.kernels, physics.memory * ratio)
 
 
 def collection_phase(
-    env: Environment, num_episodes: int, physics: Physics, num_devices: int, sizes: Sizes
+    env: Environment, num_episodes: int, physics: ProgramCost, num_devices: int, sizes: Sizes
 ) -> PhaseCost:
     """The roll-outs of a named dataset, in the chunks of `coda_jax.data.named.record`."""
     spec = env.spec
@@ -119,8 +131,14 @@ def collection_phase(
     policy = program_cost(full_precision(act_and_reset), weights, obs, key_shapes(), key_shapes(num_envs))
     num_steps = -(-num_episodes // (num_envs * num_devices)) * spec.episode_length
     recorded = 4 * num_envs * spec.episode_length * (transforms.num_channels(spec) + 1)
-    cost = physics.of(num_envs).then(policy).times(num_steps)
+    cost = _physics_of(physics, num_envs).then(policy).times(num_steps)
     return PhaseCost("data", num_steps, "physics steps", cost.holding(recorded))
+
+
+def dynamics_phase(config: DynamicsConfig, spec: TaskSpec, dataset: Dataset) -> PhaseCost:
+    """The fit of a one-step model, on one device."""
+    cost = program_cost(make_dynamics(spec, config).fit, dataset, key_shapes())
+    return PhaseCost("dynamics fit", config.num_updates, "updates", cost)
 
 
 def fit_phase(
@@ -140,7 +158,7 @@ def fit_phase(
 
 
 def training_phases(
-    trained: Trained, config: CodaConfig, sampler: SamplerConfig, seeds: int, physics: Physics, sizes: Sizes
+    trained: Trained, config: CodaConfig, seeds: int, physics: ProgramCost, sizes: Sizes
 ) -> list[PhaseCost]:
     """Generation, updates and evaluation of so many seeds on a device, in all rounds."""
     plans = [scheduled.plan for scheduled in make_schedule(config, trained.augmentation)]
@@ -162,7 +180,7 @@ def training_phases(
         sample = program_cost(
             _sample(trained.augmentation, num), learners, trained.dataset, trained.prior, guidance, key_shapes(seeds)
         )
-        per_call, unit = _steps_of(trained, config, sampler)
+        per_call, unit = _steps_of(trained.sampler, config.horizon)
         phases.append(
             PhaseCost("generation", num_generations * calls * per_call, unit, sample.times(num_generations * calls))
         )
@@ -174,7 +192,7 @@ def training_phases(
         obs = jax.ShapeDtypeStruct((seeds, num_envs, spec.num_agents, spec.obs_dim), jnp.float32)
         memory = jax.eval_shape(lambda: trained.learner.initial_carry((seeds, num_envs)))
         acting = program_cost(full_precision(jax.vmap(trained.learner.act)), learners, obs, memory)
-        cost = physics.of(seeds * num_envs).then(acting)
+        cost = _physics_of(physics, seeds * num_envs).then(acting)
         phases.append(PhaseCost("evaluation", num_steps, "physics steps", cost.times(num_steps)))
     return [each._replace(cost=each.cost.holding(held)) for each in phases]
 
@@ -192,10 +210,10 @@ def _calls(config: CodaConfig, num_synthetic: int, seeds: int, sizes: Sizes) -> 
     return calls, math.ceil(num_chunks / calls) * math.ceil(num_synthetic / num_chunks)
 
 
-def _steps_of(trained: Trained, config: CodaConfig, sampler: SamplerConfig) -> tuple[int, str]:
-    """Steps of a call of the sampler, and what they are."""
-    if not jax.tree.leaves(trained.prior):
-        return config.horizon, "physics steps"
+def _steps_of(sampler: SamplerConfig | None, horizon: int) -> tuple[int, str]:
+    """Steps of a call, and what they are."""
+    if sampler is None:
+        return horizon, "tokens"
     return (2 * sampler.num_steps - 1 if sampler.solver == "heun" else sampler.num_steps), "denoiser calls"
 
 
