@@ -34,8 +34,11 @@ class Accelerator(NamedTuple):
     backend: str
 
     def seconds(self, cost: ProgramCost, precision: Precision) -> float:
-        """Seconds of a program: arithmetic or memory traffic, whichever takes longer, and the starts of its kernels."""
-        return max(cost.flops / self.flops[precision], cost.bytes / self.bandwidth) + self.overhead * cost.kernels
+        """Seconds of a program: its arithmetic, its memory traffic and the starts of its kernels, one after the other.
+
+        Within a kernel the first two overlap, but most kernels have much of one of them.
+        """
+        return cost.flops / self.flops[precision] + cost.bytes / self.bandwidth + self.overhead * cost.kernels
 
 
 def _gpu(float32: float, tf32: float, bandwidth: float, memory: float) -> Accelerator:
