@@ -117,9 +117,7 @@ def run_device_check(output: Path | None) -> None:
     check_device(mamujoco.make("2halfcheetah"), CheckSizes(), accelerator, cpu, output)
 
 
-def check_device(
-    env: Environment, sizes: CheckSizes, accelerator: jax.Device, cpu: jax.Device, output: Path | None
-) -> None:
+def check_device(env: Environment, sizes: CheckSizes, accelerator: Any, cpu: Any, output: Path | None) -> None:
     """Compares two devices, measures the first, prints and writes.
 
     Raises:
@@ -173,7 +171,7 @@ def _told(programs: Iterator[Program]) -> Iterator[Program]:
         yield program
 
 
-def compare(program: Program, accelerator: jax.Device, cpu: jax.Device) -> Comparison:
+def compare(program: Program, accelerator: Any, cpu: Any) -> Comparison:
     """Runs a program on both devices, networks at the precision `highest`, and compares all its results."""
     ours, theirs = (
         program.compared(run_on(device, program.function, *program.arguments)) for device in (accelerator, cpu)
@@ -186,7 +184,7 @@ def compare(program: Program, accelerator: jax.Device, cpu: jax.Device) -> Compa
     return Comparison(program.name, where, differences[where], program.tolerance)
 
 
-def run_on(device: jax.Device, function: Callable[..., Any], *arguments: Any) -> Any:
+def run_on(device: Any, function: Callable[..., Any], *arguments: Any) -> Any:
     """The results of a jitted function on a device, as numpy arrays; keys become their data."""
     with jax.default_matmul_precision(PRECISION), jax.default_device(device):
         results = function(*jax.device_put(arguments, device))
@@ -229,7 +227,7 @@ def _parts(env: Environment, preset: Preset) -> _Parts:
     return _Parts(maddpg_bc(env.spec, preset.learner, standardised_inputs(dataset.steps)), dataset, model, prior)
 
 
-def programs(env: Environment, sizes: CheckSizes, cpu: jax.Device) -> Iterator[Program]:
+def programs(env: Environment, sizes: CheckSizes, cpu: Any) -> Iterator[Program]:
     """The programs that are compared, with inputs that the CPU computed.
 
     Adam divides by the size of past gradients, so updates are compared after some that the CPU made.
@@ -265,7 +263,7 @@ def programs(env: Environment, sizes: CheckSizes, cpu: jax.Device) -> Iterator[P
     yield _round(env, sizes, learner, model, learned, dataset, prior)
 
 
-def _physics_step(env: Environment, num: int, cpu: jax.Device) -> Program:
+def _physics_step(env: Environment, num: int, cpu: Any) -> Program:
     """A step of environments after some random steps, so that there are contacts."""
     step = jax.jit(full_precision(jax.vmap(env.step)))
     shape = (num, env.spec.num_agents, env.spec.action_dim)
@@ -336,7 +334,7 @@ def _round(
     return Program("whole round", jax.jit(trainer.round), (state, dataset, prior, trainer.schedule[-1].plan), 1e-2)
 
 
-def measure(env: Environment, sizes: CheckSizes, device: jax.Device, deadline: float) -> list[Throughput]:
+def measure(env: Environment, sizes: CheckSizes, device: Any, deadline: float) -> list[Throughput]:
     """The rates of a device, in the order of `_works`; those that would begin after the deadline are left out."""
     rates = []
     with jax.default_matmul_precision(PRECISION), jax.default_device(device):
