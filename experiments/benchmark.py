@@ -29,7 +29,7 @@ from coda_jax.augmentation.base import sample_in_chunks
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import across_seeds, make_trainer
-from coda_jax.data.dataset import Dataset, episodes_from_arrays, make_dataset, sample_windows
+from coda_jax.data.dataset import Dataset, sample_windows
 from coda_jax.diffusion.generator import GeneratorConfig, fit_chunk, make_generator
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
@@ -39,11 +39,13 @@ from coda_jax.envs.rollout import rollout
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner, LearnerState, uniform_weights
 from coda_jax.marl.maddpg_bc import maddpg_bc
-from coda_jax.prior import Prior, TrajectoryModel, fit_transform, make_model
+from coda_jax.prior import Prior, make_model
 from coda_jax.ranges import Ranged, RangeError
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.evidence.benchmark_gate import check_gate, read_baseline, yardstick
+from experiments.evidence.device_check import run_device_check
+from experiments.evidence.random_inputs import HORIZON, random_dataset, random_prior
 from experiments.evidence.scaling import run_scaling
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import phase, print_table
@@ -56,7 +58,6 @@ with contextlib.redirect_stderr(io.StringIO()):  # it warns about robots that ar
     from gymnasium_robotics import mamujoco_v1
 
 REPEATS = 3
-HORIZON = 20
 SEEDS = (1, 2, 4, 16)
 FLOORS = {"guided trajectories, width 16, N 128": 200, "learner updates, 4 seeds": 110, "MJX environment steps": 8000}
 """Minimum rates per second on two cores."""
@@ -78,14 +79,19 @@ class BenchmarkConfig(Ranged):
     tolerance."""
     tolerance: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.3
     """Accepted relative decrease of a ratio."""
+    check_device: bool = False
+    """Compare the programs of the main job on the accelerator with the same on the CPU, and measure its speed, instead;
+    about eight minutes on a GPU. Exits with status 1 if they differ by more than a tolerance, 2 without accelerator."""
     scaling: bool = False
     """Measure how seconds and peak memory grow with the sizes of a run instead; `--output` writes a figure beside the
     numbers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scaling and self.gate:
-            raise RangeError("gate", self.gate, "there are no committed ratios of --scaling")
+        if self.gate and (self.scaling or self.check_device):
+            raise RangeError("gate", self.gate, "there are no committed ratios of --scaling or --check-device")
+        if self.scaling and self.check_device:
+            raise RangeError("scaling", self.scaling, "give either --scaling or --check-device")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +123,9 @@ def main(args: Sequence[str] | None = None) -> None:
             raise UserError(f"--output {config.output} is in a folder that does not exist; create it")
         if config.scaling:
             run_scaling(config.output)
+            return
+        if config.check_device:
+            run_device_check(config.output)
             return
         all_devices = set_up_devices(max(SEEDS))
         baseline = read_baseline(all_devices.size) if config.gate else {}
@@ -207,26 +216,6 @@ def sharded(function: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Work:
     keys = jax.device_put(jax.random.split(jax.random.key(0), mesh.size), NamedSharding(mesh, by_device))
     arguments = jax.device_put(arguments, NamedSharding(mesh, shared))
     return lambda: program(keys, *arguments)
-
-
-def random_dataset(env: Environment) -> Dataset:
-    """A dataset of 2,000 random steps."""
-    spec, steps, rng = env.spec, 2000, np.random.default_rng(0)
-    episodes = episodes_from_arrays(
-        state=rng.normal(size=(steps, spec.state_dim)),
-        obs=rng.normal(size=(steps, spec.num_agents, spec.obs_dim)),
-        action=rng.uniform(-1, 1, size=(steps, spec.num_agents, spec.action_dim)),
-        reward=rng.normal(size=steps),
-        terminal=np.zeros(steps),
-        truncation=np.zeros(steps),
-    )
-    return make_dataset(episodes, HORIZON)
-
-
-def random_prior(model: TrajectoryModel, dataset: Dataset) -> Prior:
-    """A prior of random weights."""
-    weights = model.generator.init(jax.random.key(0)).params
-    return Prior(transform=fit_transform(dataset, model.spec), denoiser=weights)
 
 
 def generation(

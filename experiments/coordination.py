@@ -7,6 +7,7 @@ Seeds of every method learn from the same recorded episodes with the same fitted
 the command prints the table again. An interrupted run continues with the first method that it has not finished.
 """
 
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ from experiments.host.files import write_atomically
 from experiments.host.plots import guidance_paths
 from experiments.host.records import parse_mapping, write_record
 from experiments.host.run_folder import RunFolder, open_run_folder
+from experiments.pipeline.estimate import show_estimate
+from experiments.tasks.estimate import phases_of
 from experiments.tasks.figures import draw_assignments, draw_curves, draw_elbows, draw_sides
 from experiments.tasks.settings import DEFAULTS, CoordinationConfig, Method, check, methods_of, title_of
 from experiments.tasks.training import Trained, World, make_world, train
@@ -34,12 +37,15 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line_errors():
         config = parse_command(CoordinationConfig, args, DEFAULTS, "--task")
         check(config)
-        run(config)
+        if config.estimate is None:
+            run(config)
+        else:
+            show_estimate(config.estimate, config.num_seeds, "default", functools.partial(phases_of, config))
 
 
 def identity_of(config: CoordinationConfig) -> dict[str, Any]:
     """All settings that determine a run's numbers."""
-    return {name: value for name, value in plain(config).items() if name != "run_dir"}
+    return {name: value for name, value in plain(config).items() if name not in ("run_dir", "estimate")}
 
 
 def run(config: CoordinationConfig) -> None:

@@ -4,12 +4,14 @@ The run folder (see `host.run_folder`) belongs to the settings; given again, the
 shows the table of a finished one. With `--coordinator` it is one of several processes, each on a host of its own.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 
 from experiments.host import hosts
 from experiments.host.errors import one_line_errors
 from experiments.host.worker import is_worker, supervise, work
+from experiments.pipeline.estimate import phases_of, show_estimate
 from experiments.pipeline.flags import parse_experiment
 from experiments.pipeline.run import run
 from experiments.pipeline.settings import CLUSTER, ExperimentConfig, check
@@ -20,7 +22,9 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line_errors():
         config = parse_experiment(sys.argv[1:] if args is None else args)
         check(config)
-        if config.coordinator is None:
+        if config.estimate is not None:
+            show_estimate(config.estimate, config.num_seeds, config.precision, functools.partial(phases_of, config))
+        elif config.coordinator is None:
             run(config)
         elif is_worker():
             work(lambda: _run_with_others(config))

@@ -184,9 +184,13 @@ def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
         if hyphened in spelt:
             raise UserError(f"{where}: `{name}` has {hyphened} in two spellings; remove one")
         spelt[hyphened] = value
-    for chosen in ("run-dir", "coordinator"):
+    for chosen, reason in (
+        ("run-dir", "which the sweep chooses for each run"),
+        ("coordinator", "which a sweep cannot set for all its runs"),
+        ("estimate", "with which nothing runs"),
+    ):
         if chosen in spelt:
-            raise UserError(f"{where}: `{name}` has {chosen}, which a sweep cannot set for all its runs; remove it")
+            raise UserError(f"{where}: `{name}` has {chosen}, {reason}; remove it")
     return spelt
 
 

@@ -35,7 +35,7 @@ from experiments.pipeline.settings import PRESETS, ExperimentConfig, uses
 from experiments.pipeline.summary import SUMMARY
 from experiments.pipeline.training import PHASES, make_job, train_policies
 
-NOT_NUMBERS = ("run_dir", "log", "allow_other_devices", "coordinator", "num_processes", "process_id")
+NOT_NUMBERS = ("run_dir", "log", "allow_other_devices", "coordinator", "num_processes", "process_id", "estimate")
 """Settings that do not change the numbers of a run."""
 
 

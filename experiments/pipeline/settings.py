@@ -18,6 +18,7 @@ from coda_jax.envs.mamujoco import TASKS
 from coda_jax.presets import Preset
 from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Positive, Ranged, RangeError, Seed, check_seeds
 from coda_jax.schedule import CodaConfig
+from experiments.host.accelerators import Machine
 from experiments.host.errors import UserError
 from experiments.host.records import parse_mapping
 from experiments.host.yaml_files import parse_yaml
@@ -109,6 +110,9 @@ class ExperimentConfig(Ranged):
     """With `--coordinator HOST:PORT`: the number of processes."""
     process_id: NonNegativeCount | None = None
     """With `--coordinator HOST:PORT`: the number of this process, 0 on HOST."""
+    estimate: Machine | None = None
+    """Instead of a run, print its expected cost for each phase on `this` machine or on one accelerator: operations,
+    bytes, memory, time. Programs are compiled, none is run, and the run folder is not touched."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """The dataset."""
     diffusion: SamplerConfig = _LAPTOP.sampler

@@ -20,6 +20,7 @@ from coda_jax.envs.robots import REACHER
 from coda_jax.envs.simple_spread import EPISODE_LENGTH as SPREAD_LENGTH
 from coda_jax.ranges import Count, NonNegative, Positive, Ranged, Seed, Share, check_seeds
 from coda_jax.schedule import CodaConfig
+from experiments.host.accelerators import Machine
 from experiments.host.errors import UserError
 from experiments.pipeline.guidance import AUTO, check_guidance, guidance_scale
 from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner, is_of_algorithm
@@ -142,6 +143,9 @@ class CoordinationConfig(Ranged):
     """With `--guidance auto`: lambda of the first generation."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`."""
+    estimate: Machine | None = None
+    """Instead of a run, print its expected cost for each phase on `this` machine or on one accelerator: operations,
+    bytes, memory, time. Programs are compiled, none is run, and the run folder is not touched."""
     diffusion: SamplerConfig = _SAMPLER
     """Sampling (Algorithm 1)."""
     denoiser: GeneratorConfig = _GENERATOR
