@@ -7,6 +7,7 @@ import importlib.metadata
 
 from coda_jax.artefact import ArtefactError
 from coda_jax.augmentation.base import Augmentation
+from coda_jax.augmentation.dynamics_guide import DynamicsScore
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.model_based import PriorWithDynamics, model_consequences, model_rollouts
 from coda_jax.augmentation.oracle import oracle
@@ -49,6 +50,7 @@ __all__ = [
     "Augmentation",
     "CodaConfig",
     "DynamicsConfig",
+    "DynamicsScore",
     "EnvState",
     "Environment",
     "GeneratorConfig",
