@@ -7,6 +7,7 @@ import importlib.metadata
 
 from coda_jax.artefact import ArtefactError
 from coda_jax.augmentation.base import Augmentation
+from coda_jax.augmentation.disagreement import keep_agreed
 from coda_jax.augmentation.dynamics_guide import DynamicsScore
 from coda_jax.augmentation.guided import guided
 from coda_jax.augmentation.model_based import PriorWithDynamics, model_consequences, model_rollouts
@@ -72,6 +73,7 @@ __all__ = [
     "guided",
     "heun_sample",
     "iddpg_bc",
+    "keep_agreed",
     "load_policy",
     "load_prior",
     "load_vault",
