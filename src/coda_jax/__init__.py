@@ -10,6 +10,7 @@ from coda_jax.augmentation.base import Augmentation
 from coda_jax.augmentation.disagreement import keep_agreed
 from coda_jax.augmentation.dynamics_guide import DynamicsScore
 from coda_jax.augmentation.guided import guided
+from coda_jax.augmentation.inpainting import inpainted
 from coda_jax.augmentation.model_based import PriorWithDynamics, model_consequences, model_rollouts
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.proximal_replay import proximal_replay
@@ -73,6 +74,7 @@ __all__ = [
     "guided",
     "heun_sample",
     "iddpg_bc",
+    "inpainted",
     "keep_agreed",
     "load_policy",
     "load_prior",
