@@ -29,7 +29,7 @@ from experiments.host.cache import backend_identity, cache_folder, cache_key, lo
 from experiments.host.checkpoints import Checkpoints, open_cached, single_device_template
 from experiments.host.console import phase
 from experiments.host.errors import UserError
-from experiments.pipeline.settings import ExperimentConfig
+from experiments.pipeline.settings import ExperimentConfig, needs_dynamics
 
 UPDATES_PER_CHUNK = 500
 """Updates between two checkpoints of a fit."""
@@ -99,7 +99,7 @@ def fit_prior(
     if not is_fitted:
         return fit
     fit = _with_prior(config, fit, mesh)
-    return _with_dynamics(config, fit, mesh) if config.consequences == "model" else fit
+    return _with_dynamics(config, fit, mesh) if needs_dynamics(config) else fit
 
 
 def _with_prior(config: ExperimentConfig, fit: Fit, mesh: Mesh) -> Fit:

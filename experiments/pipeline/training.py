@@ -7,16 +7,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from coda_jax.augmentation.base import Augmentation
-from coda_jax.augmentation.guided import guided
-from coda_jax.augmentation.model_based import PriorWithDynamics, model_consequences
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import Report, Trainer, TrainingState, across_seeds, make_trainer
-from coda_jax.dynamics.ensemble import make_dynamics
 from coda_jax.envs.base import Environment
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner
 from coda_jax.policy import FILE, policy_of, save_policy
+from coda_jax.prior import Prior
 from coda_jax.schedule import ScheduledRound
 from coda_jax.types import Trajectory
 from experiments.host.checkpoints import Checkpoints, Restored
@@ -25,6 +23,7 @@ from experiments.host.console import phase
 from experiments.host.devices import seed_keys
 from experiments.host.errors import UserError
 from experiments.host.run_folder import RunFolder
+from experiments.pipeline.consequences import coda
 from experiments.pipeline.fitting import Fit
 from experiments.pipeline.learners import make_learner
 from experiments.pipeline.quality import (
@@ -73,13 +72,8 @@ def _augmentation(
     """The source of synthetic trajectories, and the fitted models that it samples from."""
     match config.augmentation:
         case "coda":
-            coda = guided(fit.model, learner, config.guidance, config.recorded_steps, config.recorded_actions)
-            if fit.dynamics is None:
-                return coda, fit.prior
-            model = make_dynamics(env.spec, config.dynamics)
-            fitted = PriorWithDynamics(prior=fit.prior, dynamics=fit.dynamics)
-            prefix = config.recorded_steps - 1 if config.recorded_actions else 0
-            return model_consequences(coda, env, model, learner, config.rollout_noise, prefix), fitted
+            assert isinstance(fit.prior, Prior)
+            return coda(config, env, fit.model, learner, fit.prior, fit.dynamics)
         case "unconditional":
             return unconditional(fit.model), fit.prior
         case "simulated":
