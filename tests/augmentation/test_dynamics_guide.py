@@ -13,7 +13,6 @@ from coda_jax.diffusion.samplers import SamplerConfig
 from tests.linear import DATASET, DYNAMICS, ENV, MODEL, POLICY, PRIOR, STD, C, H, linear_model, one_step_error
 
 HEUN, DPM = SamplerConfig(num_steps=32), SamplerConfig(num_steps=16, solver="dpm++")
-SOLVERS = pytest.mark.parametrize("config", [HEUN, DPM], ids=["heun", "dpm++"])
 BOTH = PriorWithDynamics(prior=PRIOR, dynamics=DYNAMICS)
 
 
@@ -54,7 +53,7 @@ def test_near_the_predictions_the_direction_is_the_distance_and_at_them_nothing(
     np.testing.assert_allclose(direction, expected, atol=2e-3)
 
 
-@SOLVERS
+@pytest.mark.parametrize("config", [pytest.param(HEUN, marks=pytest.mark.slow), DPM], ids=["heun", "dpm++"])
 def test_guided_next_states_follow_the_actions(config):
     """At the same spread of the actions the one-step error falls from twice the dynamics' noise to about that noise."""
     without, with_score = draw(config, 0.6), draw(config, 0.6, 1.0)
@@ -69,5 +68,6 @@ def test_without_guidance_the_score_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, draw(DPM, 0.0), draw(DPM, 0.0, 1.0))
 
 
+@pytest.mark.slow
 def test_a_weight_of_nothing_is_the_policy_s_guide_alone():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), draw(DPM, 0.6), draw(DPM, 0.6, 0.0))

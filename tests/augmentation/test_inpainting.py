@@ -60,6 +60,7 @@ def test_the_levels_are_those_of_the_sampler_below_the_noise():
         sampler_below(config, 0.001)
 
 
+@pytest.mark.slow
 @SOLVERS
 def test_next_states_follow_the_held_actions(config):
     """The one-step error falls from twice the dynamics' noise toward the noise itself, more with each pass."""
@@ -67,7 +68,7 @@ def test_next_states_follow_the_held_actions(config):
     assert without > 1.7 and once < without - 0.1 and often < once - 0.1 and 0.9 < often < 1.4
 
 
-@pytest.mark.parametrize(("steps", "whole"), [(0, False), (3, False), (3, True)])
+@pytest.mark.parametrize(("steps", "whole"), [(0, False), pytest.param(3, False, marks=pytest.mark.slow), (3, True)])
 def test_start_and_actions_are_those_of_the_source(steps, whole):
     """Also recorded steps, where there are any."""
     source = draw(DPM, 0.6)

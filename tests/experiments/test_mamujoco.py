@@ -236,15 +236,18 @@ def test_a_one_step_model_gives_the_consequences(vault, tmp_path, finished):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", ["--consequences score", "--consequences inpaint", "--keep-fraction 0.5"])
 def test_other_sources_of_the_consequences_run_through(vault, tmp_path, finished, flags):
-    """Only the guided trajectories differ from those of a run without the flags, the unguided ones do not."""
+    """The guided trajectories differ from those of a run without the flags; where lambda is 0 the score is off."""
     sizes = ("--dynamics.widths", "8", "--dynamics.num-updates", "2", "--training.num-rounds", "1")
     command("--vault", str(vault), *flags.split(), *sizes, "--run-dir", str(tmp_path / "run"))
     quality, usual = (
         json.loads((path / "summary.json").read_text())["sample_quality"] for path in (tmp_path / "run", finished)
     )
     assert all(np.isfinite(list(errors.values())).all() for errors in quality.values())
-    assert quality["guided"] != usual["guided"]
-    assert (quality["unguided"] == usual["unguided"]) == ("score" in flags)
+    same = {
+        kind: np.allclose(list(quality[kind].values()), list(usual[kind].values()), rtol=1e-3)
+        for kind in ("guided", "unguided")
+    }
+    assert same == {"guided": False, "unguided": "score" in flags}
 
 
 @pytest.mark.slow

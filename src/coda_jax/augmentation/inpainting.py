@@ -88,7 +88,8 @@ def inpaint(
         return denoise(z + distance, sigma) - z
 
     known = Known(values=jnp.zeros_like(z), mask=held)
-    return z + sample(denoise_distance, key, z.shape, config, known=known)
+    num, horizon, channels = z.shape
+    return z + sample(denoise_distance, key, (num, horizon, channels), config, known=known)
 
 
 def sampler_below(config: SamplerConfig, sigma: float) -> SamplerConfig:
