@@ -18,6 +18,7 @@ COMMANDS = {
     "coordination": ("coordination", "tasks of coordination over time"),
     "response-map": ("response_map", "return against share and response of synthetic data"),
     "steering": ("steering", "guidance and its effect on samples (Figure 3)"),
+    "consequences": ("consequences", "sources of the consequences of guided samples"),
     "fit-study": ("fit_study", "sample quality by settings of fit and sampler"),
     "collect": ("collect", "train the behaviour teams of a task online"),
     "conformance": ("conformance", "compare MJX with MuJoCo in C"),

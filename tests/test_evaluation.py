@@ -9,7 +9,14 @@ import pytest
 
 from coda_jax import transforms
 from coda_jax.envs.rollout import rollout
-from coda_jax.evaluation import action_response, sample_quality, shuffled_actions, shuffled_steps
+from coda_jax.evaluation import (
+    action_response,
+    nearest_distance,
+    replay_error,
+    sample_quality,
+    shuffled_actions,
+    shuffled_steps,
+)
 from tests.drift import DRIFT, SPEC
 
 B, H = 400, 4
@@ -96,6 +103,30 @@ def test_action_response_is_the_fraction_of_the_true_effect(share):
     impossible = dataclasses.replace(guided, state=guided.state.at[0, 1].set(1e9))
     np.testing.assert_allclose(response(impossible, unguided, std), share, atol=1e-4)
     assert jnp.isnan(response(unguided, unguided, std))
+
+
+def test_the_replay_error_adds_up_over_the_steps_since_the_trajectory_s_own_state():
+    """Every next state misses by a quarter of a deviation more than the one before: after k steps by k quarters."""
+    std = jnp.std(REFERENCE.state, axis=(0, 1))
+    drifting = dataclasses.replace(REAL, state=REAL.state + 0.25 * std * jnp.arange(H).reshape(1, H, 1))
+    error = jax.jit(lambda trajectory, num_steps: replay_error(DRIFT, trajectory, std, num_steps))
+    for num_steps in (1, 2, H - 1):
+        np.testing.assert_allclose(error(drifting, jnp.int32(num_steps)), 0.25 * num_steps, rtol=1e-4)
+        np.testing.assert_allclose(error(REAL, jnp.int32(num_steps)), 0.0, atol=1e-5)
+    one_feature = dataclasses.replace(drifting, state=drifting.state.at[..., 1].set(REAL.state[..., 1]))
+    np.testing.assert_allclose(error(one_feature, jnp.int32(2)), 0.5 / np.sqrt(2), rtol=1e-4)
+    impossible = dataclasses.replace(REAL, state=REAL.state.at[:50].set(jnp.nan))
+    np.testing.assert_allclose(error(impossible, jnp.int32(1)), 0.0, atol=1e-5)
+
+
+def test_the_nearest_recorded_state():
+    recorded = jnp.array([[0.0, 0.0], [10.0, 0.0], [0.0, 100.0]])
+    std = jnp.array([1.0, 10.0])
+    states = jnp.array([[[3.0, 40.0], [9.0, 0.0]], [[0.0, 100.0], [7.0, 0.0]], [[3.0, -40.0], [3.0, 40.0]]])
+    # To the first 5 / sqrt(2), to the second 1 / sqrt(2), to the third 0, to the second 3 / sqrt(2), twice the first.
+    np.testing.assert_allclose(nearest_distance(states, recorded, std), 4 / np.sqrt(2), rtol=1e-5)
+    ignored = nearest_distance(states, recorded, std * jnp.array([1.0, 0.0]))
+    np.testing.assert_allclose(ignored, 3 / np.sqrt(2), rtol=1e-5)
 
 
 def test_feature_distance_of_a_shift():

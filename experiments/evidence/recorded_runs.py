@@ -34,8 +34,16 @@ SYNTHETIC = {"unconditional": "unguided", "simulated": "simulated", "coda": "gui
 """The name of each augmentation's synthetic trajectories in `sample_quality`."""
 
 DEPARTURES = {
-    **{"guidance_target": AUTO.target, "guidance_start": AUTO.start, "recorded_steps": 0, "recorded_actions": False},
-    **{"consequences": "denoiser", "rollout_noise": 0.0},
+    "guidance_target": AUTO.target,
+    "guidance_start": AUTO.start,
+    "recorded_steps": 0,
+    "recorded_actions": False,
+    "consequences": "denoiser",
+    "score_weight": 1.0,
+    "inpainting_passes": 2,
+    "inpainting_sigma": 1.0,
+    "keep_fraction": 1.0,
+    "rollout_noise": 0.0,
 }
 """Settings of an augmentation that is not the paper's, with their usual values; labels name the others."""
 

@@ -32,7 +32,7 @@ from experiments.pipeline.phase_costs import (
     prior_shapes,
     training_phases,
 )
-from experiments.pipeline.settings import ExperimentConfig, uses
+from experiments.pipeline.settings import ExperimentConfig, needs_dynamics, uses
 from experiments.pipeline.training import make_job
 
 PREALLOCATED = 0.75
@@ -83,7 +83,7 @@ def phases_of(config: ExperimentConfig, num_devices: int, sizes: Sizes) -> list[
     if uses(config.augmentation, "fit_seed"):
         phases.append(fit_phase(config.denoiser, model, dataset, num_devices, sizes))
         prior = prior_shapes(model, num_steps)
-        if config.consequences == "model":
+        if needs_dynamics(config):
             phases.append(dynamics_phase(config.dynamics, env.spec, dataset))
             dynamics = jax.eval_shape(make_dynamics(env.spec, config.dynamics).fit, dataset, key_shapes())
 

@@ -31,7 +31,7 @@ from experiments.host.console import phase
 from experiments.host.devices import on_one_device, replicated
 from experiments.host.errors import UserError
 from experiments.host.hosts import check_equal, in_first, is_first
-from experiments.pipeline.settings import ExperimentConfig
+from experiments.pipeline.settings import ExperimentConfig, needs_dynamics
 
 UPDATES_PER_CHUNK = 500
 """Updates between two checkpoints of a fit."""
@@ -103,7 +103,7 @@ def fit_prior(
     if not is_fitted:
         return fit
     fit = _with_prior(config, fit, mesh)
-    if config.consequences == "model":
+    if needs_dynamics(config):
         fit = _with_dynamics(config, fit, mesh)
     check_equal("the fit", f"{fit.denoiser} {_digest(fit.dynamics)}")
     return fit

@@ -16,7 +16,17 @@ from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.dynamics.ensemble import DynamicsConfig
 from coda_jax.envs.mamujoco import TASKS
 from coda_jax.presets import Preset
-from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Positive, Ranged, RangeError, Seed, check_seeds
+from coda_jax.ranges import (
+    Count,
+    NonNegative,
+    NonNegativeCount,
+    Positive,
+    PositiveShare,
+    Ranged,
+    RangeError,
+    Seed,
+    check_seeds,
+)
 from coda_jax.schedule import CodaConfig
 from experiments.host.accelerators import Machine
 from experiments.host.errors import UserError
@@ -32,6 +42,17 @@ AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
 
 CLUSTER = "cluster"
 """The coordinator of processes that find each other by the environment of a cluster."""
+
+OF_GUIDED_TRAJECTORIES = (
+    "recorded_steps",
+    "recorded_actions",
+    "consequences",
+    "score_weight",
+    "inpainting_passes",
+    "inpainting_sigma",
+    "keep_fraction",
+)
+"""Settings that no other augmentation than `coda` has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +97,20 @@ class ExperimentConfig(Ranged):
     """Tokens of a guided trajectory whose states and observations are held to a recorded window's; not in the paper."""
     recorded_actions: bool = False
     """Whether the tokens before the last held one keep their recorded actions and rewards too; not in the paper."""
-    consequences: Literal["denoiser", "model"] = "denoiser"
+    consequences: Literal["denoiser", "model", "score", "inpaint"] = "denoiser"
     """Source of a guided trajectory's states and rewards. `denoiser`: sampled with the actions, as in the paper.
     `model`: a one-step model fitted to the data continues each trajectory from its first state, or with
-    `--recorded-actions` from the last recorded one."""
+    `--recorded-actions` from the last recorded one. `score`: sampled with the actions, and guided by the score of the
+    one-step model. `inpaint`: sampled again by the denoiser, with start and actions held."""
+    score_weight: NonNegative = 1.0
+    """With `--consequences score`, largest length of the one-step model's guidance direction; the policy's has 1."""
+    inpainting_passes: Count = 2
+    """With `--consequences inpaint`, times that all but start and actions is noised and denoised."""
+    inpainting_sigma: Positive = 1.0
+    """With `--consequences inpaint`, the noise level of these passes; features have a standard deviation of 1."""
+    keep_fraction: PositiveShare = 1.0
+    """Share of the guided trajectories that is kept, those that the members of a one-step model disagree with least;
+    1 keeps all, and samples no others."""
     rollout_noise: NonNegative = 0.0
     """Standard deviation of noise on the actions that the one-step model, or the oracle, rolls out, or on those of the
     denoiser, whose next states and rewards do not follow the noise."""
@@ -120,7 +151,7 @@ class ExperimentConfig(Ranged):
     denoiser: GeneratorConfig = _LAPTOP.generator
     """The diffusion model and its fit."""
     dynamics: DynamicsConfig = dataclasses.field(default_factory=DynamicsConfig)
-    """The one-step model and its fit, for `--consequences model`."""
+    """The one-step model and its fit, for `--consequences model` or `score`, and for `--keep-fraction`."""
     learner: LearnerSettings = _LEARNER
     """The learner; settings that the algorithm does not use are refused."""
     standardise: bool = _LAPTOP.standardise
@@ -161,7 +192,7 @@ def uses(augmentation: str, setting: str) -> bool:
         return setting != "training.static_trajectories"
     if setting == "rollout_noise":
         return augmentation == "simulated"
-    if setting in ("recorded_steps", "recorded_actions", "consequences") or setting.startswith("dynamics."):
+    if setting in OF_GUIDED_TRAJECTORIES or setting.startswith("dynamics."):
         return False
     if augmentation == "unconditional":
         of_guidance = (*GUIDANCE, "diffusion.guidance_schedule", "diffusion.through_denoiser")
@@ -170,6 +201,11 @@ def uses(augmentation: str, setting: str) -> bool:
     if augmentation == "none":
         unused |= {"training.mix_ratio", "training.chunk_size", "training.num_trajectories", "training.burn_in"}
     return setting not in unused and not setting.startswith(("diffusion.", "denoiser."))
+
+
+def needs_dynamics(config: ExperimentConfig) -> bool:
+    """Whether a run samples with a one-step model."""
+    return config.augmentation == "coda" and (config.consequences in ("model", "score") or config.keep_fraction < 1.0)
 
 
 def read_config(path: Path) -> ExperimentConfig:
@@ -237,6 +273,13 @@ def check(config: ExperimentConfig) -> None:
         raise UserError(
             f"--recorded-steps is {config.recorded_steps}; it must be at most the horizon, {config.training.horizon}"
         )
+    if config.consequences == "inpaint":
+        low, high = config.diffusion.sigma_min, config.diffusion.sigma_max
+        if not low < config.inpainting_sigma <= high:
+            raise UserError(
+                f"--inpainting-sigma is {config.inpainting_sigma:g}; it must be above --diffusion.sigma-min, {low:g}, "
+                f"and at most --diffusion.sigma-max, {high:g}"
+            )
     check_processes(config)
 
 

@@ -8,16 +8,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from coda_jax.augmentation.base import Augmentation
-from coda_jax.augmentation.guided import guided
-from coda_jax.augmentation.model_based import PriorWithDynamics, model_consequences
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import Report, Trainer, TrainingState, across_seeds, make_trainer
-from coda_jax.dynamics.ensemble import make_dynamics
 from coda_jax.envs.base import Environment
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner
 from coda_jax.policy import FILE, policy_of, save_policy
+from coda_jax.prior import Prior
 from coda_jax.schedule import ScheduledRound
 from coda_jax.types import Trajectory
 from experiments.host.checkpoints import Checkpoints, Restored
@@ -27,6 +25,7 @@ from experiments.host.devices import replicated, seed_keys
 from experiments.host.errors import UserError
 from experiments.host.hosts import gathered, is_first
 from experiments.host.run_folder import RunFolder
+from experiments.pipeline.consequences import coda
 from experiments.pipeline.fitting import Fit
 from experiments.pipeline.learners import make_learner
 from experiments.pipeline.quality import (
@@ -75,14 +74,8 @@ def _augmentation(
     """The source of synthetic trajectories, and the fitted models that it samples from."""
     match config.augmentation:
         case "coda":
-            noise = config.rollout_noise if fit.dynamics is None else 0.0
-            recorded = config.recorded_steps, config.recorded_actions
-            coda = guided(fit.model, learner, config.guidance_scale, *recorded, noise)
-            if fit.dynamics is None:
-                return coda, fit.prior
-            model = make_dynamics(env.spec, config.dynamics)
-            fitted = PriorWithDynamics(prior=fit.prior, dynamics=fit.dynamics)
-            return model_consequences(coda, env, model, learner, config.rollout_noise, coda.prefix), fitted
+            assert isinstance(fit.prior, Prior)
+            return coda(config, env, fit.model, learner, fit.prior, fit.dynamics)
         case "unconditional":
             return unconditional(fit.model), fit.prior
         case "simulated":

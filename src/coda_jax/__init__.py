@@ -8,7 +8,10 @@ import importlib.metadata
 from coda_jax.artefact import ArtefactError
 from coda_jax.augmentation.adaptive_guidance import AdaptiveGuidance
 from coda_jax.augmentation.base import Augmentation
+from coda_jax.augmentation.disagreement import keep_agreed
+from coda_jax.augmentation.dynamics_guide import DynamicsScore
 from coda_jax.augmentation.guided import guided
+from coda_jax.augmentation.inpainting import inpainted
 from coda_jax.augmentation.model_based import PriorWithDynamics, model_consequences, model_rollouts
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.proximal_replay import proximal_replay
@@ -52,6 +55,7 @@ __all__ = [
     "Augmentation",
     "CodaConfig",
     "DynamicsConfig",
+    "DynamicsScore",
     "EnvState",
     "Environment",
     "GeneratorConfig",
@@ -73,6 +77,8 @@ __all__ = [
     "guided",
     "heun_sample",
     "iddpg_bc",
+    "inpainted",
+    "keep_agreed",
     "load_dynamics",
     "load_policy",
     "load_prior",

@@ -11,7 +11,7 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from coda_jax import transforms
 from coda_jax.backend import full_precision, sizes
@@ -130,6 +130,63 @@ def _simulate(
 
     steps = (trajectory.state[:, :-1], trajectory.action[:, :-1])
     return jax.lax.map(simulate_one, steps, batch_size=sizes().simulations // 2)
+
+
+@full_precision
+def replay_error(
+    env: Environment, trajectory: Trajectory, state_std: Float[Array, "S"], num_steps: Int[Array, ""] | int
+) -> Float[Array, ""]:
+    """The error of states `num_steps` after another state of their trajectory, relative to simulated ones.
+
+    The actions of each `num_steps` steps one after the other are simulated from the trajectory's own state before
+    them. The error is the median, over these segments, of the root mean square over features.
+
+    Args:
+        env: the environment of the trajectories.
+        trajectory: the trajectories `[B, H, ...]` to measure.
+        state_std: the unit of each feature of the state; one of 0 leaves its feature out.
+        num_steps: at least 1, at most H - 1; may be traced.
+    """
+    number = jnp.arange(trajectory.reward.shape[1] - 1)
+    unit = jnp.where(state_std > 0, state_std, jnp.inf)
+
+    def simulate_one(states_and_actions: tuple[Array, Array]) -> Array:
+        states, actions = states_and_actions
+
+        def step(played: EnvState, now: tuple[Array, Array, Array]) -> tuple[EnvState, Array]:
+            number, state, action = now
+            is_start = number % num_steps == 0
+            played = jax.tree.map(lambda own, other: jnp.where(is_start, own, other), env.set_state(state), played)
+            played = env.step(played, action)
+            return played, played.state
+
+        return jax.lax.scan(step, env.set_state(states[0]), (number, states, actions))[1]
+
+    steps = (trajectory.state[:, :-1], trajectory.action[:, :-1])
+    simulated = jax.lax.map(simulate_one, steps, batch_size=sizes().simulations)
+    error = jnp.sqrt(jnp.mean(jnp.square((trajectory.state[:, 1:] - simulated) / unit[None, None]), axis=-1))
+    error = jnp.where(jnp.isfinite(error), error, jnp.inf)
+    is_end = (number + 1) % num_steps == 0
+    return jnp.nanmedian(jnp.where(is_end[None], error, jnp.nan))
+
+
+def nearest_distance(
+    states: Float[Array, "B H S"], recorded: Float[Array, "M S"], state_std: Float[Array, "S"]
+) -> Float[Array, ""]:
+    """The median distance of states to the nearest recorded one, a root mean square over features.
+
+    Args:
+        states: the states to measure.
+        recorded: those to be near.
+        state_std: the unit of each feature of the state; one of 0 leaves its feature out.
+    """
+    unit = jnp.where(state_std > 0, state_std, jnp.inf)[None]
+
+    def squared(of_trajectory: Float[Array, "H S"]) -> Float[Array, "H"]:
+        apart = (of_trajectory / unit)[:, None] - (recorded / unit)[None]
+        return jnp.min(jnp.mean(jnp.square(apart), axis=-1), axis=1)
+
+    return jnp.median(jnp.sqrt(jax.lax.map(squared, states)))
 
 
 MAX_RESPONSE = 10.0

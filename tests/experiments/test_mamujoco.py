@@ -282,6 +282,23 @@ def test_a_one_step_model_gives_the_consequences(vault, tmp_path, finished):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("flags", ["--consequences score", "--consequences inpaint", "--keep-fraction 0.5"])
+def test_other_sources_of_the_consequences_run_through(vault, tmp_path, finished, flags):
+    """The guided trajectories differ from those of a run without the flags; where lambda is 0 the score is off."""
+    sizes = ("--dynamics.widths", "8", "--dynamics.num-updates", "2", "--training.num-rounds", "1")
+    command("--vault", str(vault), *flags.split(), *sizes, "--run-dir", str(tmp_path / "run"))
+    quality, usual = (
+        json.loads((path / "summary.json").read_text())["sample_quality"] for path in (tmp_path / "run", finished)
+    )
+    assert all(np.isfinite(list(errors.values())).all() for errors in quality.values())
+    same = {
+        kind: np.allclose(list(quality[kind].values()), list(usual[kind].values()), rtol=1e-3)
+        for kind in ("guided", "unguided")
+    }
+    assert same == {"guided": False, "unguided": "score" in flags}
+
+
+@pytest.mark.slow
 def test_another_fit_is_asked_for_by_its_seed(vault, tmp_path, finished):
     path = tmp_path / "fit"
     command("--vault", str(vault), "--run-dir", str(path), "--fit-seed", "1")
@@ -331,6 +348,12 @@ def refusal(capsys, *flags: str) -> str:
         (["--training.mix-ratio", "1.5"], ["--training.mix-ratio", "1.5"]),
         (["--training.burn-in", "3"], ["--training.burn-in", "3 rounds"]),
         (["--training.horizon", "1"], ["--training.horizon", "1", "2"]),
+        (["--consequences", "oracle"], ["consequences", "oracle", "score", "inpaint"]),
+        (["--keep-fraction", "0"], ["--keep-fraction", "0", "above 0"]),
+        (["--score-weight", "-1"], ["--score-weight", "-1"]),
+        (["--inpainting-passes", "0"], ["--inpainting-passes", "0"]),
+        (["--consequences", "inpaint", "--inpainting-sigma", "100"], ["--inpainting-sigma", "100", "sigma-max, 80"]),
+        (["--consequences", "inpaint", "--inpainting-sigma", "0.001"], ["--inpainting-sigma", "sigma-min, 0.002"]),
         (["--training.mix-ratio", "0.01"], ["--training.mix-ratio", "0.01", "none"]),
         (["--diffusion.num-steps", "1"], ["--diffusion.num-steps", "at least 2"]),
         (["--vault", "nowhere/at/all.vlt"], ["nowhere/at/all.vlt"]),

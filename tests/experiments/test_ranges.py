@@ -16,7 +16,7 @@ import pytest
 import coda_jax
 import experiments
 from coda_jax import ranges
-from experiments import benchmark, collect, coordination, data, fit_study, mamujoco, polynomial, steering
+from experiments import benchmark, collect, consequences, coordination, data, fit_study, mamujoco, polynomial, steering
 from experiments.pipeline.settings import ExperimentConfig
 
 COMMANDS: dict[str, tuple[types.ModuleType, type, list[str]]] = {
@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[types.ModuleType, type, list[str]]] = {
     "polynomial": (polynomial, polynomial.PolynomialConfig, []),
     "coordination": (coordination, coordination.CoordinationConfig, []),
     "steering": (steering, steering.SteeringConfig, []),
+    "consequences": (consequences, consequences.ConsequencesConfig, ["--output", "x"]),
     "collect": (collect, collect.CollectConfig, []),
     "fit study": (fit_study, fit_study.FitStudyConfig, ["--output", "x"]),
     "benchmark": (benchmark, benchmark.BenchmarkConfig, []),

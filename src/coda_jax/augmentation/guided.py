@@ -1,16 +1,18 @@
 """CODA by the policy's score: samples guided toward the current joint policy (Algorithm 1, Eq. 14; route A)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from coda_jax import transforms
 from coda_jax.augmentation.adaptive_guidance import AdaptiveGuidance
 from coda_jax.augmentation.base import Augmentation
+from coda_jax.augmentation.dynamics_guide import DynamicsScore, dynamics_guide
 from coda_jax.data.dataset import Dataset, sample_windows
-from coda_jax.diffusion.guidance import Guide, gaussian_log_prob, score_guide
+from coda_jax.diffusion.guidance import Guide, gaussian_log_prob, score_guide, sum_of_guides
 from coda_jax.diffusion.samplers import Known
 from coda_jax.marl.learner import Learner, LearnerState, unroll
 from coda_jax.prior import Prior, TrajectoryModel, sample_trajectories
@@ -24,6 +26,7 @@ def guided(
     recorded_steps: int = 0,
     recorded_actions: bool = False,
     noise: float = 0.0,
+    score: DynamicsScore | None = None,
 ) -> Augmentation:
     """Trajectories guided toward the joint policy by a scale of `guidance` (lambda), renewed every round.
 
@@ -43,6 +46,8 @@ def guided(
         noise: standard deviation of Gaussian noise on the guided actions, which are then clipped to [-1, 1]. Strong
             guidance leaves them hardly any spread, from which a critic learns no gradient. Next states and rewards do
             not follow the noise, unlike that of `model_consequences`.
+        score: a one-step model that guides states, observations and rewards beside the policy, at the same lambda
+            (`dynamics_guide`); the prior is then a `PriorWithDynamics`. Not in the paper.
 
     Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
@@ -60,17 +65,20 @@ def guided(
     prefix = recorded_steps - 1 if recorded_actions else 0
 
     def sample_clean(
-        state: LearnerState, dataset: Dataset, prior: Prior, guidance: Float[Array, ""], key: PRNGKey, num: int
+        state: LearnerState, dataset: Dataset, prior: Any, guidance: Float[Array, ""], key: PRNGKey, num: int
     ) -> Trajectory:
-        guide = policy_guide(learner, state, prior.transform, model.spec)
+        fitted: Prior = prior if score is None else prior.prior
+        guide = policy_guide(learner, state, fitted.transform, model.spec)
+        if score is not None:
+            guide = sum_of_guides(guide, dynamics_guide(score, prior.dynamics, fitted.transform))
         if recorded_steps == 0:
-            return sample_trajectories(model, prior, key, num, guide=guide, guidance=guidance)
+            return sample_trajectories(model, fitted, key, num, guide=guide, guidance=guidance)
         key_known, key_sample = jax.random.split(key)
-        known = recorded_start(model, prior, dataset, key_known, num, recorded_steps, recorded_actions)
-        return sample_trajectories(model, prior, key_sample, num, guide=guide, guidance=guidance, known=known)
+        known = recorded_start(model, fitted, dataset, key_known, num, recorded_steps, recorded_actions)
+        return sample_trajectories(model, fitted, key_sample, num, guide=guide, guidance=guidance, known=known)
 
     def sample(
-        state: LearnerState, dataset: Dataset, prior: Prior, guidance: Float[Array, ""], key: PRNGKey, num: int
+        state: LearnerState, dataset: Dataset, prior: Any, guidance: Float[Array, ""], key: PRNGKey, num: int
     ) -> Trajectory:
         key_sample, key_noise = jax.random.split(key)
         clean = sample_clean(state, dataset, prior, guidance, key_sample, num)
@@ -97,12 +105,20 @@ def recorded_start(
     key_windows, key_encode = jax.random.split(key)
     windows = sample_windows(dataset, key_windows, num, model.horizon)
     values = transforms.forward(prior.transform, transforms.pack(windows), key_encode)
-    is_situation = jnp.arange(transforms.num_channels(model.spec)) < transforms.obs_channels(model.spec).stop
-    token = jnp.arange(model.horizon)
+    return Known(values=values, mask=held_entries(model.spec, model.horizon, num_steps, with_actions))
+
+
+def held_entries(spec: TaskSpec, horizon: int, num_steps: int, with_actions: bool) -> Bool[Array, "1 H C"]:
+    """Whether an entry of the tokens is a state or observation of the first `num_steps`.
+
+    With actions, also whether it is any entry of the tokens before the last of these.
+    """
+    is_situation = jnp.arange(transforms.num_channels(spec)) < transforms.obs_channels(spec).stop
+    token = jnp.arange(horizon)
     mask = (token < num_steps)[:, None] & is_situation[None]
     if with_actions:
         mask = mask | (token < num_steps - 1)[:, None]
-    return Known(values=values, mask=mask[None])
+    return mask[None]
 
 
 def policy_guide(learner: Learner, state: LearnerState, transform: transforms.CdfTransform, spec: TaskSpec) -> Guide:

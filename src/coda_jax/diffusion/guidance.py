@@ -82,6 +82,15 @@ def score_guide(
     return guide
 
 
+def sum_of_guides(*guides: Guide) -> Guide:
+    """The guide whose direction is the sum of the directions of others, each at its own length."""
+
+    def guide(denoised: Float[Array, "B H C"]) -> Float[Array, "B H C"]:
+        return sum((each(denoised) for each in guides), jnp.zeros_like(denoised))
+
+    return guide
+
+
 def gaussian_log_prob(action: Float[Array, "B H *action"], mu: Float[Array, "B H *action"]) -> Float[Array, "B"]:
     """Gaussian log N(a; mu, 1), summed over all but the first axis: the surrogate likelihood of a deterministic policy.
 
