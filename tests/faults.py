@@ -34,7 +34,7 @@ Figures = dict[str, Any]
 def audit_finished(world: World, flips: int = 4) -> Figures:
     """Damages or removes every file of a finished run, repeats its command, and gives it to report, play and generate.
 
-    The report reads copies, which may lack artefacts and figures.
+    The report reads copies, which may lack artefacts and figures. Without its summary, a run is unfinished.
     """
     path, tried, refused, failures = world.copy("finished"), 0, 0, []
     files = [file for folder in (path, path / "figures") for file in sorted(folder.glob("[!.]*")) if file.is_file()]
@@ -47,7 +47,8 @@ def audit_finished(world: World, flips: int = 4) -> Figures:
         content = file.read_bytes()
         readers = ["report", *(["play"] if file.name == "policy.npz" else [])]
         readers += ["generate"] if file.name == "prior.npz" else []
-        for kind, damaged in [*damages(content, world.rng, flips), ("missing", None)]:
+        kinds: list[tuple[str, bytes | None]] = [*damages(content, world.rng, flips)]
+        for kind, damaged in kinds if file.name == "summary.json" else [*kinds, ("missing", None)]:
             file.unlink()
             if damaged is not None:
                 file.write_bytes(damaged)
