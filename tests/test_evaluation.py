@@ -108,7 +108,7 @@ def test_action_response_is_the_fraction_of_the_true_effect(share):
 def test_the_replay_error_adds_up_over_the_steps_since_the_trajectory_s_own_state():
     """Every next state misses by a quarter of a deviation more than the one before: after k steps by k quarters."""
     std = jnp.std(REFERENCE.state, axis=(0, 1))
-    drifting = dataclasses.replace(REAL, state=REAL.state + 0.25 * std * jnp.arange(H).reshape(1, H, 1))
+    drifting = dataclasses.replace(REAL, state=REAL.state + 0.25 * std[None, None] * jnp.arange(H).reshape(1, H, 1))
     error = jax.jit(lambda trajectory, num_steps: replay_error(DRIFT, trajectory, std, num_steps))
     for num_steps in (1, 2, H - 1):
         np.testing.assert_allclose(error(drifting, jnp.int32(num_steps)), 0.25 * num_steps, rtol=1e-4)
