@@ -126,7 +126,7 @@ def test_it_excludes_the_other_measurements(other, capsys):
 def test_the_whole_check_passes_with_the_cpu_as_accelerator(two, tmp_path, capsys):
     output = tmp_path / "check.json"
     with jax.debug_key_reuse(False):
-        check_device(DRIFT, TINY, *two, output)
+        check_device(DRIFT, TINY, two[0], two[1], output)
     record = json.loads(output.read_text())
     names = [each["program"] for each in record["comparisons"]]
     assert names[0] == "physics step" and names[-1] == "whole round" and len(names) == 7
@@ -158,4 +158,4 @@ def test_the_check_fails_where_a_program_differs(two, monkeypatch):
     monkeypatch.setattr(device_check, "_works", lambda env, sizes: [("products", "3", 1, lambda: jnp.ones(1))])
     perturb(monkeypatch, two[0], lambda results: jax.tree.map(lambda leaf: leaf + 1, results))
     with pytest.raises(SystemExit, match="differ by more than the tolerance in: physics step"):
-        check_device(DRIFT, TINY, *two, None)
+        check_device(DRIFT, TINY, two[0], two[1], None)
