@@ -35,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def _run_with_others(config: ExperimentConfig) -> None:
     coordinator = None if config.coordinator == CLUSTER else config.coordinator
     hosts.join(coordinator, config.num_processes, config.process_id)
-    with hosts.lost_processes_are_errors():
+    with hosts.lost_processes_end():
         run(config)
         hosts.leave()
 

@@ -31,6 +31,9 @@ JOIN_SECONDS = 120
 HEARTBEAT_SECONDS = 60
 """After so long without a sign of life a process counts as dead."""
 
+LOST_STATUS = 75
+"""Exit status of a worker that has lost another process (`EX_TEMPFAIL` of sysexits.h)."""
+
 LOST = "another process of this run has ended, and says why itself, or does not answer"
 CONTINUE = "give the same commands on all hosts to continue from the last checkpoint"
 
@@ -96,18 +99,19 @@ def _end_alone(coordinator: str) -> None:
 
 
 @contextlib.contextmanager
-def lost_processes_are_errors() -> Iterator[None]:
-    """Converts the exceptions of collectives whose other processes are gone.
+def lost_processes_end() -> Iterator[None]:
+    """Ends this process without a line where another one is gone: JAX may abort it at the same time.
 
     Raises:
-        UserError: another process has ended.
+        SystemExit: status `LOST_STATUS`, to which the supervisor adds the line.
     """
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         if not _LOST_WORDS.search(str(error)):
             raise
-        raise UserError(f"{LOST}; {CONTINUE}") from error
+        os.write(2, f"{error}\n".encode(errors="replace"))
+        raise SystemExit(LOST_STATUS) from error
 
 
 def leave() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from experiments.host.errors import UserError, one_line_errors
-from experiments.host.hosts import CONTINUE, LOST
+from experiments.host.hosts import CONTINUE, LOST, LOST_STATUS
 
 _STDERR = "CODA_JAX_WORKER_STDERR"
 """The variable that a worker finds the file descriptor for its own messages in."""
@@ -46,9 +46,9 @@ def supervise() -> NoReturn:
             start_new_session=True,  # Ctrl-C is for this process
         )
     status = worker.wait()
-    if status < 0:
-        is_aborted = status == -signal.SIGABRT
-        reason = LOST if is_aborted else f"the worker of this process was ended by {signal.Signals(-status).name}"
+    if status < 0 or status == LOST_STATUS:
+        is_lost = status in (LOST_STATUS, -signal.SIGABRT)
+        reason = LOST if is_lost else f"the worker of this process was ended by {signal.Signals(-status).name}"
         raise UserError(f"{reason}; {CONTINUE} (messages of libraries: {log.name})")
     Path(log.name).unlink()
     sys.exit(status)
