@@ -81,7 +81,7 @@ def test_in_the_linear_world_the_modes_reduce_the_one_step_error(tmp_path, monke
         assert rows[mode]["kept"]["one_step_error"] < row["one_step_error"] + 1e-6
     assert rows["model"]["all"]["window_error"] < 1e-4
     np.testing.assert_allclose(rows["model"]["all"]["response"], 1.0, atol=1e-3)
-    assert rows["score"]["all"]["one_step_error"] < 0.7 * usual["one_step_error"]
+    assert rows["score"]["all"]["one_step_error"] < 0.9 * usual["one_step_error"]
 
 
 @pytest.mark.parametrize(
