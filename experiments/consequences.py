@@ -6,6 +6,7 @@ members of the one-step model disagree with least. The folder holds `consequence
 """
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -171,22 +172,22 @@ def make_meter(subject: Subject, num: int) -> Meter:
     env, reference = subject.env, subject.real(num, 2)
     state_std = jnp.std(reference.state, axis=(0, 1))
     recorded = subject.recorded(RECORDED)
-    quality = jax.jit(lambda trajectory: sample_quality(env, trajectory, reference))
-    replay = jax.jit(lambda trajectory, num_steps: replay_error(env, trajectory, state_std, num_steps))
-    nearest = jax.jit(lambda trajectory: nearest_distance(trajectory.state, recorded, state_std))
-    response = jax.jit(lambda guided, unguided: action_response(env, guided, unguided, state_std))
+    quality, replay, response = (
+        jax.jit(functools.partial(f, env)) for f in (sample_quality, replay_error, action_response)
+    )
+    nearest = jax.jit(nearest_distance)
 
     def meter(guided: Trajectory, unguided: Trajectory | None) -> dict[str, float | None]:
-        errors = quality(guided)
+        errors = quality(guided, reference)
         window = guided.reward.shape[1] - 1
         return {
-            "response": None if unguided is None else float(response(guided, unguided)),
+            "response": None if unguided is None else float(response(guided, unguided, state_std)),
             "one_step_error": float(errors.dynamics_error),
-            "five_step_error": float(replay(guided, jnp.int32(min(5, window)))),
-            "window_error": float(replay(guided, jnp.int32(window))),
+            "five_step_error": float(replay(guided, state_std, jnp.int32(min(5, window)))),
+            "window_error": float(replay(guided, state_std, jnp.int32(window))),
             "reward_error": float(errors.reward_error),
             "optimism": float(errors.optimism),
-            "nearest_distance": float(nearest(guided)),
+            "nearest_distance": float(nearest(guided.state, recorded, state_std)),
         }
 
     return meter

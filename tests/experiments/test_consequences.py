@@ -10,11 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.types import Trajectory
 from experiments import consequences
 from experiments.consequences import MODES, SCALES, at_spread
 from experiments.guidance import subjects
+from experiments.guidance.subjects import Subject
+from experiments.pipeline import consequences as pipeline_consequences
+from experiments.pipeline.settings import ExperimentConfig
 from experiments.tasks.settings import DEFAULTS
+from tests.linear import DATASET, DYNAMICS, ENV, MODEL, POLICY, PRIOR, linear_model
 
 
 @pytest.fixture
@@ -55,6 +60,28 @@ def test_every_mode_has_its_rows_and_is_resumed(tiny, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         consequences.main([*flags, "--seed", "3"])
     assert ended.value.code == 2 and "other settings" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_in_the_linear_world_the_modes_reduce_the_one_step_error(tmp_path, monkeypatch):
+    """Its denoiser and its one-step model are ideal, and next states of guided actions are known."""
+    monkeypatch.setattr(consequences, "enable_compilation_cache", lambda: None)
+    for module in (consequences, pipeline_consequences):
+        monkeypatch.setattr(module, "make_dynamics", lambda spec, config: MODEL)
+    model = linear_model(SamplerConfig(num_steps=12, solver="dpm++"))
+    subject = Subject(ExperimentConfig(), ENV, DATASET, DATASET, model, PRIOR, DYNAMICS, POLICY, ())
+    monkeypatch.setattr(consequences, "subject_of", lambda config: subject)
+    with jax.debug_key_reuse(False):
+        consequences.main(["--output", str(tmp_path)])
+    rows = json.loads((tmp_path / "consequences.json").read_text())["rows"]
+    usual = rows["denoiser"]["all"]
+    for mode, row in ((mode, rows[mode]["all"]) for mode in MODES):
+        assert abs(row["spread"] - 0.2) < 0.05
+        assert row["one_step_error"] <= usual["one_step_error"] + 1e-6, mode
+        assert rows[mode]["kept"]["one_step_error"] < row["one_step_error"] + 1e-6
+    assert rows["model"]["all"]["window_error"] < 1e-4
+    np.testing.assert_allclose(rows["model"]["all"]["response"], 1.0, atol=1e-3)
+    assert rows["score"]["all"]["one_step_error"] < 0.9 * usual["one_step_error"]
 
 
 @pytest.mark.parametrize(
