@@ -151,9 +151,8 @@ def test_starts_stay_where_the_denoiser_sees_every_channel_alone(finished):
     for policy, sets in levels.items():
         for name, measures in sets.items():
             assert all(len(values) == 2 and np.isfinite(values).all() for values in measures.values()), (policy, name)
-    assert levels["trained"]["data"]["start_shift"] == [0.0, 0.0]
-    # Roll-outs of actions that are not zero leave the data's positions, in this world without a force back.
-    assert all(value > 0.02 for value in levels["trained"]["roll-outs"]["start_shift"])
+    assert all(value < 1e-5 for value in levels["trained"]["data"]["start_shift"])
+    assert all(value > 0.02 for value in levels["trained"]["roll-outs"]["start_shift"])  # of two episodes
 
 
 @pytest.mark.slow
@@ -175,7 +174,7 @@ def test_guidance_moves_starts_unless_they_are_recorded(finished, tmp_path, monk
         path = tmp_path / str(steps)
         command("--run", finished / "training", "--run-dir", path, "--recorded-steps", steps)
         shifts[steps] = curve(read_points(path / "steering.csv"), "trained", "annealed", 32, "start_shift")
-    assert np.all(shifts[0].at(3e-3) > 1e-3) and np.all(shifts[0].at(3e-3) > 10 * shifts[0].at(1e-6))
+    assert np.all(shifts[0].at(3e-3) > 1e-4) and np.all(shifts[0].at(3e-3) > 10 * shifts[0].at(1e-6))
     assert np.all(shifts[1].values < 1e-5)
     steered = yaml.safe_load((tmp_path / "1" / "config.yaml").read_text())["steered"]
     assert steered["recorded_steps"] == 1
