@@ -50,8 +50,9 @@ MODES: dict[str, dict[str, Any]] = {
 SCALES = (1e-3, 2.0)
 """Guidance scales between which that of the asked spread is searched."""
 
-SEARCH_STEPS = 7
-"""Halvings of that range, on a logarithmic scale; the scale is then known to 6 %."""
+SEARCH_STEPS = 12, 3
+"""Scales of that range that are tried, evenly spread on a logarithmic scale, and halvings of the step that reaches the
+spread; the scale is then known to 9 %."""
 
 RECORDED = 20_000
 """Recorded states, at most, among which the nearest is searched."""
@@ -245,30 +246,54 @@ def make_sampler(
 def at_spread(
     sample: Callable[[float], Trajectory], spread: Callable[[Trajectory], Float[Array, ""]], wanted: float
 ) -> Measured:
-    """Trajectories at the guidance scale of a wanted spread; the more guidance, the less of it."""
+    """Trajectories at the smallest guidance scale with a wanted spread, or at that of the least spread if none has it.
+
+    Guidance that overshoots spreads the actions again, so the scale is sought from below.
+    """
     unguided = sample(0.0)
-    low, high = map(math.log, SCALES)
-    seconds, guided = [], unguided
-    for _ in range(SEARCH_STEPS):
-        middle = (low + high) / 2
+    seconds: list[float] = []
+
+    def tried(log_scale: float) -> tuple[float, Trajectory]:
         start = time.monotonic()
-        guided = sample(math.exp(middle))
+        guided = sample(math.exp(log_scale))
         seconds.append(time.monotonic() - start)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(guided)):
-            raise UserError(f"NaN in trajectories at lambda {math.exp(middle):g}")
-        low, high = (middle, high) if spread(guided) > wanted else (low, middle)
-    return Measured(guided, unguided, math.exp(middle), float(np.median(seconds)))
+            raise UserError(f"NaN in trajectories at lambda {math.exp(log_scale):g}")
+        return float(spread(guided)), guided
+
+    num_scales, num_halvings = SEARCH_STEPS
+    scales = np.linspace(*map(math.log, SCALES), num_scales)
+    best, guided, at = math.inf, unguided, scales[0]
+    for scale in scales:
+        found, trajectory = tried(scale)
+        if found < best:
+            best, guided, at = found, trajectory, scale
+        if found <= wanted:
+            break
+    if best <= wanted:
+        low, high = at - (scales[1] - scales[0]), at
+        for _ in range(num_halvings):
+            middle = (low + high) / 2
+            found, trajectory = tried(middle)
+            low, high, guided = (middle, high, guided) if found > wanted else (low, middle, trajectory)
+        at = high
+    return Measured(guided, unguided, math.exp(at), float(np.median(seconds)))
 
 
 def show(config: ConsequencesConfig, rows: dict[str, Any]) -> None:
-    """Prints a row for each mode and choice of its trajectories."""
-    table = []
-    for mode in ("real", *config.modes):
-        for choice, row in rows[mode].items():
-            name = mode if choice == "all" else f"{mode}, 1 of {config.kept_of}"
-            values = {label: row.get(measure) for measure, label in HEADINGS.items()}
-            table.append({"mode": name} | {k: "-" if v is None else f"{v:.2g}" for k, v in values.items()})
-    print_table("errors in standard deviations of held-out data", table)
+    """Prints two tables with a row for each mode and choice of its trajectories, each as wide as a narrow screen."""
+    labels = list(HEADINGS.items())
+    for title, part in (
+        ("errors in standard deviations of held-out data", labels[:6]),
+        ("rewards, distance to the data, and costs", labels[6:]),
+    ):
+        table = []
+        for mode in ("real", *config.modes):
+            for choice, row in rows[mode].items():
+                name = mode if choice == "all" else f"{mode}, 1 of {config.kept_of}"
+                values = {label: row.get(measure) for measure, label in part}
+                table.append({"mode": name} | {k: "-" if v is None else f"{v:.2g}" for k, v in values.items()})
+        print_table(title, table)
 
 
 if __name__ == "__main__":

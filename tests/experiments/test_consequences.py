@@ -13,7 +13,7 @@ import pytest
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.types import Trajectory
 from experiments import consequences
-from experiments.consequences import MODES, SCALES, at_spread
+from experiments.consequences import MODES, SCALES, SEARCH_STEPS, at_spread
 from experiments.guidance import subjects
 from experiments.guidance.subjects import Subject
 from experiments.pipeline import consequences as pipeline_consequences
@@ -109,7 +109,12 @@ def test_the_guidance_scale_of_a_spread_is_found():
         )
 
     measured = at_spread(sample, lambda trajectory: 0.05 / trajectory.action.max(), 0.2)
-    assert measured.guidance == pytest.approx(0.25, rel=math.log(SCALES[1] / SCALES[0]) / 2**7)
+    num_scales, num_halvings = SEARCH_STEPS
+    step = math.log(SCALES[1] / SCALES[0]) / (num_scales - 1) / 2**num_halvings
+    assert 0.0 <= math.log(measured.guidance / 0.25) < 1.0001 * step
     assert measured.seconds >= 0
     np.testing.assert_allclose(measured.guided.action, measured.guidance, rtol=1e-6)
     assert not measured.unguided.action.any()
+    # Guidance that overshoots from 0.1 on, with a least spread that is too large.
+    measured = at_spread(sample, lambda trajectory: 0.3 + abs(trajectory.action.max() - 0.1), 0.2)
+    assert 0.07 < measured.guidance < 0.14
