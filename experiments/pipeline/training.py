@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -228,7 +229,8 @@ class Training:
 
     def _save_policy(self, number: int) -> None:
         learner = self.state.learner
-        own = learner.replace(**gathered({"inputs": learner.inputs, "policy": learner.policy}))
+        gathered_parts = gathered({"inputs": learner.inputs, "policy": learner.policy})
+        own = learner.replace(**jax.tree.map(jnp.asarray, gathered_parts))
         if is_first():
             policy = policy_of(self.job.env.spec, own, tuple(self.job.seeds.tolist()), number)
             save_policy(self.folder.path / FILE, policy)

@@ -93,7 +93,7 @@ def test_a_run_folder_holds_what_it_promises(finished):
     assert json.loads((finished / "provenance.json").read_text())["num_devices"] == 2
     assert (finished / "figures" / "learning_curve.png").stat().st_size > 5000
     assert (finished / "figures" / "guidance.png").stat().st_size > 5000
-    assert {float(row["guidance"]) for row in rows[2:]} == {float(np.float32(0.6))}
+    assert {np.float32(row["guidance"]) for row in rows[2:]} == {np.float32(0.6)}
     assert all(0 < float(row["action_spread"]) < 2 for row in rows[2:])
 
 

@@ -47,6 +47,23 @@ def load_dynamics(run: str | os.PathLike[str]) -> tuple[DynamicsModel, Dynamics]
 
     Raises:
         ArtefactError: there is none, or it cannot be read.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from coda_jax.envs.coordination import same_side
+        >>> from numpy import array, zeros
+        >>> episodes = cj.episodes_from_arrays(
+        ...     state=zeros((8, 3)), obs=zeros((8, 2, 2)), action=zeros((8, 2, 1)), reward=zeros(8),
+        ...     terminal=zeros(8), truncation=array([0, 0, 0, 1, 0, 0, 0, 1]),
+        ... )
+        >>> dataset = cj.make_dataset(episodes, 3)
+        >>> spec, config = same_side().spec, cj.DynamicsConfig(widths=(8,), num_updates=2, batch_size=4)
+        >>> run = pathlib.Path(tempfile.mkdtemp())
+        >>> dynamics = cj.make_dynamics(spec, config).fit(dataset, jax.random.key(0))
+        >>> cj.save_dynamics(run / "dynamics.npz", spec, config, dynamics)
+        >>> model, dynamics = cj.load_dynamics(run)
+        >>> model.predict(dynamics, jnp.zeros((5, 3)), jnp.zeros((5, 2, 1))).state.shape
+        (5, 3)
     """
     path = Path(run)
     path = path / FILE if path.is_dir() else path
