@@ -207,15 +207,15 @@ def _draw(
                     if line is not None:
                         _draw_curve(axes, line, POLICIES[policy], f"C{number}")
                     for (name, means), style in zip((references or {}).get(policy, {}).items(), STYLES, strict=False):
-                        level, label = float(np.mean(means[measure])), f"{name}, {policy} policy"
-                        axes.axhline(level, color=f"C{number}", linestyle=style, linewidth=1.0, label=label)
+                        level, words = float(np.mean(means[measure])), f"{name}, {policy} policy"
+                        axes.axhline(level, color=f"C{number}", linestyle=style, linewidth=1.0, label=words)
                 for (name, level), style in zip(levels.get(measure, {}).items(), STYLES, strict=False):
                     axes.axhline(level, color="0.4", linestyle=style, linewidth=1.0, label=name)
                 axes.set_xscale("symlog", linthresh=scales[0], linscale=0.5)
                 axes.set_xlim(-scales[0] / 4, 1.6 * scales[-1])
                 axes.set(xlabel="guidance scale λ (left: 0)", ylabel=label)
                 axes.set_title(f"{title}\n{schedule}, N = {num_steps}", fontsize=9)
-            if measure in levels or references:
+            if measure in levels or (references and row == 0):
                 grid[row, -1].legend(loc="best", fontsize=7)
 
 

@@ -1,5 +1,6 @@
 """Steering in a world without physics: what does not depend on the guidance, what must rise with it, and resuming."""
 
+import contextlib
 import csv
 import json
 import math
@@ -17,6 +18,7 @@ from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.schedule import CodaConfig
 from experiments import steering
+from experiments.guidance import curves
 from experiments.guidance.curves import COLUMNS, Errors, Part, curve, missing, read_points, write_points
 from experiments.guidance.selection import start_log_likelihood, start_shift
 from experiments.pipeline import fitting, run
@@ -294,6 +296,29 @@ def test_older_files_lack_the_last_measures(tmp_path):
         (errors,) = read_points(tmp_path / "older.csv")[Part("initial", "annealed", 2, 0.5)].values()
         assert errors[: 6 - lacking] == (-1.0, 0.5, 0.1, 0.7)[: 6 - lacking]
         assert np.isnan(errors[6 - lacking :]).all()
+
+
+def test_axes_of_the_figure_of_starts_are_named_by_what_they_measure(tmp_path, monkeypatch):
+    seen, panels = [], curves.panels
+
+    @contextlib.contextmanager
+    def watched(*args):
+        with panels(*args) as grid:
+            yield grid
+            seen.extend((axes.get_ylabel(), len(axes.get_lines())) for axes in grid.flat)
+
+    monkeypatch.setattr(curves, "panels", watched)
+    scales, level = (0.0, 0.1, 1.0), {"start_shift": [0.0, 0.1], "start_log_likelihood": [-3.0, -4.0]}
+    points = {
+        Part(policy, "annealed", 2, scale): {seed: Errors(-1.0, 0.5, 0.1, 0.7, scale, -3.0) for seed in (0, 1)}
+        for policy in ("initial", "trained")
+        for scale in scales
+    }
+    references = {policy: {"data": level, "roll-outs": level} for policy in ("initial", "trained")}
+    curves.draw_selection(tmp_path / "selection.png", "drift", points, references)
+    (shift, lines), (likelihood, _) = seen
+    assert "shift of the starts" in shift and "log-likelihood" in likelihood
+    assert lines == 2 + 4  # a curve a policy, and both sets of each
 
 
 def test_a_point_is_missing_until_all_seeds_are_there():
