@@ -47,6 +47,7 @@ from experiments.evidence.benchmark_gate import check_gate, read_baseline, yards
 from experiments.evidence.device_check import run_device_check
 from experiments.evidence.random_inputs import HORIZON, random_dataset, random_prior
 from experiments.evidence.scaling import run_scaling
+from experiments.evidence.timing import Work, best_times
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import phase, print_table
 from experiments.host.devices import largest_divisor, set_up_devices, visible_cores
@@ -57,15 +58,12 @@ from experiments.pipeline.settings import PRESETS
 with contextlib.redirect_stderr(io.StringIO()):  # it warns about robots that are not used here
     from gymnasium_robotics import mamujoco_v1
 
-REPEATS = 3
 SEEDS = (1, 2, 4, 16)
 FLOORS = {"guided trajectories, width 16, N 128": 200, "learner updates, 4 seeds": 110, "MJX environment steps": 8000}
 """Minimum rates per second on two cores."""
 
 FEW_STEPS = SamplerConfig(num_steps=15, sigma_min=0.05, sigma_max=40.0, solver="dpm++")
 """A sampler of few steps, to compare the laptop preset's with."""
-
-Work = Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,19 +184,6 @@ def measure(all_devices: Mesh) -> list[Figure]:
 def first_devices(mesh: Mesh, num: int) -> Mesh:
     """A mesh of the first devices of a mesh."""
     return jax.make_mesh((num,), ("seed",), devices=mesh.devices[:num].tolist(), axis_types=mesh.axis_types)
-
-
-def best_times(*works: Work) -> list[float]:
-    """The best time of each function, in seconds; all run once to compile, then alternately."""
-    for work in works:
-        jax.block_until_ready(work())
-
-    def timed(work: Work) -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(work())
-        return time.perf_counter() - start
-
-    return np.min([[timed(work) for work in works] for _ in range(REPEATS)], axis=0).tolist()
 
 
 def sharded(function: Callable[..., Any], mesh: Mesh, *arguments: Any) -> Work:

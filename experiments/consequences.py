@@ -24,8 +24,7 @@ from coda_jax.augmentation.base import sample_in_chunks
 from coda_jax.augmentation.disagreement import least_disagreed
 from coda_jax.data.dataset import Dataset
 from coda_jax.dynamics.ensemble import make_dynamics
-from coda_jax.evaluation import action_response, nearest_distance, replay_error, sample_quality
-from coda_jax.marl.learner import unroll
+from coda_jax.evaluation import action_response, action_spread, nearest_distance, replay_error, sample_quality
 from coda_jax.ranges import Count, Positive, Ranged, RangeError, Seed
 from coda_jax.types import Trajectory
 from experiments.guidance.settings import SteeringConfig
@@ -33,8 +32,7 @@ from experiments.guidance.subjects import Subject, mamujoco_subject, same_side_s
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.console import phase, print_table, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
-from experiments.host.files import write_atomically
-from experiments.host.records import parse_mapping
+from experiments.host.records import parse_mapping, write_record
 from experiments.pipeline.consequences import coda
 from experiments.pipeline.settings import check_choice
 
@@ -146,7 +144,7 @@ def run(config: ConsequencesConfig) -> None:
         with phase("measuring", total=len(todo)) as progress:
             for mode in todo:
                 results["rows"][mode] = measure(config, subject, mode, meter)
-                write_atomically(file, json.dumps(results, indent=1) + "\n")
+                write_record(file, results)
                 progress.advance(note=mode)
     show(config, results["rows"])
     say(f"{file}")
@@ -233,14 +231,10 @@ def make_sampler(
             settings.training.chunk_size,
         )
 
-    @jax.jit
-    def spread(trajectory: Trajectory) -> Float[Array, ""]:
-        return jnp.sqrt(jnp.mean(jnp.square(trajectory.action - unroll(learner, state, trajectory.obs))))
-
     def sample_at(guidance: float) -> Trajectory:
         return jax.block_until_ready(sample(subject.dataset, fitted, jnp.float32(guidance)))
 
-    return sample_at, spread
+    return sample_at, jax.jit(functools.partial(action_spread, learner, state))
 
 
 def at_spread(
@@ -262,7 +256,7 @@ def at_spread(
         return float(spread(guided)), guided
 
     num_scales, num_halvings = SEARCH_STEPS
-    scales = np.linspace(*map(math.log, SCALES), num_scales)
+    scales = np.linspace(math.log(SCALES[0]), math.log(SCALES[1]), num_scales)
     best, guided, at = math.inf, unguided, scales[0]
     for scale in scales:
         found, trajectory = tried(scale)

@@ -78,11 +78,11 @@ def run(config: CoordinationConfig) -> None:
 def finished_or_trained(config: CoordinationConfig, method: Method, world: World, mesh: Mesh, file: Path) -> Trained:
     """A method's training, read from its file if it finished before an interruption."""
     if file.exists():
-        fields = {"returns": list, "ends": list, "response": list, "seconds": float}
+        fields = {"returns": list, "ends": list, "seconds": float}
         stored = parse_mapping(file, json.loads, fields, "delete it to train the method again")
-        returns, ends, response = (np.array(stored[name]) for name in ("returns", "ends", "response"))
-        path = [None if stored.get(name) is None else np.array(stored[name]) for name in ("scale", "spread")]
-        return Trained(returns, ends, response, stored["seconds"], *path)
+        of_guided = {name: stored.get(name) for name in ("response", "scale", "spread")}
+        arrays = {name: None if values is None else np.array(values) for name, values in of_guided.items()}
+        return Trained(np.array(stored["returns"]), np.array(stored["ends"]), stored["seconds"], **arrays)
     start = time.monotonic()
     trained = train(config, method, world, mesh)._replace(seconds=time.monotonic() - start)
     file.parent.mkdir(exist_ok=True)
@@ -117,7 +117,7 @@ def write(config: CoordinationConfig, world: World, trained: dict[str, Trained],
             "convention_return": world.task.convention_return(),
             "published_returns": world.task.published,
             "returns_per_seed": {name: each.returns[-1].tolist() for name, each in trained.items()},
-            "response_per_seed": {name: each.response.tolist() for name, each in trained.items() if each.response.size},
+            "response_per_seed": {n: t.response.tolist() for n, t in trained.items() if t.response is not None},
             "wall_seconds": sum(each.seconds for each in trained.values()),
         }
     )

@@ -33,6 +33,7 @@ from coda_jax.prior import Prior, TrajectoryModel, encode, fit_updates, make_mod
 from coda_jax.schedule import CodaConfig
 from coda_jax.types import PRNGKey, Trajectory
 from experiments.evidence.random_inputs import HORIZON, random_dataset, random_prior
+from experiments.evidence.timing import Work, best_times
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import print_table, say
 from experiments.host.errors import UserError
@@ -41,8 +42,6 @@ from experiments.host.provenance import provenance
 
 PRECISION = "highest"
 """Of the networks, in comparisons and timings."""
-
-REPEATS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,13 +342,13 @@ def measure(env: Environment, sizes: CheckSizes, device: Any, deadline: float) -
                 say(f"out of time: no {what}, {size}")
                 continue
             say(f"measuring: {what}, {size}")
-            seconds = _best_seconds(work)
+            (seconds,) = best_times(work)
             statistics = device.memory_stats() or {}
             rates.append(Throughput(what, size, count / seconds, statistics.get("peak_bytes_in_use")))
     return rates
 
 
-def _works(env: Environment, sizes: CheckSizes) -> Iterator[tuple[str, str, int, Callable[[], Any]]]:
+def _works(env: Environment, sizes: CheckSizes) -> Iterator[tuple[str, str, int, Work]]:
     """What is measured: name, size, how many are done by a call, and the call."""
     learner, dataset, model, prior = _parts(env, sizes.preset)
     sample, updates = _sample(model, learner, sizes.trajectories), _updates(learner, sizes.updates)
@@ -379,14 +378,3 @@ def _random_rollout(env: Environment, num: int, num_steps: int, key: PRNGKey) ->
         return jax.random.uniform(key, (num, spec.num_agents, spec.action_dim), minval=-1.0), carry
 
     return full_precision(rollout)(env, act, (), key, num, num_steps).steps.reward
-
-
-def _best_seconds(work: Callable[[], Any]) -> float:
-    """Best seconds of a call, after one that compiles."""
-    jax.block_until_ready(work())
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(work())
-        times.append(time.perf_counter() - start)
-    return min(times)

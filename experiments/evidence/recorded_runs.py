@@ -19,9 +19,8 @@ from experiments.host.errors import UserError
 from experiments.host.records import parse_file, parse_mapping
 from experiments.host.run_folder import Metrics, verify_run
 from experiments.host.yaml_files import parse_yaml
-from experiments.pipeline.guidance import AUTO
 from experiments.pipeline.learners import DEFAULT_ALGORITHM, is_of_algorithm
-from experiments.pipeline.settings import PRESETS, uses
+from experiments.pipeline.settings import OF_GUIDED_TRAJECTORIES, PRESETS, ExperimentConfig, uses
 from experiments.pipeline.summary import SUMMARY
 
 PROVENANCE = {"device": str, "backend": str, "visible_cores": int, "platform": str}
@@ -34,16 +33,8 @@ SYNTHETIC = {"unconditional": "unguided", "simulated": "simulated", "coda": "gui
 """The name of each augmentation's synthetic trajectories in `sample_quality`."""
 
 DEPARTURES = {
-    "guidance_target": AUTO.target,
-    "guidance_start": AUTO.start,
-    "recorded_steps": 0,
-    "recorded_actions": False,
-    "consequences": "denoiser",
-    "score_weight": 1.0,
-    "inpainting_passes": 2,
-    "inpainting_sigma": 1.0,
-    "keep_fraction": 1.0,
-    "rollout_noise": 0.0,
+    name: getattr(ExperimentConfig(), name)
+    for name in ("guidance_target", "guidance_start", *OF_GUIDED_TRAJECTORIES, "rollout_noise")
 }
 """Settings of an augmentation that is not the paper's, with their usual values; labels name the others."""
 

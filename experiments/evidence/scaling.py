@@ -35,6 +35,7 @@ from coda_jax.marl.learner import uniform_weights
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.prior import Prior, fit_transform, make_model
 from coda_jax.types import PRNGKey, TaskSpec, Trajectory
+from experiments.evidence.timing import best_times
 from experiments.host.console import print_table, say
 from experiments.host.devices import set_up_devices, visible_cores
 from experiments.host.files import write_atomically
@@ -43,7 +44,6 @@ from experiments.host.provenance import provenance
 
 LINEAR = 1.1
 """Largest exponent that counts as linear, as single timings scatter by some percent."""
-REPEATS = 3
 CHUNK = 64
 """Trajectories sampled together."""
 EPISODE_LENGTH = 100
@@ -159,7 +159,7 @@ def learner_cost(
 
         return jax.vmap(of_seed)(keys)
 
-    return program_cost(train, jax.random.split(jax.random.key(0), num_seeds), dataset)
+    return measured_cost(train, jax.random.split(jax.random.key(0), num_seeds), dataset)
 
 
 def sampler_cost(
@@ -181,17 +181,16 @@ def sampler_cost(
 
         return sample_in_chunks(chunk, key, num_trajectories, CHUNK)
 
-    return program_cost(sample, key_sample, dataset, prior, learner.init(key_learner))
+    return measured_cost(sample, key_sample, dataset, prior, learner.init(key_learner))
 
 
-def program_cost(function: Callable[..., Any], *arguments: Any) -> tuple[float, int]:
+def measured_cost(function: Callable[..., Any], *arguments: Any) -> tuple[float, int]:
     """Best seconds of a compiled program, without compilation, and the bytes that XLA accounts for."""
     program = jax.jit(function).lower(*arguments).compile()
     memory = program.memory_analysis()
     assert memory is not None
     num_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    jax.block_until_ready(program(*arguments))
-    return min(seconds_of(lambda: jax.block_until_ready(program(*arguments))) for _ in range(REPEATS)), num_bytes
+    return best_times(lambda: program(*arguments))[0], num_bytes
 
 
 def reading_costs(num_transitions: int, part: int) -> list[tuple[float, int]]:

@@ -64,17 +64,17 @@ class Trained(NamedTuple):
 
     returns:  `[rounds + 1, seeds]` mean return of the evaluation episodes before and after each round of updates.
     ends:     `[seeds, episodes, A]` each agent's part in the convention at the ends of episodes of the final policy.
-    response: `[seeds]` how far the next states of trajectories guided toward the final policy follow its actions
-              (`action_response`); none of a method without guidance.
     seconds:  compilation and training.
-    scale:    `[rounds, seeds]` lambda of the synthetic trajectories of each round; None where nothing is guided.
+    response: `[seeds]` how far the next states of trajectories guided toward the final policy follow its actions
+              (`action_response`); None where nothing is guided, as the next two.
+    scale:    `[rounds, seeds]` lambda of the synthetic trajectories of each round.
     spread:   `[rounds, seeds]` that of their actions around the policy's.
     """
 
     returns: Float[np.ndarray, "R S"]
     ends: Float[np.ndarray, "S E A"]
-    response: Float[np.ndarray, "S"]
     seconds: float = 0.0
+    response: Float[np.ndarray, "S"] | None = None
     scale: Float[np.ndarray, "T S"] | None = None
     spread: Float[np.ndarray, "T S"] | None = None
 
@@ -134,13 +134,13 @@ def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) 
         np.asarray(reports.metrics[name])[in_training] if name in reports.metrics else None
         for name in ("guidance", "action_spread")
     )
-    response = np.zeros(0)
+    response = None
     if method.augmentation == "guided" and config.guidance != 0:
         assert augmentation is not None and scale is not None
         of_policy = functools.partial(response_of, world.env, augmentation)
         last = jax.device_put(scale[-1], NamedSharding(mesh, PartitionSpec("seed")))
         response = np.asarray(jax.jit(jax.vmap(of_policy, in_axes=(0, 0, None, None)))(last, state.learner, *inputs))
-    return Trained(returns, np.asarray(ends), response, scale=scale, spread=spread)
+    return Trained(returns, np.asarray(ends), response=response, scale=scale, spread=spread)
 
 
 def rows_of(training: CodaConfig, method: Method) -> CodaConfig:

@@ -94,7 +94,7 @@ def test_independent_critics_have_no_joint_action_actor():
 
 def test_the_coordination_command_records_the_algorithm_and_shows_a_finished_run(tmp_path, monkeypatch):
     """With stand-ins for world and training."""
-    trained = Trained(np.ones((2, 2)), np.zeros((2, 32, 2)), np.zeros(0))
+    trained = Trained(np.ones((2, 2)), np.zeros((2, 32, 2)))
     monkeypatch.setattr(coordination, "enable_compilation_cache", lambda: None)
     world = SimpleNamespace(dataset_return=1.0, task=make_task(CoordinationConfig().data, "scripted"))
     monkeypatch.setattr(coordination, "make_world", lambda config: world)

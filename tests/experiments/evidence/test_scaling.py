@@ -9,7 +9,7 @@ from experiments.evidence.scaling import (
     exponent,
     learner_cost,
     measure_scaling,
-    program_cost,
+    measured_cost,
     reading_costs,
     scaling_record,
     scaling_rows,
@@ -42,7 +42,7 @@ def test_more_than_linear_growth_is_marked():
 
 def test_the_bytes_of_a_program_are_those_of_its_arguments_and_results():
     x = np.ones(1000, np.float32)
-    seconds, num_bytes = program_cost(lambda x: 2 * x, x)
+    seconds, num_bytes = measured_cost(lambda x: 2 * x, x)
     assert num_bytes == 8000
     assert seconds > 0
 
