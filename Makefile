@@ -20,8 +20,9 @@ endef
 run: $(INSTALLED)
 	$(BIN)/python -m experiments.mamujoco $(ARGS)
 
+# Compilation is most of the quick tests' time; optimised programs, as runs have them, are tested by `make test-all`.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

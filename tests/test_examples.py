@@ -38,7 +38,7 @@ def test_an_example_has_less_than_30_lines():
     assert max(lengths.values()) < 30, lengths
 
 
-SLOW = ("guided_sampling",)
+SLOW = ("guided_sampling", "mamujoco_alone", "own_augmentation")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in sorted(PRINTS)])

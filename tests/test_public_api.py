@@ -22,12 +22,19 @@ def test_no_export_is_listed_twice():
     assert len(set(coda_jax.__all__)) == len(coda_jax.__all__)
 
 
+def example_of(name: str) -> doctest.DocTest:
+    return doctest.DocTestParser().get_doctest(documented(name).__doc__ or "", dict(NAMES), name, None, None)
+
+
 @pytest.mark.parametrize("name", coda_jax.__all__)
-def test_an_export_has_an_example_that_runs(name):
-    found = documented(name)
-    assert found.__doc__, name
-    example = doctest.DocTestParser().get_doctest(found.__doc__, dict(NAMES), name, None, None)
-    assert example.examples, f"{name} has no example"
+def test_an_export_has_an_example(name):
+    assert example_of(name).examples
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", coda_jax.__all__)
+def test_an_example_runs_and_prints_what_it_says(name):
+    example = example_of(name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     output: list[str] = []
     with jax.debug_key_reuse(False):  # examples stand apart, each with the same few keys

@@ -231,6 +231,7 @@ def test_micro_batches_are_equal_and_fit(batch, most, parts):
     assert num_micro_batches(batch, most) == parts
 
 
+@pytest.mark.slow
 def test_micro_batches_need_less_memory():
     def bytes_of(max_windows):
         generator = make_generator(TINY, CHANNELS, HORIZON, max_windows)

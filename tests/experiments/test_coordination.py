@@ -98,6 +98,7 @@ def test_response_is_one_where_the_task_itself_gives_the_consequences_and_zero_w
         np.testing.assert_allclose(measured, response, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_lambda_is_adapted_for_each_seed(tmp_path):
     flags = ("--methods", "CODA+", "--guidance", "auto", "--guidance-target", "0.4")
     command("--run-dir", str(tmp_path / "auto"), *flags)
@@ -134,6 +135,7 @@ def test_an_interrupted_run_continues_with_the_method_it_was_at(finished, tmp_pa
         assert (path / name).read_bytes() == (finished / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_spread_has_its_own_defaults_and_picture(tmp_path):
     command("--task", "spread", "--run-dir", str(tmp_path / "spread"))
     settings_of_run = (tmp_path / "spread/config.yaml").read_text()

@@ -241,6 +241,7 @@ def test_burn_in_is_on_recorded_data_alone(vault, tmp_path, finished):
     assert [float(row["synthetic_log_likelihood"]) < 0 for row in burnt_in] == [False] * 4 + [True] * 2
 
 
+@pytest.mark.slow
 def test_on_a_cpu_the_precision_changes_no_number(vault, tmp_path, finished):
     path = tmp_path / "default"
     command("--vault", str(vault), "--run-dir", str(path), "--precision", "default")

@@ -49,6 +49,7 @@ def test_values_and_all_gradients_are_those_of_the_scanned_cell(horizon, num_seq
     assert_close(*results)
 
 
+@pytest.mark.slow
 def test_seeds_vmapped_equal_the_same_seeds_alone():
     params, x, carry = inputs(3, 2)
     scales = jnp.asarray([0.5, 1.5])

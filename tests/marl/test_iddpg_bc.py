@@ -71,7 +71,7 @@ def test_an_agents_value_knows_its_own_action_alone():
     np.testing.assert_array_equal(jacobian - np.diag(np.diag(jacobian)), 0)
 
 
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(num_agents=st.integers(1, 3), batch=st.integers(1, 3), horizon=st.integers(1, 3))
 def test_any_sizes(num_agents, batch, horizon):
     task = TaskSpec(name="toy", num_agents=num_agents, state_dim=2, obs_dim=3, action_dim=2, episode_length=5)

@@ -47,6 +47,7 @@ def test_the_bytes_of_a_program_are_those_of_its_arguments_and_results():
     assert seconds > 0
 
 
+@pytest.mark.slow
 def test_the_learner_holds_one_copy_of_the_dataset_for_all_seeds():
     small, large = (learner_cost(TINY, num_seeds=4, num_transitions=n)[1] for n in (1000, 3000))
     per_step = 4 * (17 + 2 * 12 + 2 * 3 + 2) + 4 * 81 / 100  # float32; 81 windows of 20 steps start in an episode
