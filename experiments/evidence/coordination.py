@@ -1,8 +1,9 @@
-"""The recorded comparisons on coordination tasks: returns of all methods, and verdicts on CODA+.
+"""The recorded comparisons on coordination tasks: returns of all methods, and verdicts on CODA and CODA+.
 
 Verdicts follow the rule of `claims`, over paired seeds.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +28,12 @@ FIELDS = {
 }
 """Fields of a comparison's summary, and their types."""
 
-PLUS, ORACLE, NONE = "CODA+", "oracle, split rows", "no augmentation"
-BASELINES = (NONE, "unconditional", "joint-action actor", "model alone, split rows", "CODA (paper)")
+PLUS, PAPER, ORACLE, NONE = "CODA+", "CODA (paper)", "oracle, split rows", "no augmentation"
+BASELINES = {
+    PLUS: (NONE, "unconditional", "joint-action actor", "model alone, split rows", PAPER),
+    PAPER: (NONE, "unconditional"),
+}
+"""By method, what it is compared with."""
 
 
 class Comparison(NamedTuple):
@@ -50,22 +55,24 @@ class Comparison(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The task, its dials, the sampler's solver, and the learner if it is not the paper's."""
+        """The task, its dials, the sampler's solver, and learner and guidance where they are not the defaults."""
         dials = ", ".join(f"{name} {self.settings[name]:g}" for name in ("sharpness", "coverage"))
         solver = self.settings.get("diffusion", {}).get("solver", "heun")
         algorithm = self.settings.get("algorithm", DEFAULT_ALGORITHM)
         learner = "" if algorithm == DEFAULT_ALGORITHM else f", {algorithm}"
+        is_adapted = self.settings["guidance"] == "auto"
+        guidance = f", lambda for a spread of {self.settings['guidance_target']:g}" if is_adapted else ""
         task = self.summary["task"].replace("-", " ")
-        return f"{task}, {self.settings['num_agents']} agents, {dials}, {solver}{learner}"
+        return f"{task}, {self.settings['num_agents']} agents, {dials}, {solver}{learner}{guidance}"
 
     @property
     def command(self) -> str:
         """The command of the run, with the settings that are not the defaults."""
         usual, recorded = flat(plain(DEFAULTS[self.summary["task"]])), flat(self.settings)
         flags = [
-            f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+            f"--{name.replace('_', '-')} {shlex.join(map(str, value)) if isinstance(value, list) else value}"
             for name, value in recorded.items()
-            if name not in ("num_seeds", "run_dir", "methods") and value != usual.get(name)
+            if name not in ("num_seeds", "run_dir") and value != usual.get(name)
         ]
         return " ".join([f"python -m experiments.coordination --task {self.summary['task']}", *flags])
 
@@ -107,10 +114,11 @@ def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[
         rows.append(("recorded episodes", f"{run.summary['dataset_mean_return']:.2f}", "", "", ""))
         rows.append(("all agents to one side at full speed", f"{run.summary['convention_return']:.2f}", "", "", ""))
         verdicts = [
-            (f"CODA+ above {other}", f"**{judge(found, 1)}**", words(found, 2))
-            for other in BASELINES
+            (f"{method} above {other}", f"**{judge(found, 1)}**", words(found, 2))
+            for method, others in BASELINES.items()
+            for other in others
             if other in run.returns
-            for found in [run.difference(PLUS, other)]
+            for found in [run.difference(method, other)]
         ]
         sections += [
             f"### {run.title[0].upper()}{run.title[1:]}",
@@ -126,7 +134,7 @@ def coordination_headline(comparisons: Sequence[Comparison]) -> str:
     """One line: how far CODA and CODA+ go from no augmentation to the oracle, in each comparison."""
     parts = []
     for run in comparisons:
-        none, plus, paper, oracle = (np.mean(run.returns[name]) for name in (NONE, PLUS, "CODA (paper)", ORACLE))
+        none, plus, paper, oracle = (np.mean(run.returns[name]) for name in (NONE, PLUS, PAPER, ORACLE))
         parts.append(
             f"{run.title}: {none:.1f} without augmentation, {paper:.1f} CODA, {plus:.1f} CODA+, {oracle:.1f} the oracle"
         )
