@@ -60,7 +60,7 @@ class Comparison(NamedTuple):
         solver = self.settings.get("diffusion", {}).get("solver", "heun")
         algorithm = self.settings.get("algorithm", DEFAULT_ALGORITHM)
         learner = "" if algorithm == DEFAULT_ALGORITHM else f", {algorithm}"
-        is_adapted = self.settings["guidance"] == "auto"
+        is_adapted = self.settings.get("guidance") == "auto"
         guidance = f", lambda for a spread of {self.settings['guidance_target']:g}" if is_adapted else ""
         task = self.summary["task"].replace("-", " ")
         return f"{task}, {self.settings['num_agents']} agents, {dials}, {solver}{learner}{guidance}"
