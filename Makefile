@@ -20,9 +20,10 @@ endef
 run: $(INSTALLED)
 	$(BIN)/python -m experiments.mamujoco $(ARGS)
 
-# Compilation is most of the quick tests' time; optimised programs, as runs have them, are tested by `make test-all`.
+# Compilation is most of the quick tests' time, and takes half as long without optimisations and fusions. Optimised
+# programs, as runs have them, are tested by `make test-all`.
 test: $(INSTALLED)
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="$$XLA_FLAGS --xla_cpu_use_fusion_emitters=false" $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
