@@ -65,7 +65,8 @@ def memory_of_reading(path, max_transitions: int = 0) -> tuple[float, float]:
     return float(ratio), float(used)
 
 
-@pytest.mark.parametrize("num_steps", [60_000, pytest.param(280_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [60_000, 280_000])
 def test_peak_memory_of_reading_is_below_twice_the_data(tmp_path, num_steps):
     write_large_vault(tmp_path / "large.vlt" / "one", num_steps)
     whole, megabytes = memory_of_reading(tmp_path / "large.vlt")

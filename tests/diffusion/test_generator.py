@@ -47,6 +47,7 @@ def least_loss():
     return np.sum(masses * np.mean((sigma**2 + 1) / sigma**2 * posterior, axis=1)) / np.sum(masses)
 
 
+@pytest.mark.slow
 def test_training_approaches_the_least_loss_of_correlated_data():
     # Samples use the moving average, so its loss is measured.
     config = dataclasses.replace(

@@ -138,7 +138,8 @@ def test_a_finished_run_of_a_replaced_vault_is_refused(finished, vault, tmp_path
     assert "return after 24 updates" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("last_saved", [*(pytest.param(r, marks=pytest.mark.slow) for r in (None, 0)), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("last_saved", [None, 0, 2])
 def test_an_interrupted_run_ends_with_the_same_numbers(finished, vault, tmp_path, monkeypatch, capsys, last_saved):
     """The process dies between the rows of a round and its checkpoint, where most is at stake."""
     path = tmp_path / "resumed"

@@ -138,6 +138,7 @@ def kept(tmp_path):
     return results
 
 
+@pytest.mark.slow
 def test_the_page_and_its_pictures_come_again_with_the_same_bytes(kept, tmp_path):
     pages = [tmp_path / name for name in ("a.md", "b.md")]
     pictures = []
@@ -208,6 +209,7 @@ def test_steering_is_judged_at_the_largest_preset_and_never_at_smoke(kept):
     assert claim.verdict == FAILS and claim.figure == "z_steering_likelihood.png"
 
 
+@pytest.mark.slow
 def test_steering_through_the_denoiser_stands_beside_and_decides_no_claim(kept, tmp_path):
     keep_steering(kept / "a_through", {0.0: [-150, -149], 0.6: [-160, -159]}, through_denoiser=True)
     assert steering_claims(gather(kept).steering)[0].verdict == HOLDS

@@ -100,7 +100,7 @@ def test_an_incomplete_row_is_not_progress(tmp_path):
     assert run.done() == 0
 
 
-@pytest.mark.parametrize(("name", "scale"), [("laptop", (4, 10_000)), ("paper", (16, 300_000))])
+@pytest.mark.parametrize(("name", "scale"), [("laptop", (4, 10_000)), pytest.param("paper", (16, 300_000), marks=pytest.mark.slow)])
 def test_the_committed_sweeps_contain_table_1(name, scale):
     runs = sweep.read_sweep(SWEEPS / f"{name}.yaml")
     assert len({run.path for run in runs}) == len(runs)
@@ -151,7 +151,8 @@ def test_a_finished_run_with_other_settings_is_refused(tmp_path, fake_job, capsy
     assert "learner.alpha_bc is 5.0 there and 10.0 here" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("whole_group", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [False, True])
 def test_a_killed_sweep_loses_nothing_and_runs_nothing_twice(tmp_path, fake_job, whole_group):
     """If only the sweep is killed, its run continues and the next sweep waits for it; else the run is resumed."""
     output = tmp_path / "runs"

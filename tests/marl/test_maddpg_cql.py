@@ -93,10 +93,10 @@ def test_on_a_bandit_with_uniform_data_the_values_are_the_closed_form():
     q = 2.0 * grid
     for _ in range(2000):
         q = q + 0.1 * (2.0 * grid - q - w * (np.exp(q) / np.exp(q).mean() - 1))
-    action = np.linspace(-1.0, 1.0, 256)[:, None, None]
+    action = np.linspace(-1.0, 1.0, 128)[:, None, None]
     window = game_windows(action, reward=2.0 * action[..., 0])
-    config = dataclasses.replace(CONFIG, cql_weight=w, num_sampled_actions=40, sample_noise=0.3)
-    weights = RowWeights(critic=jnp.ones(256), actor=jnp.zeros(256), cloning=jnp.zeros(256))
+    config = dataclasses.replace(CONFIG, cql_weight=w, num_sampled_actions=20, sample_noise=0.3)
+    weights = RowWeights(critic=jnp.ones(128), actor=jnp.zeros(128), cloning=jnp.zeros(128))
     learner = maddpg_cql(BANDIT, config, raw_inputs(BANDIT))
 
     def step(state, key):
@@ -148,7 +148,7 @@ def test_a_row_without_weight_has_no_influence():
         np.testing.assert_array_equal(a, b)
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(num_agents=st.integers(1, 3), batch=st.integers(1, 3), horizon=st.integers(1, 3), layer_norm=st.booleans())
 def test_any_sizes(num_agents, batch, horizon, layer_norm):
     task = TaskSpec(name="toy", num_agents=num_agents, state_dim=2, obs_dim=3, action_dim=2, episode_length=5)
