@@ -100,7 +100,9 @@ def test_an_incomplete_row_is_not_progress(tmp_path):
     assert run.done() == 0
 
 
-@pytest.mark.parametrize(("name", "scale"), [("laptop", (4, 10_000)), pytest.param("paper", (16, 300_000), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "scale"), [("laptop", (4, 10_000)), pytest.param("paper", (16, 300_000), marks=pytest.mark.slow)]
+)
 def test_the_committed_sweeps_contain_table_1(name, scale):
     runs = sweep.read_sweep(SWEEPS / f"{name}.yaml")
     assert len({run.path for run in runs}) == len(runs)
