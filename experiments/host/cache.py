@@ -21,6 +21,7 @@ import jax
 
 from experiments.host.console import say, warn
 from experiments.host.errors import UserError
+from experiments.host.provenance import unusual_randomness
 
 
 def cache_folder() -> Path:
@@ -98,9 +99,10 @@ def cache_key(config: Any) -> str:
     """Returns the key of a cache entry: of its configuration, its format, the version of JAX and the backend.
 
     The backend and the version decide the last bits of an entry, and on an accelerator its kind (`backend_identity`).
+    Entries with other random numbers than usual have other keys (`unusual_randomness`).
     """
     surroundings = {"format": FORMAT, "jax": jax.__version__, "backend": jax.default_backend()}
-    return key_of({**surroundings, "config": config})
+    return key_of({**surroundings, **unusual_randomness(), "config": config})
 
 
 def backend_identity(precision: str | None = None) -> dict[str, Any]:

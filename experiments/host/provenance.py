@@ -31,14 +31,18 @@ _PACKAGES = (
 )
 
 
-_JAX_SETTINGS = (
-    "jax_enable_x64",
-    "jax_default_matmul_precision",
-    "jax_default_prng_impl",
-    "jax_threefry_partitionable",
-    "jax_disable_jit",
+RANDOMNESS = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": "True",
+    "jax_random_seed_offset": "0",
+}
+"""The settings of jax that decide all random numbers, with their usual values."""
+
+_JAX_SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_disable_jit", *RANDOMNESS)
+_VARIABLES = (
+    *("XLA_FLAGS", "JAX_PLATFORMS", "JAX_DISABLE_MOST_OPTIMIZATIONS"),
+    *("NVIDIA_TF32_OVERRIDE", "TF_CUDNN_DETERMINISTIC", "OMP_NUM_THREADS"),
 )
-_VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "NVIDIA_TF32_OVERRIDE", "TF_CUDNN_DETERMINISTIC", "OMP_NUM_THREADS")
 
 
 def provenance(num_devices: int) -> dict[str, Any]:
@@ -76,6 +80,12 @@ def numerics() -> dict[str, str | None]:
         **{name: None if value is None else str(value) for name, value in values.items()},
         **{name: os.environ.get(name) for name in _VARIABLES},
     }
+
+
+def unusual_randomness() -> dict[str, str]:
+    """The settings of `RANDOMNESS` that differ from their usual values; empty in most processes."""
+    values = {name: str(getattr(jax.config, name)) for name in RANDOMNESS}
+    return {name: value for name, value in values.items() if value != RANDOMNESS[name]}
 
 
 def _uncommitted_changes() -> str | None:

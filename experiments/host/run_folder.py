@@ -44,7 +44,7 @@ from experiments.host.files import (
 )
 from experiments.host.hosts import check_shared, is_first
 from experiments.host.loggers import Rows
-from experiments.host.provenance import provenance
+from experiments.host.provenance import RANDOMNESS, provenance
 from experiments.host.records import parse_file, parse_mapping, write_record
 from experiments.host.yaml_files import parse_yaml
 
@@ -350,8 +350,24 @@ def _check_provenance(file: Path, current: dict[str, Any], allow_other_devices: 
             f"{file.parent} was begun on {first['num_devices']} devices, here are {current['num_devices']}, which "
             "changes the numbers; use the same number, or resume with --allow-other-devices"
         )
-    changed = {name: current[name] for name in _AFFECTS_NUMBERS if name in first and first[name] != current[name]}
+    for name, usual in RANDOMNESS.items():
+        there, here = (record.get("numerics", {}).get(name, usual) for record in (first, current))
+        if there != here:
+            raise UserError(
+                f"{file.parent} was begun with {name} {there}, here it is {here}, which gives other random numbers; "
+                f"set {name.upper()} as it was, or choose another --run-dir"
+            )
+    changed = {
+        name: current[name] for name in _AFFECTS_NUMBERS if name in first and _differ(first[name], current[name])
+    }
     if changed:
         warn(f"{', '.join(changed)} changed since {file.parent} was begun: the numbers may differ in the last bits")
     first["resumed"].append(changed)
     write_record(file, first)
+
+
+def _differ(there: Any, here: Any) -> bool:
+    """Whether two entries of a provenance differ; of two mappings, in what both have, because newer ones have more."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return any(there[name] != here[name] for name in there.keys() & here.keys())
+    return there != here

@@ -105,6 +105,22 @@ def test_entries_of_other_formats_versions_and_backends_have_other_keys(monkeypa
     assert cache.cache_key({"a": 1}) in keys
 
 
+def test_entries_of_other_random_numbers_have_other_keys_and_usual_ones_keep_theirs():
+    usual = cache.cache_key({"a": 1})
+    surroundings = {"format": cache.FORMAT, "jax": jax.__version__, "backend": jax.default_backend()}
+    assert usual == cache.key_of({**surroundings, "config": {"a": 1}})
+    keys = {usual}
+    for change in (jax.threefry_partitionable(False), jax.default_prng_impl("rbg")):
+        with change:
+            keys.add(cache.cache_key({"a": 1}))
+    jax.config.update("jax_random_seed_offset", 1)
+    try:
+        keys.add(cache.cache_key({"a": 1}))
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
+    assert len(keys) == 4
+
+
 def test_plain_values():
     assert cache.plain(Outer()) == {"name": "x", "inner": {"rates": [0.1, 1e-6], "where": "a/b"}, "limit": None}
     assert cache.plain(Kind.HEUN) == "HEUN"

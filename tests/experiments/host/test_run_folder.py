@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -128,6 +129,37 @@ def test_other_cores_and_processors_are_warned_of(tmp_path, capsys, monkeypatch,
         pass
     assert f"{name} changed" in capsys.readouterr().err
     assert json.loads((tmp_path / "provenance.json").read_text())["resumed"] == [{name: other}]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("jax_random_seed_offset", 1), ("jax_threefry_partitionable", False), ("jax_default_prng_impl", "rbg")],
+)
+def test_other_random_numbers_are_refused(tmp_path, name, value):
+    with open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
+    usual = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        refused = pytest.raises(UserError, match=f"begun with {name} {usual}, here it is {value}")
+        with refused, open_run_folder(tmp_path, CONFIG, num_devices=2):
+            pass
+    finally:
+        jax.config.update(name, usual)
+
+
+def test_records_from_before_a_setting_was_recorded_are_not_warned_of(tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "_JAX_SETTINGS", ("jax_disable_jit",))
+        with open_run_folder(tmp_path, CONFIG, num_devices=2):
+            pass
+    with open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "other")
+    with open_run_folder(tmp_path, CONFIG, num_devices=2):
+        pass
+    assert "numerics changed" in capsys.readouterr().err
 
 
 def test_the_summary_finishes_the_run(tmp_path):
