@@ -14,7 +14,7 @@ from experiments.host.worker import is_worker, supervise, work
 from experiments.pipeline.estimate import phases_of, show_estimate
 from experiments.pipeline.flags import parse_experiment
 from experiments.pipeline.run import run
-from experiments.pipeline.settings import CLUSTER, ExperimentConfig, check
+from experiments.pipeline.settings import CLUSTER, ExperimentConfig, check, check_used
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -22,6 +22,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with one_line_errors():
         config = parse_experiment(sys.argv[1:] if args is None else args)
         check(config)
+        check_used(config)
         if config.estimate is not None:
             show_estimate(config.estimate, config.num_seeds, config.precision, functools.partial(phases_of, config))
         elif config.coordinator is None:

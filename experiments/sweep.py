@@ -30,7 +30,7 @@ from experiments.host.yaml_files import read_yaml
 from experiments.pipeline.flags import flag
 from experiments.pipeline.learners import ALGORITHMS, is_of_algorithm
 from experiments.pipeline.run import identity_of, run_dir_of
-from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, uses
+from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, not_used_by
 from experiments.pipeline.summary import SUMMARY
 
 JOB = (sys.executable, "-m", "experiments.mamujoco")
@@ -204,7 +204,7 @@ def make_run(settings: Mapping[str, Any], folder: Path) -> Run:
     check_choice("--algorithm", all_given.algorithm, ALGORITHMS)
 
     def is_used(setting: str) -> bool:
-        return uses(all_given.augmentation, setting) and is_of_algorithm(all_given.algorithm, setting)
+        return not_used_by(all_given, setting) is None and is_of_algorithm(all_given.algorithm, setting)
 
     used = {name: value for name, value in settings.items() if is_used(name.replace("-", "_"))}
     flags = arguments(used)

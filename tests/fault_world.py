@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 TINY = shlex.split(
     "--preset smoke --diffusion.num-steps 2 --denoiser.num-updates 4 --denoiser.batch-size 4 --denoiser.unet.width 4 "
     "--training.horizon 3 --training.batch-size 4 --training.mix-ratio 0.5 --training.updates-per-epoch 2 "
-    "--training.epochs-per-round 1 --training.num-trajectories 4 --training.static-trajectories 4 "
+    "--training.epochs-per-round 1 --training.num-trajectories 4 "
     "--learner.critic-widths 8 --learner.policy-linear-width 4 --learner.policy-hidden-width 4"
 )
 TIMES = ("wall_seconds", "updates_per_second", "trajectories_per_second")

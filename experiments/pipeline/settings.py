@@ -29,6 +29,7 @@ from coda_jax.ranges import (
 )
 from coda_jax.schedule import CodaConfig
 from experiments.host.accelerators import Machine
+from experiments.host.cache import flat, plain
 from experiments.host.errors import UserError
 from experiments.host.records import parse_mapping
 from experiments.host.yaml_files import parse_yaml
@@ -39,6 +40,9 @@ _LAPTOP = presets.PRESETS["laptop"]
 _LEARNER = LearnerSettings(**vars(_LAPTOP.learner))
 
 AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
+
+ROWS = ("critic_rows", "actor_rows", "cloning_rows")
+"""The settings that choose the rows of a mini-batch."""
 
 CLUSTER = "cluster"
 """The coordinator of processes that find each other by the environment of a cluster."""
@@ -53,6 +57,9 @@ OF_GUIDED_TRAJECTORIES = (
     "keep_fraction",
 )
 """Settings that no other augmentation than `coda` has."""
+
+OF_SYNTHETIC_DATA = {f"training.{name}" for name in ("reference_trajectories", "reuse", *ROWS)}
+"""Settings without effect where no data are synthetic, but by which the page of results compares runs (`uses`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +210,25 @@ def uses(augmentation: str, setting: str) -> bool:
     return setting not in unused and not setting.startswith(("diffusion.", "denoiser."))
 
 
+def not_used_by(config: ExperimentConfig, setting: str) -> str | None:
+    """What has no use for a setting, by its dotted name, in a run: a flag or the main job; None if it affects numbers.
+
+    The settings of learners are left to `check_learner`.
+    """
+    if config.vault is not None and setting in ("dataset", "data.num_episodes"):
+        return "--vault"
+    is_of_synthetic_data = config.augmentation == "none" and setting in OF_SYNTHETIC_DATA
+    if is_of_synthetic_data or not uses(config.augmentation, setting):
+        return f"--augmentation {config.augmentation}"
+    if setting in ("denoiser.condition_dim", "denoiser.condition_dropout"):
+        return "the main job"
+    source = {"score_weight": "score", "inpainting_passes": "inpaint", "inpainting_sigma": "inpaint"}.get(setting)
+    is_of_dynamics = setting.startswith("dynamics.") and not needs_dynamics(config)
+    if is_of_dynamics or source not in (None, config.consequences):
+        return f"--consequences {config.consequences}"
+    return None
+
+
 def needs_dynamics(config: ExperimentConfig) -> bool:
     """Whether a run samples with a one-step model."""
     return config.augmentation == "coda" and (config.consequences in ("model", "score") or config.keep_fraction < 1.0)
@@ -238,6 +264,16 @@ def replace_nested(config: Any, values: Mapping[str, Any]) -> Any:
     )
 
 
+def check_used(config: ExperimentConfig) -> None:
+    """Refuses settings that differ from the preset's although they affect no number, by a `UserError`."""
+    usual = flat(plain(PRESETS[config.preset]))
+    for name, value in flat(plain(config)).items():
+        user = not_used_by(config, name)
+        if user is not None and value != usual[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} is {value}, but {user} does not use it; leave it at {usual[name]}")
+
+
 def check(config: ExperimentConfig) -> None:
     """Refuses settings that cannot run.
 
@@ -255,6 +291,7 @@ def check(config: ExperimentConfig) -> None:
             config.training.check_share()
         except RangeError as error:
             raise UserError(f"--training.mix-ratio {error.problem}") from error
+        check_rows(config.training)
     check_choice("--algorithm", config.algorithm, ALGORITHMS)
     check_learner(config.algorithm, config.learner, PRESETS[config.preset].learner)
     if config.augmentation == "coda":
@@ -281,6 +318,19 @@ def check(config: ExperimentConfig) -> None:
                 f"and at most --diffusion.sigma-max, {high:g}"
             )
     check_processes(config)
+
+
+def check_rows(training: CodaConfig) -> None:
+    """Refuses rows of a kind that no mini-batch has, by a `UserError`."""
+    num_synthetic, size = training.synthetic_per_batch, training.batch_size
+    missing = {"recorded": num_synthetic == size, "synthetic": num_synthetic == 0}
+    for name in ROWS:
+        kind = getattr(training, name)
+        if missing.get(kind):
+            raise UserError(
+                f"--training.{name.replace('_', '-')} is {kind}, but with --training.mix-ratio {training.mix_ratio:g} "
+                f"{num_synthetic} of {size} rows are synthetic; use all, or another mix ratio"
+            )
 
 
 def check_processes(config: ExperimentConfig) -> None:

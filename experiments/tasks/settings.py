@@ -24,7 +24,7 @@ from experiments.host.accelerators import Machine
 from experiments.host.errors import UserError
 from experiments.pipeline.guidance import AUTO, check_guidance, guidance_scale
 from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner, is_of_algorithm
-from experiments.pipeline.settings import check_choice
+from experiments.pipeline.settings import check_choice, check_rows
 
 REACHERS = ("2reacher-notip", "2reacher-first")
 
@@ -250,6 +250,7 @@ def check(config: CoordinationConfig) -> None:
         raise UserError(
             f"--training.mix-ratio is {config.training.mix_ratio}; it must give each mini-batch a synthetic trajectory"
         )
+    check_rows(config.training)
 
 
 def title_of(config: CoordinationConfig) -> str:

@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,14 +23,16 @@ from experiments.evidence.recorded_runs import SYNTHETIC
 from experiments.host.cache import cache_folder
 from experiments.host.checkpoints import Checkpoints
 from experiments.pipeline import run
+from experiments.pipeline.settings import check, check_used, read_config, uses
 from experiments.pipeline.training import Training
 from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
 from tests.lowering import lower_for_accelerators, recorded_programs
 
+ROOT = Path(mamujoco.__file__).parents[1]
 TINY = shlex.split(
     "--preset smoke --diffusion.num-steps 2 --denoiser.num-updates 2 --denoiser.batch-size 4 --denoiser.unet.width 4 "
     "--training.horizon 3 --training.batch-size 4 --training.mix-ratio 0.5 --training.num-rounds 3 "
-    "--training.updates-per-epoch 2 --training.num-trajectories 4 --training.static-trajectories 4 "
+    "--training.updates-per-epoch 2 --training.num-trajectories 4 "
     "--learner.critic-widths 8 --learner.policy-linear-width 4 --learner.policy-hidden-width 4"
 )
 
@@ -216,7 +220,11 @@ def test_a_run_that_an_older_version_began_goes_on_without_the_newer_columns(vau
 )
 def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentation):
     path = tmp_path / augmentation
-    command("--vault", str(vault), "--run-dir", str(path), "--augmentation", augmentation)
+    tiny = {**dict(zip(TINY[::2], TINY[1::2], strict=True)), "--training.static-trajectories": "4"}
+    used = [(flag, value) for flag, value in tiny.items() if uses(augmentation, flag[2:].replace("-", "_"))]
+    with jax.debug_key_reuse(False):
+        flags = ["--vault", str(vault), "--run-dir", str(path), "--augmentation", augmentation]
+        mamujoco.main([*itertools.chain(*used), *flags])
     rows, coda_rows = table(path), table(finished)
     assert [row["return"] for row in rows[:2]] == [row["return"] for row in coda_rows[:2]]  # same seeds, untrained
     assert [row["critic_loss"] for row in rows[2:]] != [row["critic_loss"] for row in coda_rows[2:]]
@@ -287,8 +295,9 @@ def test_a_one_step_model_gives_the_consequences(vault, tmp_path, finished):
 @pytest.mark.parametrize("flags", ["--consequences score", "--consequences inpaint", "--keep-fraction 0.5"])
 def test_other_sources_of_the_consequences_run_through(vault, tmp_path, finished, flags):
     """The guided trajectories differ from those of a run without the flags; where lambda is 0 the score is off."""
-    sizes = ("--dynamics.widths", "8", "--dynamics.num-updates", "2", "--training.num-rounds", "1")
-    command("--vault", str(vault), *flags.split(), *sizes, "--run-dir", str(tmp_path / "run"))
+    sizes = () if "inpaint" in flags else ("--dynamics.widths", "8", "--dynamics.num-updates", "2")
+    common = ("--vault", str(vault), "--training.num-rounds", "1", "--run-dir", str(tmp_path / "run"))
+    command(*common, *flags.split(), *sizes)
     quality, usual = (
         json.loads((path / "summary.json").read_text())["sample_quality"] for path in (tmp_path / "run", finished)
     )
@@ -357,6 +366,14 @@ def refusal(capsys, *flags: str) -> str:
         (["--consequences", "inpaint", "--inpainting-sigma", "100"], ["--inpainting-sigma", "100", "sigma-max, 80"]),
         (["--consequences", "inpaint", "--inpainting-sigma", "0.001"], ["--inpainting-sigma", "sigma-min, 0.002"]),
         (["--training.mix-ratio", "0.01"], ["--training.mix-ratio", "0.01", "none"]),
+        (
+            ["--training.mix-ratio", "0.9", "--training.critic-rows", "recorded"],
+            ["--training.critic-rows is recorded", "--training.mix-ratio 0.9", "4 of 4"],
+        ),
+        (
+            ["--training.mix-ratio", "0", "--training.actor-rows", "synthetic"],
+            ["--training.actor-rows is synthetic", "--training.mix-ratio 0", "0 of 4"],
+        ),
         (["--diffusion.num-steps", "1"], ["--diffusion.num-steps", "at least 2"]),
         (["--vault", "nowhere/at/all.vlt"], ["nowhere/at/all.vlt"]),
         (["--no-such-flag"], ["no-such-flag"]),
@@ -376,6 +393,47 @@ def test_bad_flags_are_one_clear_line(capsys, tmp_path, flags, words):
     line = refusal(capsys, "--run-dir", str(tmp_path / "run"), *flags)
     assert all(word in line for word in words), line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--augmentation none --guidance 3",
+            "--guidance is 3.0, but --augmentation none does not use it; leave it at 0.6",
+        ),
+        (
+            "--augmentation none --training.critic-rows synthetic",
+            "--augmentation none does not use it; leave it at all",
+        ),
+        ("--augmentation unconditional --score-weight 7", "--augmentation unconditional does not use it"),
+        ("--score-weight 7", "--score-weight is 7.0, but --consequences denoiser does not use it"),
+        ("--dynamics.num-updates 7", "--dynamics.num-updates is 7, but --consequences denoiser does not use it"),
+        ("--denoiser.condition-dim 3", "--denoiser.condition-dim is 3, but the main job does not use it"),
+        ("--vault a.vlt --dataset poor", "--dataset is poor, but --vault does not use it; leave it at replay"),
+        ("--vault a.vlt --data.num-episodes 7", "--data.num-episodes is 7, but --vault does not use it"),
+    ],
+)
+def test_settings_that_affect_no_number_are_refused(capsys, monkeypatch, flags, message):
+    monkeypatch.setattr(mamujoco, "run", lambda config: None)
+
+    def main(*args: str) -> None:
+        mamujoco.main(["--preset", "smoke", *args])
+
+    with pytest.raises(SystemExit) as ended:
+        main(*flags.split())
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+    main("--augmentation", "none", "--guidance", "0.6", "--score-weight", "1")  # the usual values
+    main("--consequences", "score", "--score-weight", "7", "--dynamics.num-updates", "7")
+
+
+def test_the_settings_of_every_recorded_run_are_taken():
+    files = list(ROOT.glob("results/laptop/*/config.yaml"))
+    assert len(files) > 40
+    for file in files:
+        config = read_config(file)
+        check(config)
+        check_used(config)
 
 
 def test_a_vault_of_another_task_is_refused(capsys, tmp_path, vault, monkeypatch):

@@ -83,6 +83,13 @@ def test_unused_settings_add_no_runs(tmp_path):
         assert tuple(found[method] for method in methods["augmentation"]) == expected, name
 
 
+def test_settings_of_other_sources_of_consequences_add_no_runs(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    groups = [{"grid": {"consequences": ["denoiser", "score"], "score-weight": [1.0, 2.0]}}]
+    file.write_text(yaml.safe_dump({"output": "runs", "groups": groups}))
+    assert Counter(run.config.consequences for run in sweep.read_sweep(file)) == {"denoiser": 1, "score": 2}
+
+
 def test_settings_of_other_algorithms_add_no_runs(tmp_path):
     file = tmp_path / "sweep.yaml"
     algorithms = {"algorithm": ["maddpg_bc", "iddpg_bc", "maddpg_cql"]}
