@@ -170,7 +170,7 @@ def read_sweep(file: Path, output: Path | None = None) -> list[Run]:
 
 
 def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
-    """A mapping of flags in a sweep file, spelt with hyphens; empty if it is missing.
+    """A mapping of flags in a sweep file, spelt with hyphens and without `no-`; empty if it is missing.
 
     Raises:
         UserError: it is not a mapping of flags, has a flag in two spellings, or names the run folder or a coordinator.
@@ -180,10 +180,10 @@ def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
         raise UserError(f"{where}: `{name}` needs flags of the main job, each with its value")
     spelt: dict[str, Any] = {}
     for name_given, value in flags.items():
-        hyphened = name_given.replace("_", "-")
-        if hyphened in spelt:
-            raise UserError(f"{where}: `{name}` has {hyphened} in two spellings; remove one")
-        spelt[hyphened] = value
+        plain_name, plain_value = without_no(name_given.replace("_", "-"), value)
+        if plain_name in spelt:
+            raise UserError(f"{where}: `{name}` has {plain_name} in two spellings; remove one")
+        spelt[plain_name] = plain_value
     for chosen, reason in (
         ("run-dir", "which the sweep chooses for each run"),
         ("coordinator", "which a sweep cannot set for all its runs"),
@@ -192,6 +192,16 @@ def flags_of(part: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any
         if chosen in spelt:
             raise UserError(f"{where}: `{name}` has {chosen}, {reason}; remove it")
     return spelt
+
+
+def without_no(name: str, value: Any) -> tuple[str, Any]:
+    """The flag of a switch and its value, or list of values, also if it is spelt `no-`; other flags as they are."""
+    group, dot, last = name.rpartition(".")
+    values = value if isinstance(value, list) else [value]
+    if not last.startswith("no-") or not all(isinstance(each, bool) for each in values):
+        return name, value
+    opposite = [not each for each in values]
+    return f"{group}{dot}{last.removeprefix('no-')}", opposite if isinstance(value, list) else opposite[0]
 
 
 def make_run(settings: Mapping[str, Any], folder: Path) -> Run:

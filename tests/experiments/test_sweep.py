@@ -90,6 +90,14 @@ def test_settings_of_other_sources_of_consequences_add_no_runs(tmp_path):
     assert Counter(run.config.consequences for run in sweep.read_sweep(file)) == {"denoiser": 1, "score": 2}
 
 
+def test_a_switch_can_be_spelt_with_no(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    groups = [{"settings": {"no-standardise": False}, "grid": {"training.no_reuse": [False, True]}}]
+    file.write_text(yaml.safe_dump({"output": "runs", "groups": groups}))
+    configs = [run.config for run in sweep.read_sweep(file)]
+    assert [(config.standardise, config.training.reuse) for config in configs] == [(True, True), (True, False)]
+
+
 def test_settings_of_other_algorithms_add_no_runs(tmp_path):
     file = tmp_path / "sweep.yaml"
     algorithms = {"algorithm": ["maddpg_bc", "iddpg_bc", "maddpg_cql"]}
@@ -221,6 +229,11 @@ def test_listing_runs_nothing(tmp_path, fake_job, capsys):
         ("{output: runs, output: other, groups: []}", [], ["'output'", "a second time"]),
         ("output: runs\ngroups:\n- settings:\n    seed: 1\n    seed: 2\n", [], ["line 5", "'seed'", "a second time"]),
         ("{output: runs, groups: [{settings: {num-seeds: 1, num_seeds: 2}}]}", [], ["num-seeds", "two spellings"]),
+        (
+            "{output: runs, groups: [{settings: {training.no-reuse: true, training.reuse: true}}]}",
+            [],
+            ["training.reuse", "two spellings"],
+        ),
         ("{output: runs, groups: [{settings: {seed: 1}, grid: {seed: [2, 3]}}]}", [], ["group 1", "seed", "its grid"]),
         ("{output: runs, settings: {run_dir: x}, groups: [{}]}", [], ["run-dir", "remove it"]),
         ("{output: runs, groups: [{grid: {run-dir: [x, y]}}]}", [], ["run-dir", "remove it"]),
