@@ -9,8 +9,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
 
 import tyro
 from tyro.constructors import (
@@ -23,6 +23,11 @@ from tyro.constructors import (
 )
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def choices(names: Iterable[str]) -> Any:
+    """For the annotation of a flag whose values are names that its command checks: the help shows them."""
+    return tyro.conf.arg(metavar=f"{{{','.join(names)}}}")
 
 
 def help_registry() -> ConstructorRegistry:

@@ -31,6 +31,7 @@ from coda_jax.schedule import CodaConfig
 from experiments.host.accelerators import Machine
 from experiments.host.cache import flat, plain
 from experiments.host.errors import UserError
+from experiments.host.help_text import choices
 from experiments.host.records import parse_mapping
 from experiments.host.yaml_files import parse_yaml
 from experiments.pipeline.guidance import AUTO, GUIDANCE, check_guidance, guidance_scale
@@ -83,13 +84,13 @@ class ExperimentConfig(Ranged):
     `--config FILE` starts from the settings in the `config.yaml` of a run folder; the other flags override them.
     """
 
-    task: str = "2halfcheetah"
+    task: Annotated[str, choices(TASKS)] = "2halfcheetah"
     """Task: `2halfcheetah`, `4ant` (dataset `replay` only), or any other with `--vault`."""
-    dataset: str = "replay"
-    """Dataset: `replay`, `good`, `medium` or `poor`."""
+    dataset: Annotated[str, choices(named_datasets("2halfcheetah"))] = "replay"
+    """Dataset: mixed levels of the behaviour teams (`replay`), or one level."""
     vault: Path | None = None
     """An OG-MARL vault to use instead of a named dataset: its folder, such as `.../Replay.vlt`, or its subfolder."""
-    augmentation: str = "coda"
+    augmentation: Annotated[str, choices(AUGMENTATIONS)] = "coda"
     """Synthetic data. `coda`: guided toward the joint policy. `unconditional`: sampled once, unguided.
     `none`: no augmentation, no denoiser is fitted. `simulated`: the oracle, the policy's roll-outs in the simulator."""
     guidance: NonNegative | Literal["auto"] = 0.6
@@ -121,7 +122,7 @@ class ExperimentConfig(Ranged):
     rollout_noise: NonNegative = 0.0
     """Standard deviation of noise on the actions that the one-step model, or the oracle, rolls out, or on those of the
     denoiser, whose next states and rewards do not follow the noise."""
-    algorithm: str = DEFAULT_ALGORITHM
+    algorithm: Annotated[str, choices(ALGORITHMS)] = DEFAULT_ALGORITHM
     """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
     Q-learning in place of cloning)."""
     num_seeds: Count = _LAPTOP.num_seeds
@@ -130,8 +131,9 @@ class ExperimentConfig(Ranged):
     """First seed."""
     fit_seed: Seed = 0
     """Seed of the denoiser's fit, which all policy seeds share; vary it to measure the variance between fits."""
-    preset: str = "laptop"
-    """Set of defaults: `smoke` (a quick check), `laptop` (20 minutes on two cores) or `paper` (for an accelerator)."""
+    preset: Annotated[str, choices(presets.PRESETS)] = "laptop"
+    """Set of defaults: `smoke` (a quick check, two minutes on two cores), `laptop` (20 minutes on two cores) or `paper`
+    (for an accelerator)."""
     precision: Precision = "highest"
     """Precision of the networks' matrix products on an accelerator: `highest` (float32), `high` (TF32 on a GPU, three
     passes of bfloat16 on a TPU) or `default` (TF32 or bfloat16). Physics, evaluation and a CPU always use float32."""

@@ -22,6 +22,7 @@ from coda_jax.ranges import Count, NonNegative, Positive, Ranged, Seed, Share, c
 from coda_jax.schedule import CodaConfig
 from experiments.host.accelerators import Machine
 from experiments.host.errors import UserError
+from experiments.host.help_text import choices
 from experiments.pipeline.guidance import AUTO, check_guidance, guidance_scale
 from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner, is_of_algorithm
 from experiments.pipeline.settings import check_choice, check_rows
@@ -104,8 +105,8 @@ METHODS = {
 class CoordinationConfig(Ranged):
     """Compares all methods on a small coordination task over time."""
 
-    task: str = "same-side"
-    """Task: `same-side`, `spread`, `2reacher-notip` or `2reacher-first`; the other defaults depend on it."""
+    task: Annotated[str, choices((*LENGTHS, *REACHERS))] = "same-side"
+    """Task; the other defaults depend on it."""
     num_agents: Annotated[int, Interval(ge=2, lt=2**31)] = 2
     """Number of agents."""
     half_width: Positive = 1.0
@@ -115,7 +116,7 @@ class CoordinationConfig(Ranged):
     product."""
     num_conventions: Annotated[int, Interval(ge=1, le=10)] = 2
     """Spread: number of conventions of the recorded teams."""
-    dataset: str = "scripted"
+    dataset: Annotated[str, choices(DATASETS)] = "scripted"
     """Spread: who records the episodes, `scripted` teams or the learned ones at a level of their training: `expert`,
     `medium` or `random`."""
     coverage: Share = 0.2
@@ -124,7 +125,7 @@ class CoordinationConfig(Ranged):
     """Standard deviation of the noise on recorded actions."""
     num_episodes: Count = 2000
     """Number of recorded episodes."""
-    algorithm: str = DEFAULT_ALGORITHM
+    algorithm: Annotated[str, choices(ALGORITHMS)] = DEFAULT_ALGORITHM
     """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
     Q-learning in place of cloning)."""
     methods: Annotated[tuple[str, ...], MinLen(1)] = tuple(METHODS)

@@ -9,6 +9,7 @@ import pytest
 import tyro
 
 from experiments.host.errors import parse_command
+from experiments.host.help_text import choices
 from experiments.steering import SteeringConfig
 
 
@@ -33,6 +34,8 @@ class Outer:
     """A logger."""
     seeds: tuple[int, ...] = ()
     """Seeds; all by default."""
+    task: Annotated[str, choices(("ant", "hopper"))] = "ant"
+    """A task."""
     sizes: tuple[int, ...] = (1, 2)
     """Sizes."""
     inner: Inner = Inner()
@@ -59,6 +62,7 @@ def test_choices_defaults_and_paragraphs(monkeypatch, capsys):
     for part in (
         "--output PATH",
         "--log {csv,text}",
+        "--task {ant,hopper}",
         "--inner.rate FLOAT",
         "(default: 1 2)",
         "by default (as the paper",
