@@ -52,8 +52,13 @@ def logger(kind: str, folder: Path, config: Mapping[str, Any]) -> Iterator[Rows]
         close()
 
 
+def check_logger(kind: str) -> None:
+    """Refuses a logger whose package is not installed, by a `UserError`."""
+    _package(kind)
+
+
 def _tensorboard(folder: Path) -> tuple[Write, Callable[[], None]]:
-    writer = _package("tensorboardX").SummaryWriter(str(folder), filename_suffix=f".{time.time_ns()}")
+    writer = _package("tensorboard").SummaryWriter(str(folder), filename_suffix=f".{time.time_ns()}")
 
     def write(round_: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -75,7 +80,8 @@ def _wandb(folder: Path, config: Mapping[str, Any]) -> tuple[Write, Callable[[],
     return write, run.finish
 
 
-def _package(name: str) -> Any:
+def _package(kind: str) -> Any:
+    name = {"tensorboard": "tensorboardX", "wandb": "wandb"}[kind]
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

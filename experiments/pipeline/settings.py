@@ -32,6 +32,7 @@ from experiments.host.accelerators import Machine
 from experiments.host.cache import flat, plain
 from experiments.host.errors import UserError
 from experiments.host.help_text import choices
+from experiments.host.loggers import check_logger
 from experiments.host.records import parse_mapping
 from experiments.host.yaml_files import parse_yaml
 from experiments.pipeline.guidance import AUTO, GUIDANCE, check_guidance, guidance_scale
@@ -319,6 +320,8 @@ def check(config: ExperimentConfig) -> None:
                 f"--inpainting-sigma is {config.inpainting_sigma:g}; it must be above --diffusion.sigma-min, {low:g}, "
                 f"and at most --diffusion.sigma-max, {high:g}"
             )
+    if config.log is not None:
+        check_logger(config.log)
     check_processes(config)
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -374,6 +375,7 @@ def refusal(capsys, *flags: str) -> str:
             ["--training.mix-ratio", "0", "--training.actor-rows", "synthetic"],
             ["--training.actor-rows is synthetic", "--training.mix-ratio 0", "0 of 4"],
         ),
+        (["--log", "tensorboard"], ["--log needs tensorboardX"]),
         (["--diffusion.num-steps", "1"], ["--diffusion.num-steps", "at least 2"]),
         (["--vault", "nowhere/at/all.vlt"], ["nowhere/at/all.vlt"]),
         (["--no-such-flag"], ["no-such-flag"]),
@@ -389,7 +391,8 @@ def refusal(capsys, *flags: str) -> str:
         (["--coordinator", "host:9999", "--num-processes", "3", "--process-id", "0"], ["--num-seeds 2", "3 processes"]),
     ],
 )
-def test_bad_flags_are_one_clear_line(capsys, tmp_path, flags, words):
+def test_bad_flags_are_one_clear_line(capsys, tmp_path, monkeypatch, flags, words):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # as if it were not installed
     line = refusal(capsys, "--run-dir", str(tmp_path / "run"), *flags)
     assert all(word in line for word in words), line
     assert not (tmp_path / "run").exists()
