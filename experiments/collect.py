@@ -27,7 +27,7 @@ from coda_jax.types import Params, PRNGKey
 from experiments.host.cache import enable_compilation_cache, plain
 from experiments.host.console import phase, print_table
 from experiments.host.devices import set_up_devices
-from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.errors import FROM_CHECKPOINT, UserError, one_line_errors, parse_command
 from experiments.host.plots import team_curves
 from experiments.host.run_folder import open_run_folder
 
@@ -92,7 +92,7 @@ DEFAULTS = {name: CollectConfig(task=name) for name in ENVIRONMENTS} | {
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    with one_line_errors():
+    with one_line_errors(FROM_CHECKPOINT):
         config = parse_command(CollectConfig, args, DEFAULTS, "--task")
         if config.output is not None and config.output.is_dir():
             raise UserError(f"--output {config.output} is a folder; give the path of a file")

@@ -31,7 +31,7 @@ from experiments.guidance.settings import SteeringConfig
 from experiments.guidance.subjects import Subject, mamujoco_subject, same_side_subject
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.console import phase, print_table, say
-from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.errors import FROM_UNFINISHED, UserError, one_line_errors, parse_command
 from experiments.host.records import parse_mapping, write_record
 from experiments.pipeline.consequences import coda
 from experiments.pipeline.settings import check_choice
@@ -114,7 +114,7 @@ class Measured(NamedTuple):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    with one_line_errors():
+    with one_line_errors(FROM_UNFINISHED):
         run(parse_command(ConsequencesConfig, args))
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from experiments.host.cache import enable_compilation_cache, flat, key_of, plain
 from experiments.host.console import phase, print_config, print_table, say
 from experiments.host.devices import set_up_devices
-from experiments.host.errors import one_line_errors, parse_command
+from experiments.host.errors import FROM_UNFINISHED, one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.host.plots import guidance_paths
 from experiments.host.records import parse_mapping, write_record
@@ -34,7 +34,7 @@ from experiments.tasks.training import Trained, World, make_world, train
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    with one_line_errors():
+    with one_line_errors(FROM_UNFINISHED):
         config = parse_command(CoordinationConfig, args, DEFAULTS, "--task")
         check(config)
         if config.estimate is None:

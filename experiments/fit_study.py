@@ -26,7 +26,7 @@ from experiments.datasets.named import load_dataset
 from experiments.host.cache import enable_compilation_cache, key_of
 from experiments.host.console import say
 from experiments.host.devices import set_up_devices
-from experiments.host.errors import one_line_errors, parse_command
+from experiments.host.errors import FROM_UNFINISHED, one_line_errors, parse_command
 from experiments.host.files import write_atomically
 from experiments.host.records import parse_mapping, write_record
 from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
@@ -103,7 +103,7 @@ class FitStudyConfig(Ranged):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    with one_line_errors():
+    with one_line_errors(FROM_UNFINISHED):
         config = parse_command(FitStudyConfig, args)
         config.output.mkdir(parents=True, exist_ok=True)
         preset = PRESETS["laptop"]

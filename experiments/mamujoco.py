@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.host import hosts
-from experiments.host.errors import one_line_errors
+from experiments.host.errors import FROM_CHECKPOINT, one_line_errors
 from experiments.host.worker import is_worker, supervise, work
 from experiments.pipeline.estimate import phases_of, show_estimate
 from experiments.pipeline.flags import parse_experiment
@@ -19,7 +19,7 @@ from experiments.pipeline.settings import CLUSTER, ExperimentConfig, check, chec
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    with one_line_errors():
+    with one_line_errors(FROM_CHECKPOINT):
         config = parse_experiment(sys.argv[1:] if args is None else args)
         check(config)
         check_used(config)

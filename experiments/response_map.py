@@ -31,7 +31,7 @@ from experiments.evidence.recorded_runs import read_settings, read_summary
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.console import phase, print_table, say
 from experiments.host.devices import seed_keys, set_up_devices
-from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.errors import FROM_UNFINISHED, UserError, one_line_errors, parse_command
 from experiments.host.plots import panels
 from experiments.host.records import parse_mapping, write_record
 from experiments.pipeline.learners import make_learner
@@ -74,7 +74,7 @@ class ResponseMapConfig(Ranged):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    with one_line_errors():
+    with one_line_errors(FROM_UNFINISHED):
         config = parse_command(ResponseMapConfig, args)
         run(config)
 

@@ -56,7 +56,7 @@ from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.checkpoints import Checkpoints
 from experiments.host.console import phase, print_config, print_table, say
 from experiments.host.devices import set_up_devices
-from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.errors import FROM_UNFINISHED, UserError, one_line_errors, parse_command
 from experiments.host.files import digest
 from experiments.host.records import parse_mapping, write_record
 from experiments.host.run_folder import RunFolder, open_run_folder
@@ -72,7 +72,7 @@ Sampled = tuple[Float[Array, "S L"], Trajectory, Bool[Array, "S L"]]
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    with one_line_errors():
+    with one_line_errors(FROM_UNFINISHED):
         config = parse_command(SteeringConfig, args)
         run(config, base_of(config))
 

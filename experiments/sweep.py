@@ -14,17 +14,19 @@ import csv
 import dataclasses
 import fcntl
 import itertools
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import tyro
 
 from experiments.host.console import Phase, duration, phase, say
-from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.errors import FROM_CHECKPOINT, UserError, one_line_errors, parse_command
 from experiments.host.run_folder import RunFolder, check_settings
 from experiments.host.yaml_files import read_yaml
 from experiments.pipeline.flags import flag
@@ -108,7 +110,7 @@ class Run:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exit status 1 if a run failed."""
-    with one_line_errors():
+    with one_line_errors(FROM_CHECKPOINT):
         config = parse_command(SweepConfig, args)
         runs = shard(read_sweep(config.settings, config.output), config.shard)
         for run in runs:
@@ -306,7 +308,7 @@ def launch(run: Run, number: str, progress: Phase, lock: int) -> str | None:
             stderr=subprocess.STDOUT,
             pass_fds=(lock,),
         )
-        try:
+        with killed_at_the_end(process):
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(POLL_SECONDS)
@@ -314,14 +316,33 @@ def launch(run: Run, number: str, progress: Phase, lock: int) -> str | None:
                 if done > before:
                     progress.advance(done - before, f"run {number}")
                     before = done
-        finally:
-            process.kill()  # the sweep is interrupted; the next one resumes the run from its last checkpoint
-            process.wait()
     if process.returncode == 0 and run.finished:
         say(f"run {number} finished in {duration(time.monotonic() - start)}")
         return None
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"exit status {process.returncode}: {lines[-1] if lines else 'no output'} (see {log})"
+
+
+@contextlib.contextmanager
+def killed_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Kills the process of a run when the block ends, or when SIGTERM ends the sweep by the handler that stands.
+
+    The next sweep resumes the run from its last checkpoint.
+    """
+    end_sweep = signal.getsignal(signal.SIGTERM)
+    assert callable(end_sweep)
+
+    def end_both(number: int, frame: FrameType | None) -> None:
+        process.kill()
+        end_sweep(number, frame)
+
+    signal.signal(signal.SIGTERM, end_both)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        signal.signal(signal.SIGTERM, end_sweep)
 
 
 def print_states(runs: Sequence[Run], failures: Mapping[str, str]) -> None:

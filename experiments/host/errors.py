@@ -30,16 +30,22 @@ _DISK_ERRORS = (
 )
 
 
+STARTS_AGAIN = "starts again"
+FROM_UNFINISHED = "continues with what is unfinished"
+FROM_CHECKPOINT = "continues from the last checkpoint"
+"""What the same command does after an interruption, of commands that keep nothing, finished parts, or checkpoints."""
+
+
 class UserError(Exception):
     """An error that the user must correct; the message is one line with error, location and remedy."""
 
 
 @contextlib.contextmanager
-def sigterm_ends() -> Iterator[None]:
+def sigterm_ends(afterwards: str) -> Iterator[None]:
     """Lets SIGTERM end the process at once, with one line and status 143; does nothing outside of the main thread.
 
     Nothing is unwound: threads that still write would report that they cannot. A process that is killed leaves nothing
-    half written either.
+    half written either. `afterwards` is as in `one_line_errors`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -48,7 +54,7 @@ def sigterm_ends() -> Iterator[None]:
     def terminate(*_: object) -> NoReturn:
         with contextlib.suppress(RuntimeError):  # the signal came while it was being written to
             sys.stdout.flush()
-        os.write(2, f"terminated: {_how_to_continue()}\n".encode(errors="replace"))
+        os.write(2, f"terminated: {_how_to_continue(afterwards)}\n".encode(errors="replace"))
         os._exit(143)
 
     before = signal.signal(signal.SIGTERM, terminate)
@@ -59,24 +65,27 @@ def sigterm_ends() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(afterwards: str = STARTS_AGAIN) -> Iterator[None]:
     """Wraps a whole program: converts errors that the user must correct into one line on stderr and an exit status.
+
+    Args:
+        afterwards: what the same command does after an interruption, such as `FROM_CHECKPOINT`.
 
     Raises:
         SystemExit: status 2 for a `UserError`, a `VaultError`, a `RangeError`, double precision, a full disk or a path
             that is not writable (also if a library raises its own exception for it); status 130 for a
-            `KeyboardInterrupt`, with the command that continues, as SIGTERM has it (`sigterm_ends`). Any other
-            exception is a bug and keeps its traceback.
+            `KeyboardInterrupt`, with the same command, as SIGTERM has it (`sigterm_ends`). Any other exception is a
+            bug and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # an encoding without Greek letters prints question marks
     try:
         if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
             raise UserError("JAX_ENABLE_X64 is set, but the commands compute in single precision; unset it")
-        with sigterm_ends():
+        with sigterm_ends(afterwards):
             yield
     except KeyboardInterrupt:
-        print(f"interrupted: {_how_to_continue()}", file=sys.stderr)
+        print(f"interrupted: {_how_to_continue(afterwards)}", file=sys.stderr)
         sys.exit(130)
     except (UserError, VaultError, RangeError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
@@ -182,8 +191,8 @@ def _chosen_preset(args: Sequence[str], presets: Mapping[str, Config], chosen_by
     return presets[chosen]
 
 
-def _how_to_continue() -> str:
-    return f"the same command continues from the last checkpoint: {shlex.join(sys.orig_argv)}"
+def _how_to_continue(afterwards: str) -> str:
+    return f"the same command {afterwards}: {shlex.join(sys.orig_argv)}"
 
 
 def _one_line(error: BaseException) -> str:

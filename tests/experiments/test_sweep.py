@@ -194,6 +194,22 @@ def test_a_killed_sweep_loses_nothing_and_runs_nothing_twice(tmp_path, fake_job,
     assert sum(journal.count("started") for journal in found) == (4 if whole_group else 3)
 
 
+def test_sigterm_to_a_sweep_ends_its_run_too():
+    ended = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    try:
+        with (
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process,
+            sweep.killed_at_the_end(process),
+        ):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert process.wait(30) == -signal.SIGKILL
+        os.kill(os.getpid(), signal.SIGTERM)  # the handler of before stands again
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == [signal.SIGTERM] * 2
+
+
 def test_the_lock_of_a_run_excludes_other_sweeps(tmp_path, fake_job):
     file = write_sweep(tmp_path / "s.yaml", tmp_path / "runs", [0.1, 0.2, 0.3])
     first, *_ = sweep.read_sweep(file)

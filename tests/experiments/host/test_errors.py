@@ -14,7 +14,7 @@ import pytest
 
 from coda_jax.data.vault import VaultError
 from coda_jax.ranges import Count, Ranged, Share
-from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.errors import FROM_CHECKPOINT, UserError, one_line_errors, parse_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,17 @@ def test_a_full_disk_is_recognised_inside_a_library_error(capsys):
     assert "/runs/y" in exits_with(wrapped, capsys)[1]
 
 
-def test_an_interrupt_says_how_to_resume(capsys):
-    status, line = exits_with(KeyboardInterrupt(), capsys)
-    assert status == 130 and "same command" in line
+@pytest.mark.parametrize(
+    ("afterwards", "words"),
+    [
+        ((), "the same command starts again"),
+        ((FROM_CHECKPOINT,), "the same command continues from the last checkpoint"),
+    ],
+)
+def test_an_interrupt_says_what_the_same_command_does(afterwards, words, capsys):
+    with pytest.raises(SystemExit) as exit_, one_line_errors(*afterwards):
+        raise KeyboardInterrupt
+    assert exit_.value.code == 130 and words in capsys.readouterr().err
 
 
 def test_sigterm_says_how_to_resume(tmp_path):
@@ -92,7 +100,7 @@ with one_line_errors():
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=where)
     assert (ended.returncode, ended.stdout) == (143, "before\n")
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("terminated: the same command continues") and line.endswith(shlex.join(command))
+    assert line.startswith("terminated: the same command starts again: ") and line.endswith(shlex.join(command))
 
 
 def test_sigterm_is_the_callers_again_afterwards():
@@ -102,7 +110,9 @@ def test_sigterm_is_the_callers_again_afterwards():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize("error", [ValueError("shapes"), FileNotFoundError(errno.ENOENT, "none", "x")])
+@pytest.mark.parametrize(
+    "error", [ValueError("shapes"), RuntimeError("shapes"), FileNotFoundError(errno.ENOENT, "none", "x")]
+)
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)), one_line_errors():
         raise error
