@@ -73,9 +73,9 @@ def one_line_errors(afterwards: str = STARTS_AGAIN) -> Iterator[None]:
 
     Raises:
         SystemExit: status 2 for a `UserError`, a `VaultError`, a `RangeError`, double precision, a full disk or a path
-            that is not writable (also if a library raises its own exception for it); status 130 for a
-            `KeyboardInterrupt`, with the same command, as SIGTERM has it (`sigterm_ends`). Any other exception is a
-            bug and keeps its traceback.
+            that is not writable (also if a library raises its own exception for it), or a platform of `JAX_PLATFORMS`
+            that this machine lacks; status 130 for a `KeyboardInterrupt`, with the same command, as SIGTERM has it
+            (`sigterm_ends`). Any other exception is a bug and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # an encoding without Greek letters prints question marks
@@ -91,7 +91,7 @@ def one_line_errors(afterwards: str = STARTS_AGAIN) -> Iterator[None]:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        message = _disk_error(error)
+        message = _disk_error(error) or _platform_error(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
@@ -213,4 +213,16 @@ def _disk_error(error: BaseException | None) -> str | None:
                 "free some space, or choose another folder by CODA_JAX_CACHE, --run-dir or --output"
             )
         error = error.__cause__ or error.__context__
+    return None
+
+
+def _platform_error(error: Exception) -> str | None:
+    """One line on `JAX_PLATFORMS`, if jax cannot start on what it names; jax raises an `AssertionError` for some."""
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if not platforms or not isinstance(error, AssertionError | RuntimeError):
+        return None
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError):
+        return f"JAX_PLATFORMS is '{platforms}', but jax finds no such device here; unset it, or name another, as cpu"
     return None

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
 from coda_jax.data.published import PublishedCard
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # after the selection of a backend without a display
 
 STYLE: dict[Any, Any] = {
     "figure.figsize": (6.0, 4.0),

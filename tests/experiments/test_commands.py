@@ -1,6 +1,8 @@
 """One name for all commands: every module that has a `main` is listed, and gets the rest of the command line."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +32,19 @@ def test_a_command_gets_the_rest_and_is_named_in_its_help(monkeypatch, capsys):
     monkeypatch.setattr(play, "play", seen.append)
     commands.main(["play", "RUN", "--episodes", "7"])
     assert (str(seen[0].run), seen[0].episodes) == ("RUN", 7)
+
+
+@pytest.mark.parametrize(
+    ("code", "environment", "printed"),
+    [
+        ("import experiments, matplotlib; print(matplotlib.get_backend())", {"MPLBACKEND": "bogus"}, (0, "agg\n", 0)),
+        ("import experiments", {"PYTHONOPTIMIZE": "2"}, (2, "", 1)),
+    ],
+)
+def test_the_environment_of_plots_and_optimisation_ends_in_no_traceback(code, environment, printed):
+    where = {**os.environ, "PYTHONPATH": str(Path(experiments.__file__).parents[1]), **environment}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=where)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == printed
 
 
 def test_the_list_the_version_and_unknown_commands(monkeypatch, capsys):

@@ -79,6 +79,16 @@ def test_an_interrupt_says_what_the_same_command_does(afterwards, words, capsys)
     assert exit_.value.code == 130 and words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend")])
+def test_a_platform_that_the_machine_lacks_is_one_line(error, capsys, monkeypatch):
+    def devices() -> None:
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    status, line = exits_with(error, capsys)
+    assert status == 2 and line.startswith("error: JAX_PLATFORMS is '")
+
+
 def test_sigterm_says_how_to_resume(tmp_path):
     """Also with a thread that would report the end of the interpreter."""
     script = """
