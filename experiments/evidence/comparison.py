@@ -14,8 +14,11 @@ def compare_runs(paths: Sequence[Path], output: Path) -> None:
     """Writes `comparison.md`, `returns.png`, `likelihood.png` and `choice.png`, the same bytes for the same runs.
 
     Raises:
-        UserError: a run cannot be read, the runs differ in task or dataset, or the output is a file.
+        UserError: a run is named twice or cannot be read, the runs differ in task or dataset, or the output is a file.
     """
+    for number, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:number]]:
+            raise UserError(f"{path} is named twice; name each run once")
     runs = [read_run(path) for path in paths]
     first = runs[0].summary
     for path, run in zip(paths, runs, strict=True):

@@ -531,6 +531,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     assert str(other) in refusal(capsys, one, other, "--output", tmp_path / "out")
     assert "nowhere" in refusal(capsys, tmp_path / "nowhere", "--output", tmp_path / "out")
     assert "nowhere" in refusal(capsys, "--results", tmp_path / "nowhere", "--output", tmp_path / "out")
+    assert "named twice" in refusal(capsys, one, tmp_path / "other" / ".." / "one", "--output", tmp_path / "out")
     assert "--output" in refusal(capsys, one)
     assert not (tmp_path / "out").exists()
 
