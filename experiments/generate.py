@@ -25,6 +25,7 @@ from coda_jax.types import PRNGKey, Trajectory
 from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import phase, say
 from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.files import opened_atomically
 from experiments.pipeline.recovery import policy_of_run, verify_artefact
 
 CHUNK_SIZE = 64
@@ -75,7 +76,8 @@ def generate(config: GenerateConfig) -> None:
     if config.output.suffix == ".npz":
         config.output.parent.mkdir(parents=True, exist_ok=True)
         fields = {field.name: getattr(episodes, field.name) for field in dataclasses.fields(episodes)}
-        np.savez_compressed(config.output, allow_pickle=False, **fields)
+        with opened_atomically(config.output) as file:
+            np.savez_compressed(file, allow_pickle=False, **fields)
     else:
         provenance = {name: str(value) for name, value in dataclasses.asdict(config).items()}
         if not write_vault(config.output, episodes, {"synthetic": provenance}):

@@ -1,12 +1,13 @@
 """Atomic writing of files, and checksums of them."""
 
+import contextlib
 import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from experiments.host.errors import UserError
 
@@ -19,14 +20,21 @@ STAMP = "# SHA-256 of the lines below: "
 _CHECKSUM = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>.+)")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes or replaces a text file atomically: readers see the complete old or new file, also after a kill."""
+@contextlib.contextmanager
+def opened_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes its place at the end of the block: readers see the complete old or new one."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes or replaces a text file atomically: readers see the complete old or new file, also after a kill."""
+    with opened_atomically(path) as file:
+        file.write(text.encode())
 
 
 def reserve(folder: Path, num_bytes: int) -> None:

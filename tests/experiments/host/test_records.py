@@ -4,7 +4,7 @@ from typing import Literal
 import pytest
 
 from experiments.host.errors import UserError
-from experiments.host.files import read_sealed, stamp, write_sealed
+from experiments.host.files import opened_atomically, read_sealed, stamp, write_sealed
 from experiments.host.nesting import DEEPEST, check_nesting
 from experiments.host.records import conforms, parse_file, parse_mapping, write_record
 from experiments.host.yaml_files import parse_yaml
@@ -74,6 +74,17 @@ CONTAIN_THEMSELVES = (
 
 def test_aliases_that_end_are_read():
     assert parse_yaml("a: &a [1]\nb: [*a, *a]\nc: {<<: {d: 2}}") == {"a": [1], "b": [[1], [1]], "c": {"d": 2}}
+
+
+def test_a_file_that_is_not_written_to_its_end_is_not_replaced(tmp_path):
+    path = tmp_path / "arrays.npz"
+    for content in (b"old", b"new"):
+        with opened_atomically(path) as file:
+            file.write(content)
+    with pytest.raises(OSError, match="full"), opened_atomically(path) as file:
+        file.write(b"half")
+        raise OSError("the disk is full")
+    assert path.read_bytes() == b"new"
 
 
 def test_nesting_has_a_limit():
