@@ -27,13 +27,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = frozenset({"rliable", "huggingface-hub", "gymnasium-robotics"})
 """Distributions of extras, which commands import when they need them."""
 
-FOLDERS = ("docs", "examples", "experiments", "results", "src", "tests", "typings")
+FOLDERS = (".ci", ".github", "docs", "examples", "experiments", "results", "src", "tests", "typings")
 FILES = (
-    *("CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "README.md", "RESULTS.md"),
+    *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "RESULTS.md"),
     *("constraints.txt", "mkdocs.yml", "pyproject.toml"),
 )
 NO_SOURCE = (
-    *(".*", "__pycache__", "*.py[co]", "*.egg-info", "build", "site"),
+    *(".git", ".venv*", ".*_cache", ".hypothesis", ".lock", "__pycache__", "*.py[co]", "*.egg-info", "build", "site"),
     *("runs", "checkpoints", "*.log", "*.lock", "*_LOG.TXT"),
 )
 
