@@ -14,6 +14,7 @@ class Settings(Ranged):
     rate: Annotated[float, at.Interval(gt=0.0, lt=math.inf)] = 1.0
     widths: Annotated[tuple[Count, ...], at.MinLen(1)] = (1, 2)
     centre: tuple[Share, NonNegative] = (0.0, 2.0)
+    below: Annotated[float, at.Interval(ge=0.1, lt=1.0)] = 0.1
     limit: Count | None = None
     scale: NonNegative | Literal["auto"] = 0.5
     seed: Seed = 0
@@ -50,6 +51,12 @@ def test_the_ends_of_a_range_are_in_it(changes):
         ({"limit": 0}, "limit is 0; it must be at least 1"),
         ({"scale": -1.0}, "scale is -1.0; it must be at least 0 and finite"),
         ({"scale": math.nan}, "scale is nan; it must be at least 0 and finite"),
+        ({"rate": 1e-45}, "rate is 1e-45; it must be above 0 and finite in single precision"),
+        ({"rate": 1e39}, r"rate is 1e\+39; it must be above 0 and finite in single precision"),
+        ({"below": 1 - 1e-9}, "below is 0.999999999; it must be at least 0.1 and below 1 in single precision"),
+        ({"widths": (8, "a")}, r"widths is \(8, 'a'\); each entry must be a number"),
+        ({"share": None}, "share is None; it must be a number"),
+        ({"seed": 2.0}, "seed is 2.0; it must be a whole number"),
         ({"seed": 2**32}, "seed is 4294967296; it must be at least 0 and below 4294967296"),
     ],
 )

@@ -3,6 +3,8 @@
 A numeric field is annotated with `annotated-types` (`Ge`, `Gt`, `Le`, `Lt`, `Interval`, `MinLen`), by itself or through
 the names below. Floats are bounded by infinity, so that NaN and infinite values are refused too. The elements of a
 tuple have a range of their own: `tuple[Count, ...]`.
+
+Floats must be in range as the programs see them: in single precision, where XLA takes subnormal numbers as zero.
 """
 
 import dataclasses
@@ -10,10 +12,11 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
 
 import annotated_types as at
+import numpy as np
 
 Count = Annotated[int, at.Interval(ge=1, lt=2**31)]
 """A number of things, of which there must be one; fits the int32 of counters."""
@@ -71,10 +74,14 @@ def check_ranges(config: Any) -> None:
         RangeError: names the first field out of range, its value and the range.
     """
     for name, hint in field_types(type(config)).items():
-        value = getattr(config, name)
-        requirement = violated(value, hint)
-        if requirement is not None:
-            raise RangeError(name, value, requirement)
+        check_range(name, getattr(config, name), hint)
+
+
+def check_range(name: str, value: Any, hint: Any) -> None:
+    """Refuses a value that violates its annotation, by a `RangeError`."""
+    requirement = violated(value, hint)
+    if requirement is not None:
+        raise RangeError(name, value, requirement)
 
 
 def check_seeds(seed: int, num_seeds: int) -> None:
@@ -95,6 +102,11 @@ def bounds(hint: Any) -> list[at.Ge | at.Gt | at.Le | at.Lt]:
     return [mark for mark in _metadata(hint) if isinstance(mark, at.Ge | at.Gt | at.Le | at.Lt)]
 
 
+def base(hint: Any) -> Any:
+    """An annotation without its bounds."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
 def alternatives(hint: Any) -> tuple[Any, ...]:
     """The members of a union, and of any other annotation itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
@@ -102,10 +114,9 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 def element_types(hint: Any, length: int) -> tuple[Any, ...]:
     """The annotations of the elements of a tuple of `length`; empty if the annotation is not that of a tuple."""
-    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-    if typing.get_origin(base) is not tuple:
+    if typing.get_origin(base(hint)) is not tuple:
         return ()
-    elements = typing.get_args(base)
+    elements = typing.get_args(base(hint))
     return (elements[0],) * length if elements[-1] is Ellipsis else elements
 
 
@@ -116,12 +127,15 @@ def _metadata(hint: Any) -> Iterator[Any]:
 
 def violated(value: Any, hint: Any) -> str | None:
     """The requirement that a value violates, in words; None if there is none."""
-    if value is None:
-        return None
+    mismatch = _mismatch(value, hint)
+    if mismatch is not None or value is None:
+        return mismatch
     for alternative in alternatives(hint):
         limits = [] if isinstance(value, str) else bounds(alternative)  # a word in place of a number
         if not all(_holds(value, limit) for limit in limits):
             return f"it must be {_in_words(limits)}"
+        if base(alternative) is float and not all(_holds(value, limit, _single) for limit in limits):
+            return f"it must be {_in_words(limits)} in single precision"
         for mark in _metadata(alternative):
             if isinstance(mark, at.MinLen) and len(value) < mark.min_length:
                 return f"it must have at least {mark.min_length} entries"
@@ -133,16 +147,39 @@ def violated(value: Any, hint: Any) -> str | None:
     return None
 
 
-def _holds(value: Any, bound: at.Ge | at.Gt | at.Le | at.Lt) -> bool:
-    """Whether a value keeps to a bound; NaN keeps to none."""
+def _mismatch(value: Any, hint: Any) -> str | None:
+    """What a value must be to have the type of its annotation; numbers, words, and true or false are checked."""
+    if hint in (str, bool):
+        return None if isinstance(value, hint) else f"it must be {'a word' if hint is str else 'true or false'}"
+    options = [base(option) for option in alternatives(hint)]
+    if all(typing.get_origin(option) is Literal for option in options):
+        words = [word for option in options for word in typing.get_args(option)]
+        return None if value in words else f"it must be one of {', '.join(map(str, words))}"
+    kinds = {option for option in options if option in (int, float)}
+    if kinds and (value is None or isinstance(value, str | bool)):
+        return None if set(options) - kinds else "it must be a number"
+    return "it must be a whole number" if kinds == {int} and isinstance(value, float) else None
+
+
+def _single(value: float) -> float:
+    """A number in single precision, where subnormal numbers are zero."""
+    with np.errstate(over="ignore"):
+        rounded = np.float32(value)
+    return 0.0 if abs(rounded) < np.finfo(np.float32).tiny else float(rounded)
+
+
+def _holds(
+    value: Any, bound: at.Ge | at.Gt | at.Le | at.Lt, rounded: Callable[[Any], Any] = lambda number: number
+) -> bool:
+    """Whether a value keeps to a bound, both rounded; NaN keeps to none."""
     match bound:
         case at.Ge(limit):
-            return value >= limit
+            return rounded(value) >= rounded(limit)
         case at.Gt(limit):
-            return value > limit
+            return rounded(value) > rounded(limit)
         case at.Le(limit):
-            return value <= limit
-    return value < bound.lt
+            return rounded(value) <= rounded(limit)
+    return rounded(value) < rounded(bound.lt)
 
 
 def _in_words(limits: list[at.Ge | at.Gt | at.Le | at.Lt]) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from coda_jax.diffusion import edm
+from coda_jax.ranges import RangeError
 
 NOISE = edm.NoiseConfig()
 
@@ -48,6 +49,22 @@ def test_karras_sigmas_decrease_from_the_top_to_zero(num_steps):
     assert sigmas.shape == (num_steps + 1,)
     np.testing.assert_allclose(sigmas[[0, -2, -1]], [80.0, 0.002, 0.0], rtol=1e-5)
     assert np.all(np.diff(sigmas) < 0)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "sigma_min", "sigma_max", "rho"),
+    [
+        *((128, 0.002, 80.0, rho) for rho in (0.5, 1e6)),  # the lowest level is NaN; 128 levels are not distinct
+        (2, 0.002, 80.0, 1e6),  # the first level is 82
+        (128, 79.99999, 80.0, 7.0),
+        (128, 0.002, 1e38, 7.0),
+    ],
+)
+def test_levels_that_single_precision_cannot_separate_are_refused(num_steps, sigma_min, sigma_max, rho):
+    with pytest.raises(RangeError, match=f"sigma_min is {sigma_min}; {num_steps} noise levels must decrease to it"):
+        edm.check_levels(num_steps, sigma_min, sigma_max, rho)
+    for steps in (2, 128, 100_000):
+        edm.check_levels(steps, 0.002, 80.0, 7.0)
 
 
 def test_training_sigmas_are_log_normal_within_their_range():

@@ -6,8 +6,6 @@ import inspect
 import math
 import pkgutil
 import types
-import typing
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import annotated_types as at
@@ -18,6 +16,7 @@ import experiments
 from coda_jax import ranges
 from experiments import benchmark, collect, consequences, coordination, data, fit_study, mamujoco, polynomial, steering
 from experiments.pipeline.settings import ExperimentConfig
+from tests.out_of_range import leaves, outside
 
 COMMANDS: dict[str, tuple[types.ModuleType, type, list[str]]] = {
     "mamujoco": (mamujoco, ExperimentConfig, []),
@@ -31,43 +30,6 @@ COMMANDS: dict[str, tuple[types.ModuleType, type, list[str]]] = {
     "data cards": (data, data.Cards, ["cards"]),
 }
 """Module, configuration and required arguments of each command that has numbers."""
-
-
-def bare(hint: Any) -> Any:
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-
-
-def leaves(config: type, outer: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, tuple[str, ...]]]:
-    """Path, annotation of the number, and (for an entry of a tuple) the in-range entries before it."""
-    for name, hint in ranges.field_types(config).items():
-        path = (*outer, name)
-        for alternative in ranges.alternatives(hint):
-            kind = bare(alternative)
-            if dataclasses.is_dataclass(kind):
-                yield from leaves(kind, path)
-            elif kind in (int, float):
-                yield path, alternative, ()
-            elif typing.get_origin(kind) is tuple:
-                elements = typing.get_args(kind)
-                number = 1 if elements[-1] is Ellipsis else len(elements)
-                if bare(elements[0]) in (int, float):
-                    yield path, elements[0], ("0",) * (number - 1)
-
-
-def outside(hint: Any) -> list[str]:
-    """Values beyond each bound of a range, and those that are no finite numbers."""
-    values = ["nan", "inf", "-inf"] if bare(hint) is float else []
-    if at.Le(math.inf) in ranges.bounds(hint):
-        values.remove("inf")
-    for bound in ranges.bounds(hint):
-        match bound:
-            case at.Gt(limit) | at.Lt(limit):
-                values.append(str(limit))
-            case at.Ge(limit):
-                values.append(str(limit - 1))  # pyright: ignore[reportOperatorIssue]
-            case at.Le(limit) if limit < math.inf:  # pyright: ignore[reportOperatorIssue]
-                values.append(str(limit + 1))  # pyright: ignore[reportOperatorIssue]
-    return list(dict.fromkeys(values))
 
 
 def has_two_bounds(hint: Any) -> bool:
@@ -128,7 +90,7 @@ def test_every_number_of_every_configuration_has_a_range(config):
 def test_every_value_out_of_range_is_refused(config):
     for path, hint, _ in leaves(config):
         for value in outside(hint):
-            assert ranges.violated(bare(hint)(value), hint) is not None, (path, value)
+            assert ranges.violated(ranges.base(hint)(value), hint) is not None, (path, value)
 
 
 def test_a_number_without_a_range_is_found():

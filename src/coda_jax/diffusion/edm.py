@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from coda_jax.ranges import NonNegative, Positive, Ranged, RangeError, Real
@@ -50,8 +51,8 @@ class NoiseConfig(Ranged):
 
 
 def check_sigmas(sigma_min: float, sigma_max: float) -> None:
-    """Refuses noise levels of which the lowest is not below the highest, by a `RangeError`."""
-    if not sigma_min < sigma_max:
+    """Refuses noise levels of which the lowest is not below the highest in single precision, by a `RangeError`."""
+    if not np.float32(sigma_min) < np.float32(sigma_max):
         raise RangeError("sigma_min", sigma_min, f"it must be below sigma_max, {sigma_max:g}")
 
 
@@ -62,9 +63,33 @@ def karras_sigmas(
 
     They run from `sigma_max` to `sigma_min`, evenly spaced in sigma^(1/rho), followed by 0: `num_steps + 1` numbers.
     """
-    ramp = jnp.linspace(0.0, 1.0, num_steps)
+    return jnp.append(_curved(jnp.linspace(0.0, 1.0, num_steps), sigma_min, sigma_max, rho), 0.0)
+
+
+def check_levels(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> None:
+    """Refuses noise levels that do not decrease from `sigma_max` to `sigma_min` in single precision.
+
+    On the host, because settings are made before there is a device. The ends may be off by 1 %.
+
+    Raises:
+        RangeError: with all the parameters, at `sigma_min`.
+    """
+    with np.errstate(all="ignore"):
+        levels = _curved(np.linspace(0.0, 1.0, num_steps, dtype=np.float32), sigma_min, sigma_max, rho)
+    reaches = np.allclose(levels[[0, -1]], [sigma_max, sigma_min], rtol=0.01, atol=0.0)
+    if not (reaches and (np.diff(levels) < 0).all()):
+        raise RangeError(
+            "sigma_min",
+            sigma_min,
+            f"{num_steps} noise levels must decrease to it from sigma_max, {sigma_max:g}, with rho {rho:g} "
+            "in single precision",
+        )
+
+
+def _curved(ramp: Any, sigma_min: float, sigma_max: float, rho: float) -> Any:
+    """Noise levels at places of a ramp from 0 to 1, an array of JAX or numpy."""
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return jnp.append((top + ramp * (bottom - top)) ** rho, 0.0)
+    return (top + ramp * (bottom - top)) ** rho
 
 
 def training_sigmas(key: PRNGKey, shape: tuple[int, ...], noise: NoiseConfig = NoiseConfig()) -> Float[Array, "..."]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 from jaxtyping import Array, Float
 
-from coda_jax.diffusion.edm import check_sigmas, karras_sigmas
+from coda_jax.diffusion.edm import check_levels, check_sigmas, karras_sigmas
 from coda_jax.ranges import NonNegative, Positive, Ranged, RangeError
 
 
@@ -20,7 +20,7 @@ class SamplerConfig(Ranged):
         80.0
     """
 
-    num_steps: Annotated[int, Interval(ge=2, lt=2**31)] = 128
+    num_steps: Annotated[int, Interval(ge=2, lt=2**20)] = 128
     """N, the diffusion steps; the denoiser is called 2N - 1 times by `heun`, N times by `dpm++`."""
     sigma_min: Positive = 0.002
     """Lowest noise level before zero."""
@@ -50,6 +50,7 @@ class SamplerConfig(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sigmas(self.sigma_min, self.sigma_max)
+        check_levels(self.num_steps, self.sigma_min, self.sigma_max, self.rho)
         if self.S_min > self.S_max:
             raise RangeError("S_min", self.S_min, f"it must be at most S_max, {self.S_max:g}")
         if self.solver == "dpm++" and self.S_churn > 0:
