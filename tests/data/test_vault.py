@@ -280,6 +280,10 @@ def test_several_vaults_are_listed_without_unfinished_ones(tmp_path, foreign_vau
             "[0, 6, 0",
         ),
         ({"infos": {"state": np.full((1, 10, 5), -np.inf)}}, "infos.state[0, 0, 0] is -inf"),
+        (
+            {"terminals": np.where(np.arange(10) == 6, np.nan, 0.0)[None, :, None] * np.ones(2)},
+            "terminals[0, 6, 0] is NaN",
+        ),
         ({"actions": np.full((1, 10, 2, 1), -1.01)}, "actions[0, 0, 0, 0] is outside [-1, 1]"),
         ({"rewards": np.arange(20.0).reshape(1, 10, 2)}, "rewards[0, 0, 1] is not agent 0's"),
     ],
@@ -288,6 +292,16 @@ def test_wrong_leaves_and_values(tmp_path, leaves, expected):
     leaves = jax.tree.map(lambda leaf: leaf.astype(np.float32), leaves)
     write_with_flashbax(tmp_path / "v", og_marl_experience(**leaves), 10)
     assert expected in read_error(tmp_path / "v")
+
+
+@pytest.mark.parametrize(("leaf", "index"), [("rewards", (0, 3)), ("observations", (0, 3, 0, 0))])
+def test_numbers_beyond_single_precision_are_refused(tmp_path, leaf, index):
+    experience = jax.tree.map(lambda x: x.astype(np.float64), og_marl_experience())
+    experience[leaf][index] = 1e300
+    with jax.enable_x64(True):
+        write_with_flashbax(tmp_path / "v", experience, 10)
+    place = [*index, *[0] * (experience[leaf].ndim - len(index))]
+    assert f"{leaf}{place} is +1e+300, infinite in single precision" in read_error(tmp_path / "v")
 
 
 def test_an_empty_vault(tmp_path):

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 from coda_jax.data.dataset import Episodes
 from coda_jax.data.episode_ends import Ends, check_ends, one_step
 from coda_jax.data.vault import StateSource, read_episodes, read_states_and_actions
-from coda_jax.data.vault_files import OpenVault, VaultError, open_vault
+from coda_jax.data.vault_files import OpenVault, VaultError, check_values, open_vault
 from coda_jax.envs import mamujoco
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.tasks import TASKS
@@ -185,7 +185,11 @@ def _state_sources(sizes: Mapping[str, int], env: Environment) -> list[StateSour
 
 
 def _recorded_steps(opened: OpenVault) -> _Steps:
-    """Steps spread over the vault, each followed by another step of its episode."""
+    """Steps spread over the vault, each followed by another step of its episode.
+
+    Raises:
+        VaultError: there are none, or a value is invalid.
+    """
     terminal, truncation = opened.ends()
     is_end = terminal | truncation
     length = min(NUM_SIMULATED // _NUM_BLOCKS, opened.length - 1)
@@ -196,7 +200,9 @@ def _recorded_steps(opened: OpenVault) -> _Steps:
     for start in starts:
         has_next = ~is_end[start : start + length]
         for name in names:
-            values = opened.read(name, start, start + length + 1).astype(np.float32)
+            values = opened.read(name, start, start + length + 1)
+            check_values(opened.path, name, start, values)
+            values = values.astype(np.float32)
             current[name].append(values[:-1][has_next])
             following[name].append(values[1:][has_next])
     num_found = sum(map(len, current["rewards"]))

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from coda_jax.data.vault import ACTION_TOLERANCE
-from coda_jax.data.vault_files import OpenVault
+from coda_jax.data.vault_files import ACTION_TOLERANCE, OpenVault, is_finite
 
 
 class Survey(NamedTuple):
@@ -35,7 +34,7 @@ def survey(opened: OpenVault) -> Survey:
     """Counts the contents of a vault.
 
     Raises:
-        VaultError: its files are damaged.
+        VaultError: its files are damaged, or a flag of an episode's end is NaN or infinite.
     """
     terminal, truncation = opened.ends()
     is_last = terminal | truncation
@@ -47,7 +46,7 @@ def survey(opened: OpenVault) -> Survey:
     for name in opened.leaves:
         num_nan[name] = 0
         for start, values in opened.slices(name):
-            num_nan[name] += int(np.sum(~np.isfinite(values)))
+            num_nan[name] += int(np.sum(~is_finite(values)))
             if name == "actions":
                 num_saturated += int(np.sum(np.abs(values) >= 1.0))
                 num_out += int(np.sum(np.abs(values) > 1.0 + ACTION_TOLERANCE))

@@ -32,14 +32,13 @@ from coda_jax.data.vault_files import (
     VaultError,
     as_vault_error,
     check_shapes,
+    check_values,
     first_line,
     open_vault,
 )
 from coda_jax.types import TaskSpec
 
 _CARD = "card.json"
-ACTION_TOLERANCE = 1e-4
-"""Rounding error by which an action may exceed [-1, 1]; such actions are clipped."""
 
 
 class StateSource(NamedTuple):
@@ -81,7 +80,7 @@ def write_vault(path: str | os.PathLike[str], episodes: Episodes, provenance: Ma
     path = Path(path).absolute()
     leaves = _leaves_from_episodes(episodes)
     for name, leaf in leaves.items():
-        _check_values(path, name, 0, leaf[0])
+        check_values(path, name, 0, leaf[0])
     card = {
         "statistics": statistics(episodes),
         "provenance": dict(provenance or {}),
@@ -147,7 +146,7 @@ def read_states_and_actions(
     action = np.empty((opened.length, sizes["A"], sizes["U"]), np.float32)
     for name in {source.leaf, "actions"}:
         for start, values in opened.slices(name):
-            _check_values(opened.path, name, start, values)
+            check_values(opened.path, name, start, values)
             if name == "actions":
                 action[start : start + len(values)] = np.clip(values, -1, 1)
             else:
@@ -193,7 +192,7 @@ def read_episodes(
         for start, values in opened.slices(name):
             if expected is not None:
                 fingerprint.add(values)
-            _check_values(opened.path, name, start, values)
+            check_values(opened.path, name, start, values)
             chosen = values[kept[start : start + len(values)]]
             rows = slice(filled, filled + len(chosen))
             filled += len(chosen)
@@ -277,30 +276,6 @@ def _rename_unless_exists(source: Path, target: Path) -> bool:
             return False
         raise
     return True
-
-
-def _check_values(path: Path, name: str, start: int, values: np.ndarray) -> None:
-    """Raises a VaultError at the first non-finite value, out-of-bounds action, or reward that differs between agents.
-
-    Args:
-        path: the vault, for the message.
-        name: the leaf.
-        start: the step of the first value.
-        values: `[n, ...]` the values of n consecutive steps.
-    """
-
-    def first(bad: np.ndarray) -> str:
-        step, *rest = np.argwhere(bad)[0].tolist()
-        return str([0, start + step, *rest])
-
-    if not (finite := np.isfinite(values)).all():
-        value = values[~finite][0]
-        kind = "NaN" if np.isnan(value) else f"{value:+}"
-        raise VaultError(f"vault {path}: {name}{first(~finite)} is {kind}; remove that episode")
-    if name == "actions" and (beyond := np.abs(values) > 1 + ACTION_TOLERANCE).any():
-        raise VaultError(f"vault {path}: actions{first(beyond)} is outside [-1, 1]; rescale the actions")
-    if name == "rewards" and (differs := values != values[:, :1]).any():
-        raise VaultError(f"vault {path}: rewards{first(differs)} is not agent 0's; agents must share one reward")
 
 
 class _Fingerprint:

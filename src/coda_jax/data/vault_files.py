@@ -29,6 +29,8 @@ LAYOUT = {
 
 FLAGS = {"terminals", "truncations"}
 METADATA = "metadata.json"
+ACTION_TOLERANCE = 1e-4
+"""Rounding error by which an action may exceed [-1, 1]; such actions are clipped."""
 REPAIR = "delete it, then build or download it again"
 _VERSION = 1
 """The major version of the supported vault format."""
@@ -101,10 +103,15 @@ class OpenVault(NamedTuple):
             yield start, self.read(name, start, min(start + step, self.length))
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ends of episodes: `[T]` whether any agent is terminal, and `[T]` whether any agent is truncated."""
+        """Ends of episodes: `[T]` whether any agent is terminal, and `[T]` whether any agent is truncated.
+
+        Raises:
+            VaultError: the files are damaged, or a flag is NaN or infinite.
+        """
         flags = {name: np.zeros(self.length, bool) for name in ("terminals", "truncations")}
         for name, flag in flags.items():
             for start, values in self.slices(name):
+                check_values(self.path, name, start, values)
                 flag[start : start + len(values)] = (values != 0).any(axis=1)
         return flags["terminals"], flags["truncations"]
 
@@ -213,6 +220,37 @@ def check_shapes(opened: OpenVault, task: TaskSpec | None) -> None:
                 f"vault {opened.path}: {name} has the shape [{batch}, T, {found}], but {source} make it "
                 f"[1, T, {expected}]; choose another vault or task"
             )
+
+
+def check_values(path: Path, name: str, start: int, values: np.ndarray) -> None:
+    """Raises a VaultError at the first non-finite value, out-of-bounds action, or reward that differs between agents.
+
+    Args:
+        path: the vault, for the message.
+        name: the leaf.
+        start: the step of the first value.
+        values: `[n, ...]` the values of n consecutive steps.
+    """
+
+    def first(bad: np.ndarray) -> str:
+        step, *rest = np.argwhere(bad)[0].tolist()
+        return str([0, start + step, *rest])
+
+    if not (finite := is_finite(values)).all():
+        value = values[~finite][0]
+        kind = "NaN" if np.isnan(value) else f"{value:+}"
+        beyond_single = ", infinite in single precision" if np.isfinite(value) else ""
+        raise VaultError(f"vault {path}: {name}{first(~finite)} is {kind}{beyond_single}; remove that episode")
+    if name == "actions" and (beyond := np.abs(values) > 1 + ACTION_TOLERANCE).any():
+        raise VaultError(f"vault {path}: actions{first(beyond)} is outside [-1, 1]; rescale the actions")
+    if name == "rewards" and (differs := values != values[:, :1]).any():
+        raise VaultError(f"vault {path}: rewards{first(differs)} is not agent 0's; agents must share one reward")
+
+
+def is_finite(values: np.ndarray) -> np.ndarray:
+    """Whether each value is finite in single precision, in which it is used."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(values.astype(np.float32, copy=False))
 
 
 def _check_chunks(opened: OpenVault) -> None:
