@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from coda_jax.artefact import ArtefactError, write_artefact
+from coda_jax.artefact import ArtefactError, read_artefact, write_artefact
 from coda_jax.envs.rollout import episode_returns
 from coda_jax.evaluation import policy_returns
 from coda_jax.marl.input_scale import InputScale
@@ -139,6 +139,36 @@ def test_what_is_no_policy_is_refused_in_one_line(saved, tmp_path):
         with pytest.raises(ArtefactError) as error:
             load_policy(path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("described", "expected"),
+    [
+        ({"seeds": [0, 0]}, r"seeds is \(0, 0\); each must occur once"),
+        ({"seeds": [-1, 0]}, r"seeds is \(-1, 0\); each entry must be at least 0"),
+        ({"seeds": ["a", "b"]}, "each entry must be a number"),
+        ({"seeds": []}, "must have at least 1 entries"),
+        ({"rounds": "x"}, "rounds is x; it must be a number"),
+        ({"rounds": 0.5}, "rounds is 0.5; it must be a whole number"),
+    ],
+)
+def test_a_faulty_description_is_refused_in_one_line(saved, described, expected):
+    path = saved[0]
+    description, arrays = read_artefact(path, "policy")
+    write_artefact(path, "policy", description | described, arrays)
+    with pytest.raises(ArtefactError, match=expected) as error:
+        load_policy(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_weights_that_are_not_finite_and_scales_of_zero_are_refused(saved, value):
+    path = saved[0]
+    description, arrays = read_artefact(path, "policy")
+    arrays["obs_std"][0, 0, 0] = value
+    write_artefact(path, "policy", description, arrays)
+    with pytest.raises(ArtefactError, match="obs_std"):
+        load_policy(path)
 
 
 def test_a_flipped_bit_is_found_or_changes_no_number(saved):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from coda_jax.artefact import ArtefactError, from_plain, write_artefact
+from coda_jax.artefact import ArtefactError, from_plain, read_artefact, write_artefact
 from coda_jax.data.dataset import make_dataset
 from coda_jax.diffusion.edm import NoiseConfig
 from coda_jax.diffusion.generator import GeneratorConfig
@@ -55,6 +55,28 @@ def test_unknown_settings_and_a_later_format_are_refused(fitted, tmp_path, monke
     write_artefact(tmp_path / "prior.npz", "prior", description, {"a": np.zeros(1)})
     with pytest.raises(ArtefactError, match="is no prior"):
         load_prior(tmp_path)
+
+
+def test_a_faulty_horizon_is_refused(fitted, tmp_path):
+    save_prior(tmp_path / "prior.npz", *fitted)
+    description, arrays = read_artefact(tmp_path / "prior.npz", "prior")
+    write_artefact(tmp_path / "prior.npz", "prior", description | {"horizon": "x"}, arrays)
+    with pytest.raises(ArtefactError, match="horizon is x; it must be a number"):
+        load_prior(tmp_path)
+
+
+def test_a_faulty_transform_is_refused(fitted, tmp_path):
+    model, prior = fitted
+    ranks, half_rank = prior.transform.ranks, prior.transform.half_rank
+    for faulty, expected in (
+        ({"ranks": ranks[1:]}, "its transform is not that of its task"),
+        ({"half_rank": 0.0 * half_rank}, "its transform is not that of its task"),
+        ({"ranks": np.nan * ranks}, "its array transform/ranks has NaN"),
+    ):
+        changed = prior.replace(transform=prior.transform.replace(**faulty))
+        save_prior(tmp_path / "prior.npz", model, changed)
+        with pytest.raises(ArtefactError, match=expected):
+            load_prior(tmp_path)
 
 
 def test_dataclasses_return_from_json():

@@ -19,6 +19,8 @@ class Settings(Ranged):
     scale: NonNegative | Literal["auto"] = 0.5
     seed: Seed = 0
     name: str = ""
+    is_fast: bool = True
+    solver: Literal["heun", "dpm"] = "heun"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,9 @@ def test_the_ends_of_a_range_are_in_it(changes):
         ({"below": 1 - 1e-9}, "below is 0.999999999; it must be at least 0.1 and below 1 in single precision"),
         ({"widths": (8, "a")}, r"widths is \(8, 'a'\); each entry must be a number"),
         ({"share": None}, "share is None; it must be a number"),
+        ({"name": 3}, "name is 3; it must be a word"),
+        ({"is_fast": "no"}, "is_fast is no; it must be true or false"),
+        ({"solver": "euler"}, "solver is euler; it must be one of heun, dpm"),
         ({"seed": 2.0}, "seed is 2.0; it must be a whole number"),
         ({"seed": 2**32}, "seed is 4294967296; it must be at least 0 and below 4294967296"),
     ],

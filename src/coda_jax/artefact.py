@@ -5,7 +5,7 @@ The description is JSON, the entry `description` of the file: the kind of the ar
 
 Reading checks the CRC-32 of all bytes of every entry, which `numpy.load` does not where a damaged header asks for fewer
 bytes, and compares the arrays with `arrays`, because a damaged directory of the archive can lose entries. Artefacts
-older than `arrays` are read without this comparison.
+older than `arrays` are read without this comparison. NaN and infinite numbers are refused.
 """
 
 import dataclasses
@@ -71,7 +71,8 @@ def read_artefact(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, An
     """Reads the description and the nested arrays of an artefact.
 
     Raises:
-        ArtefactError: there is no such file, it is damaged, of another kind, or of a newer format.
+        ArtefactError: there is no such file, it is damaged, of another kind or of a newer format, or a number in it is
+            not finite.
     """
     try:
         with Path(path).open("rb") as file:
@@ -91,6 +92,9 @@ def read_artefact(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, An
     if expected is not None and expected != present:
         changed = min(name for name in {*expected, *present} if expected.get(name) != present.get(name))
         raise ArtefactError(f"{path} is damaged: its array {changed} is missing or is not the one that was written")
+    for name, array in flat.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ArtefactError(f"{path} is no {kind} to use: its array {name} has NaN or infinite numbers")
     return description, flax.traverse_util.unflatten_dict(flat, sep="/")
 
 

@@ -7,12 +7,13 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import MinLen
 from jax import export
 from jaxtyping import Array, Float
 
@@ -21,6 +22,7 @@ from coda_jax.envs.rollout import Act
 from coda_jax.marl.actor_critic import ActorCriticState
 from coda_jax.marl.learner import Learner
 from coda_jax.marl.networks import RecurrentPolicy
+from coda_jax.ranges import NonNegativeCount, RangeError, Seed, check_range
 from coda_jax.types import Params, PRNGKey, TaskSpec
 
 FILE = "policy.npz"
@@ -176,7 +178,7 @@ def load_policy(run: str | os.PathLike[str]) -> Policy:
     """Reads trained policies: from a run folder, or from a file that `save_policy` wrote.
 
     Raises:
-        ArtefactError: there is none, or it cannot be read.
+        ArtefactError: there is none, it cannot be read, or its seeds, rounds or weights are not those of a policy.
 
     Examples:
         >>> import pathlib, tempfile
@@ -197,10 +199,16 @@ def load_policy(run: str | os.PathLike[str]) -> Policy:
         spec = TaskSpec(**description["spec"])
         weights = PolicyWeights(**jax.tree.map(jnp.asarray, arrays))
         policy = Policy(spec, tuple(description["seeds"]), weights, description["rounds"])
+        check_range("seeds", policy.seeds, Annotated[tuple[Seed, ...], MinLen(1)])
+        check_range("rounds", policy.rounds, NonNegativeCount)
+        if len(set(policy.seeds)) < len(policy.seeds):
+            raise RangeError("seeds", policy.seeds, "each must occur once")
         expected = (len(policy.seeds), spec.num_agents, spec.obs_dim)
         shapes = {policy.weights.obs_mean.shape, policy.weights.obs_std.shape}
         if shapes != {expected} or policy.linear_width < 1 or policy.hidden_width < 1:
             raise ValueError(f"its arrays are {shapes}, not {expected}")
+        if not (weights.obs_std > 0).all():
+            raise ValueError("its obs_std is not positive")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"{path} is no policy ({' '.join(str(error).split())})") from error
     return policy

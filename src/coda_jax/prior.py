@@ -22,6 +22,7 @@ from coda_jax.data.dataset import Dataset, sample_index
 from coda_jax.diffusion.generator import Generator, GeneratorConfig, GeneratorState, fit_chunk, make_generator
 from coda_jax.diffusion.guidance import Denoiser, Guide
 from coda_jax.diffusion.samplers import Known, SamplerConfig, sample
+from coda_jax.ranges import Count, check_range
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
 FILE = "prior.npz"
@@ -268,6 +269,7 @@ def load_prior(run: str | os.PathLike[str]) -> tuple[TrajectoryModel, Prior]:
     path = path / FILE if path.is_dir() else path
     description, arrays = read_artefact(path, "prior")
     try:
+        check_range("horizon", description["horizon"], Count)
         model = make_model(
             TaskSpec(**description["spec"]),
             description["horizon"],
@@ -279,6 +281,9 @@ def load_prior(run: str | os.PathLike[str]) -> tuple[TrajectoryModel, Prior]:
         expected = jax.eval_shape(model.generator.init, jax.random.key(0)).ema
         if jax.tree.map(jnp.shape, expected) != jax.tree.map(jnp.shape, prior.denoiser):
             raise ValueError("its weights are not those of its network")
-    except (KeyError, TypeError, ValueError) as error:
+        channels = {leaf.shape[0] for leaf in jax.tree.leaves(prior.transform)}
+        if channels != {transforms.num_channels(model.spec)} or not (prior.transform.half_rank > 0).all():
+            raise ValueError("its transform is not that of its task")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"{path} is no prior ({' '.join(str(error).split())})") from error
     return model, prior

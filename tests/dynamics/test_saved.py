@@ -37,3 +37,9 @@ def test_weights_of_other_networks_and_a_missing_file_are_refused(fitted, tmp_pa
         load_dynamics(tmp_path)
     with pytest.raises(ArtefactError, match="there is no file"):
         load_dynamics(tmp_path / "none.npz")
+
+
+def test_scales_that_are_not_positive_are_refused(fitted, tmp_path):
+    save_dynamics(tmp_path / "dynamics.npz", SPEC, CONFIG, fitted.replace(input_std=0.0 * fitted.input_std))
+    with pytest.raises(ArtefactError, match="standard deviations are not positive"):
+        load_dynamics(tmp_path)

@@ -74,6 +74,8 @@ def load_dynamics(run: str | os.PathLike[str]) -> tuple[DynamicsModel, Dynamics]
         expected = jax.eval_shape(lambda key: init_dynamics(spec, config, key), jax.random.key(0))
         if jax.tree.map(jnp.shape, expected) != jax.tree.map(jnp.shape, dynamics):
             raise ValueError("its weights are not those of its networks")
-    except (KeyError, TypeError, ValueError) as error:
+        if not ((dynamics.input_std > 0).all() and (dynamics.target_std >= 0).all()):
+            raise ValueError("its standard deviations are not positive")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"{path} is no one-step model ({' '.join(str(error).split())})") from error
     return make_dynamics(spec, config), dynamics
