@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from coda_jax.data import conventions
+from coda_jax.data import conventions, episode_ends
 from coda_jax.data.conventions import Convention, read_in_convention, recognise
 from coda_jax.data.episode_ends import check_ends, one_step
 from coda_jax.data.vault_files import VaultError, open_vault
@@ -125,6 +125,19 @@ def test_lost_steps_cut_the_episode(convention_of):
     cut = jax.tree.map(lambda leaf: leaf[kept], LIMITS)
     convention = convention_of(cut, truncations=np.flatnonzero(cut.truncation))
     assert np.flatnonzero(convention.ends.truncation).tolist() == [39, 44, 59, 99, 139, 179]
+
+
+@pytest.mark.parametrize("num_drawn", [60, 4096])
+def test_short_gaps_cut_the_episode(convention_of, monkeypatch, num_drawn):
+    """Four steps lost in each episode: changes too small to be suspected; 60 of 180 steps find one, and then all."""
+    monkeypatch.setattr(episode_ends, "NUM_DRAWN", num_drawn)
+    kept = np.setdiff1d(np.arange(200), np.arange(200).reshape(5, 40)[:, 15:19])
+    cut = jax.tree.map(lambda leaf: leaf[kept], LIMITS)
+    monkeypatch.setattr(episode_ends, "_LARGE_CHANGE", 1e6)
+    convention = convention_of(cut, truncations=np.flatnonzero(cut.truncation))
+    gaps = np.arange(0, 180, 36) + 14
+    assert np.flatnonzero(convention.ends.truncation).tolist() == sorted([*gaps, *np.arange(35, 180, 36)])
+    assert convention.ends.repairs == ("5 ends without a flag added, the first in episode 0 at step 14",)
 
 
 def test_an_episode_longer_than_the_limit_is_refused_in_one_line(convention_of):

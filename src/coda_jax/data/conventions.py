@@ -241,7 +241,7 @@ def _errors(simulate: Simulate, steps: _Steps, state: StateSource, is_reversed: 
 
 def _median_error(simulated: np.ndarray, recorded: np.ndarray, spread: np.ndarray) -> float:
     """The median over steps of the largest error of a feature, in standard deviations of its `spread`."""
-    scaled = np.abs(simulated - recorded) / (np.std(spread, axis=0) + 1e-3)
+    scaled = np.abs(simulated - recorded) / (np.std(spread, axis=0, dtype=np.float64) + 1e-3)
     return float(np.median(scaled.reshape(len(scaled), -1).max(axis=1)))
 
 
