@@ -33,6 +33,8 @@ TINY = shlex.split(
     "--training.epochs-per-round 1 --training.num-trajectories 4 "
     "--learner.critic-widths 8 --learner.policy-linear-width 4 --learner.policy-hidden-width 4"
 )
+Figures = dict[str, Any]
+"""What an audit counts, and its `failures` in words."""
 TIMES = ("wall_seconds", "updates_per_second", "trajectories_per_second")
 """Entries of the summary that differ between equal runs."""
 

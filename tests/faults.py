@@ -1,4 +1,4 @@
-"""The fault audit, by `python -m tests.faults`: damage, kills, rivals, full and read-only disks, and a soak; all tiny.
+"""The fault audit, by `python -m tests.faults`: damage, faulty inputs, kills, rivals, full disks, and a soak; all tiny.
 
 Every audit returns a row of figures. A *failure* is a traceback, more than one line, or a silent wrong number.
 """
@@ -26,9 +26,8 @@ from experiments.host.errors import one_line_errors
 from experiments.host.files import read_stamped
 from experiments.pipeline.recovery import policy_of_run, verify_artefact
 from tests.drift import SPEC
-from tests.fault_world import World, damages, flatten, is_refusal, make_world, outcome, rounds_of, small_disk
-
-Figures = dict[str, Any]
+from tests.fault_inputs import audit_faulty_vaults, audit_flags, audit_sweep
+from tests.fault_world import Figures, World, damages, flatten, is_refusal, make_world, outcome, rounds_of, small_disk
 
 
 def audit_finished(world: World, flips: int = 4) -> Figures:
@@ -355,6 +354,9 @@ AUDITS: dict[str, Callable[[World], Figures]] = {
     "damaged files of a finished run": audit_finished,
     "damaged artefacts": audit_artefacts,
     "nested files": audit_nested,
+    "bad flags": audit_flags,
+    "faulty vaults": audit_faulty_vaults,
+    "damaged sweep": audit_sweep,
     "damaged files of an unfinished run": audit_unfinished,
     "damaged cache": audit_cache,
     "damaged vault": audit_vault,
