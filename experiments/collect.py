@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from experiments.host.cache import enable_compilation_cache, plain
 from experiments.host.console import phase, print_table
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import FROM_CHECKPOINT, UserError, one_line_errors, parse_command
+from experiments.host.help_text import choices
 from experiments.host.plots import team_curves
 from experiments.host.run_folder import open_run_folder
 
@@ -46,8 +47,8 @@ ENVIRONMENTS: dict[str, Callable[[], Environment]] = {
 class CollectConfig(Ranged):
     """Trains behaviour teams by MATD3 and saves snapshots during training."""
 
-    task: str = "2halfcheetah"
-    """Task: `spread`, `same-side`, or one of MaMuJoCo, such as `2halfcheetah`; `spread` has defaults of its own."""
+    task: Annotated[str, choices(ENVIRONMENTS)] = "2halfcheetah"
+    """Task; `spread` has defaults of its own."""
     num_teams: Count = 4
     """Number of teams; each has its own seed."""
     num_snapshots: Count = 17

@@ -24,6 +24,7 @@ from coda_jax.augmentation.base import sample_in_chunks
 from coda_jax.augmentation.disagreement import least_disagreed
 from coda_jax.data.dataset import Dataset
 from coda_jax.dynamics.ensemble import make_dynamics
+from coda_jax.envs.mamujoco import TASKS
 from coda_jax.evaluation import action_response, action_spread, nearest_distance, replay_error, sample_quality
 from coda_jax.ranges import Count, Positive, Ranged, RangeError, Seed
 from coda_jax.types import Trajectory
@@ -32,9 +33,10 @@ from experiments.guidance.subjects import Subject, mamujoco_subject, same_side_s
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.console import phase, print_table, say
 from experiments.host.errors import FROM_UNFINISHED, UserError, one_line_errors, parse_command
+from experiments.host.help_text import choices
 from experiments.host.records import parse_mapping, write_record
 from experiments.pipeline.consequences import coda
-from experiments.pipeline.settings import check_choice
+from experiments.pipeline.settings import DatasetName, PresetName, check_choice
 
 MODES: dict[str, dict[str, Any]] = {
     "denoiser": {},
@@ -78,11 +80,11 @@ class ConsequencesConfig(Ranged):
     """Folder for `consequences.json`; the same command goes on there."""
     run: Path | None = None
     """A finished run folder of the main job that provides data, settings and policy; by default a policy is trained."""
-    task: str = "2halfcheetah"
+    task: Annotated[str, choices((*TASKS, "same-side"))] = "2halfcheetah"
     """Task: one of the main job, or `same-side`, which takes seconds; not used with `--run`."""
-    dataset: str = "replay"
+    dataset: DatasetName = "replay"
     """Dataset; not used with `--run` or on same side."""
-    preset: str = "laptop"
+    preset: PresetName = "laptop"
     """Preset that sets the denoiser and the learner; not used with `--run` or on same side."""
     num_updates: Count = 2_000
     """Learner updates of the policy on recorded data alone, in whole rounds; not used with `--run`."""

@@ -32,7 +32,12 @@ from experiments.host.cache import enable_compilation_cache
 from experiments.host.console import print_histogram, say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.help_text import choices
 from experiments.pipeline.settings import DataConfig, check_choice
+
+CONVERTIBLE = tuple(name for name in mamujoco.TASKS if not name.endswith(OLD_WRAPPER))
+WITH_TEAMS = tuple(name for name in mamujoco.TASKS if named_datasets(name))
+"""Tasks with behaviour teams, and so with named datasets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Convert:
     """The vault to convert."""
     output: Path
     """Folder of the new vault, such as `2halfcheetah.vlt/Good`."""
-    task: str = "2halfcheetah"
+    task: Annotated[str, choices(CONVERTIBLE)] = "2halfcheetah"
     """Task of the vault, by its current name."""
 
 
@@ -81,7 +86,7 @@ class Film:
 
     output: Path
     """File for the video, `.gif`, `.webp` or `.mp4` (needs ffmpeg), or for a strip of frames, `.png`."""
-    task: str = "2halfcheetah"
+    task: Annotated[str, choices(WITH_TEAMS)] = "2halfcheetah"
     """A task that has behaviour teams."""
 
 
@@ -195,8 +200,7 @@ def download(command: Download) -> None:
 
 def convert(command: Convert) -> None:
     """Converts a vault."""
-    names = tuple(name for name in mamujoco.TASKS if not name.endswith(OLD_WRAPPER))
-    check_choice("--task", command.task, names)
+    check_choice("--task", command.task, CONVERTIBLE)
     if command.output.exists():
         raise UserError(f"--output {command.output} exists; give the path of a new folder")
     enable_compilation_cache()
@@ -214,13 +218,12 @@ def cards(command: Cards) -> None:
         raise UserError(f"--output {command.output} is a folder; give the path of a file")
     mesh = set_up_devices(4)
     enable_compilation_cache()
-    tasks = [task for task in mamujoco.TASKS if named_datasets(task)]
-    say(write_cards(command.output, tasks, command.num_episodes, mesh).rstrip())
+    say(write_cards(command.output, WITH_TEAMS, command.num_episodes, mesh).rstrip())
 
 
 def render_team(command: Film) -> None:
     """Renders a behaviour team."""
-    check_choice("--task", command.task, tuple(task for task in mamujoco.TASKS if named_datasets(task)))
+    check_choice("--task", command.task, WITH_TEAMS)
     check_film("--output", command.output)
     enable_compilation_cache()
     try:

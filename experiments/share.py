@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from coda_jax.envs.polynomial import Action, PolynomialGame, optima
-from experiments.games.settings import GameSettings, dataset_of, game_of
+from experiments.games.settings import GameName, GameSettings, dataset_of, game_of
 from experiments.games.share import Field, ascend, evaluate, exact_marginals, is_stable, least_share, stationary_points
 from experiments.games.theory import Marginals
 from experiments.host.console import print_table, say
@@ -25,8 +25,8 @@ SHARES = np.linspace(0.0, 1.0, 101)
 class ShareConfig(GameSettings):
     """Computes how the points at which the agents end depend on the share of on-policy data."""
 
-    game: str = "twin-peaks"
-    """Game: `multiplication` or `twin-peaks`."""
+    game: GameName = "twin-peaks"
+    """Game."""
     start: tuple[Action, Action] = (-0.64, 0.65)
     """Joint policy from which the agents find the data's own point; by default the paper's start."""
     output: Path | None = None

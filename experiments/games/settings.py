@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
+from typing import Annotated
 
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
@@ -13,9 +14,12 @@ from coda_jax.marl.stateless_maddpg import CriticConfig, StatelessMaddpgConfig, 
 from coda_jax.ranges import Count, Positive, Ranged, Seed, check_seeds
 from experiments.games.methods import GameCodaConfig
 from experiments.host.errors import UserError
+from experiments.host.help_text import choices
 from experiments.pipeline.settings import check_choice
 
 GAMES = {"multiplication": MULTIPLICATION, "twin-peaks": twin_peaks()}
+CRITICS = ("known", "learned")
+GameName = Annotated[str, choices(GAMES)]
 DEFAULT_DATASETS = {"multiplication": "skewed", "twin-peaks": "uniform"}
 """The datasets of Figures 1 and 2: means of opposite sign, and data centred at the origin."""
 
@@ -24,7 +28,7 @@ DEFAULT_DATASETS = {"multiplication": "skewed", "twin-peaks": "uniform"}
 class GameSettings(Ranged):
     """A game and the distribution of its offline data."""
 
-    game: str = "multiplication"
+    game: GameName = "multiplication"
     """Game: `multiplication` (R = xy) or `twin-peaks` (R = -x^2 - y^2 - 4 x^2 y^2 + 5 x y)."""
     coefficients: str | None = None
     """A game of one's own in place of --game: c_jk of R = sum c_jk x^j y^k, rows j parted by semicolons, such as
@@ -56,7 +60,7 @@ class PolynomialConfig(GameSettings):
     """Starts per side of the grid; the square of this number must be a multiple of --num-draws."""
     grid_updates: Count = 60
     """Updates from each start of the grid."""
-    critic: str = "known"
+    critic: Annotated[str, choices(CRITICS)] = "known"
     """Critic: `known` (the reward function) or `learned` (fitted to the recorded rewards)."""
     run_dir: Path | None = None
     """Run folder; by default named by the settings, below `runs/`."""
@@ -95,7 +99,7 @@ def check(config: PolynomialConfig) -> None:
     """
     game = game_of(config)
     dataset_of(config)
-    check_choice("--critic", config.critic, ("known", "learned"))
+    check_choice("--critic", config.critic, CRITICS)
     multiples = (
         ("--num-seeds", config.num_seeds, "--num-draws", config.num_draws),
         ("--grid-size, squared,", config.grid_size**2, "--num-draws", config.num_draws),

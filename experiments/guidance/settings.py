@@ -9,7 +9,16 @@ from annotated_types import Interval, MinLen
 
 from coda_jax.ranges import Count, NonNegative, NonNegativeCount, Ranged, RangeError, Seed, check_seeds
 from experiments.host.errors import UserError
-from experiments.pipeline.settings import PRESETS, ExperimentConfig, check, check_choice, read_config
+from experiments.pipeline.settings import (
+    PRESETS,
+    DatasetName,
+    ExperimentConfig,
+    PresetName,
+    TaskName,
+    check,
+    check_choice,
+    read_config,
+)
 
 SCHEDULES = ("annealed", "constant")
 
@@ -23,11 +32,11 @@ class SteeringConfig(Ranged):
 
     run: Path | None = None
     """A finished run folder that provides data, denoiser and policies; by default this command trains policies."""
-    task: str = "2halfcheetah"
+    task: TaskName = "2halfcheetah"
     """Task; not used with `--run`."""
-    dataset: str = "replay"
+    dataset: DatasetName = "replay"
     """Dataset; not used with `--run`."""
-    preset: str = "laptop"
+    preset: PresetName = "laptop"
     """Preset that sets the denoiser and the learner; not used with `--run`."""
     num_updates: Count = 10_000
     """Learner updates of the trained policies, on recorded data only, in whole rounds; not used with `--run`."""

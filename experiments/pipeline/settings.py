@@ -78,6 +78,11 @@ class DataConfig(Ranged):
     """Whether unbounded features stay uniform after the CDF, as in App. E.2; otherwise all features take the logit."""
 
 
+TaskName = Annotated[str, choices(TASKS)]
+DatasetName = Annotated[str, choices(named_datasets("2halfcheetah"))]
+PresetName = Annotated[str, choices(presets.PRESETS)]
+
+
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig(Ranged):
     """CODA on a MaMuJoCo task: fits a diffusion model to a dataset and trains a learner with its samples.
@@ -85,9 +90,9 @@ class ExperimentConfig(Ranged):
     `--config FILE` starts from the settings in the `config.yaml` of a run folder; the other flags override them.
     """
 
-    task: Annotated[str, choices(TASKS)] = "2halfcheetah"
+    task: TaskName = "2halfcheetah"
     """Task: `2halfcheetah`, `4ant` (dataset `replay` only), or any other with `--vault`."""
-    dataset: Annotated[str, choices(named_datasets("2halfcheetah"))] = "replay"
+    dataset: DatasetName = "replay"
     """Dataset: mixed levels of the behaviour teams (`replay`), or one level."""
     vault: Path | None = None
     """An OG-MARL vault to use instead of a named dataset: its folder, such as `.../Replay.vlt`, or its subfolder."""
@@ -132,7 +137,7 @@ class ExperimentConfig(Ranged):
     """First seed."""
     fit_seed: Seed = 0
     """Seed of the denoiser's fit, which all policy seeds share; vary it to measure the variance between fits."""
-    preset: Annotated[str, choices(presets.PRESETS)] = "laptop"
+    preset: PresetName = "laptop"
     """Set of defaults: `smoke` (a quick check, two minutes on two cores), `laptop` (20 minutes on two cores) or `paper`
     (for an accelerator)."""
     precision: Precision = "highest"
