@@ -67,14 +67,13 @@ def test_a_faulty_horizon_is_refused(fitted, tmp_path):
 
 def test_a_faulty_transform_is_refused(fitted, tmp_path):
     model, prior = fitted
-    ranks, half_rank = prior.transform.ranks, prior.transform.half_rank
+    right = prior.transform
     for faulty, expected in (
-        ({"ranks": ranks[1:]}, "its transform is not that of its task"),
-        ({"half_rank": 0.0 * half_rank}, "its transform is not that of its task"),
-        ({"ranks": np.nan * ranks}, "its array transform/ranks has NaN"),
+        (jax.tree.map(lambda leaf: leaf[1:], right), "its transform is not that of its task"),
+        (right.replace(half_rank=0.0 * right.half_rank), "its transform is not that of its task"),
+        (right.replace(ranks=np.nan * right.ranks), "its array transform/ranks has NaN"),
     ):
-        changed = prior.replace(transform=prior.transform.replace(**faulty))
-        save_prior(tmp_path / "prior.npz", model, changed)
+        save_prior(tmp_path / "prior.npz", model, prior.replace(transform=faulty))
         with pytest.raises(ArtefactError, match=expected):
             load_prior(tmp_path)
 
