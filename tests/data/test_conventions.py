@@ -122,7 +122,7 @@ def test_other_recordings_are_refused_naming_both_conventions(tmp_path, steps, c
 def test_nans_are_refused(tmp_path, steps, candidates):
     broken = steps | {"state": np.full_like(steps["state"], np.nan)}
     opened = stored(tmp_path, experience_of(broken, TODAYS_OBS, False, "truncations"))
-    with pytest.raises(VaultError, match=r"infos\.state\[0, 0, 0\] is NaN; remove that episode"):
+    with pytest.raises(VaultError, match=r"observations\[0, 0, 0, 0\] is NaN; remove that episode"):
         recognise(opened, candidates)
 
 
