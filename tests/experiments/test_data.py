@@ -71,7 +71,7 @@ def test_the_statistics_of_a_vault(tmp_path, drift_tasks, capsys):
     assert row(text, "actions outside [-1, 1]") == "1"
     assert row(text, "observations") == "[1, 20, 2, 1] float32"
     assert re.search(r"5 to +7 +#+ 1\n", text) and re.search(r"28 to 30 +#+ 1\n", text)
-    assert "unusable: vault" in text and "r_{t+1} by" in text
+    assert "unusable: vault" in text and "observations[0, 7, 1, 0] is NaN; remove that episode" in text
 
 
 def test_the_convention_is_printed(tmp_path, drift_tasks, capsys):
