@@ -80,11 +80,13 @@ def with_spread(run, std: float):
 
 def test_the_comparison_has_the_table_and_the_curve(tmp_path):
     runs = [with_spread(keep_run(tmp_path / n, n, o), 0.0) for n, o in (("coda", 50.0), ("none", 0.0))]
-    report.main([*map(str, runs), "--output", str(tmp_path / "out")])
-    table = (tmp_path / "out" / "comparison.md").read_text()
+    for output in (tmp_path / "a", tmp_path / "b"):
+        report.main([*map(str, runs), "--output", str(output)])
+    table = (tmp_path / "a" / "comparison.md").read_text()
     assert "| k | CODA, mix 0.5, guidance 0.6 (3) | no augmentation (3) | all runs (6) |" in table
     assert "| 1 | 251 [" in table and "| 64 | 252 [" in table
-    assert (tmp_path / "out" / "choice.png").exists()
+    for name in ("comparison.md", "choice.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_runs_without_a_recorded_spread_have_no_such_table(tmp_path):
