@@ -53,7 +53,7 @@ def show_estimate(
     Raises:
         VaultError: a vault that cannot be read.
     """
-    num_devices = set_up_devices(num_seeds).size if machine == THIS else 1
+    num_devices = set_up_devices(num_seeds if machine == THIS else 1).size
     enable_compilation_cache()
     with jax.default_matmul_precision(precision), phase("compiling"):
         backend = jax.default_backend() if machine == THIS else ACCELERATORS[machine].backend

@@ -3,6 +3,8 @@
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 import time
 
 import jax
@@ -53,6 +55,28 @@ def test_no_augmentation_has_updates_and_evaluation_alone(vault, uncompiled):
     steps = {name: (each.steps, each.unit) for name, each in found.items()}
     # Three rounds of 4 epochs of 2 updates; an evaluation before and after each round, of 5 steps.
     assert steps == {"learner": (24, "updates"), "evaluation": (4 * SPEC.episode_length, "physics steps")}
+
+
+IN_A_FRESH_PROCESS = """
+import jax.numpy as jnp
+from experiments.host.devices import set_up_devices
+from experiments.host.program_cost import ProgramCost
+from experiments.pipeline.estimate import show_estimate
+from experiments.pipeline.phase_costs import PhaseCost
+
+def phases_of(num_devices, sizes):
+    jnp.zeros(1).block_until_ready()  # the backend runs from here on, and its devices are as many as they are
+    assert set_up_devices(1).size == num_devices == 1
+    return [PhaseCost("physics", 1, "steps", ProgramCost(1.0, 1.0, 1.0, 1.0))]
+
+show_estimate("h100", 4, "highest", phases_of)
+"""
+
+
+def test_the_number_of_devices_is_set_before_the_backend_runs():
+    result = subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "estimate for 1 x h100" in result.stdout
 
 
 @pytest.mark.slow
