@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from coda_jax import transforms
@@ -31,7 +32,7 @@ from coda_jax.marl.maddpg_bc import maddpg_bc
 from coda_jax.presets import PRESETS, Preset
 from coda_jax.prior import Prior, TrajectoryModel, encode, fit_updates, make_model
 from coda_jax.schedule import CodaConfig
-from coda_jax.types import PRNGKey, Trajectory
+from coda_jax.types import Params, PRNGKey, Trajectory
 from experiments.evidence.random_inputs import HORIZON, random_dataset, random_prior
 from experiments.evidence.timing import Work, best_times
 from experiments.host.cache import enable_compilation_cache
@@ -138,18 +139,19 @@ def check_device(env: Environment, sizes: CheckSizes, accelerator: Any, cpu: Any
         ],
     )
     throughputs = measure(env, sizes, accelerator, start + sizes.seconds)
-    print_table(
-        f"{accelerator.device_kind}: rates, and the most memory in use until then",
-        [
-            {
-                "what": each.what,
-                "size": each.size,
-                "a second": f"{each.rate:,.0f}",
-                "peak GB": "" if each.peak_bytes is None else f"{each.peak_bytes / 1e9:.2f}",
-            }
-            for each in throughputs
-        ],
-    )
+    if throughputs:
+        print_table(
+            f"{accelerator.device_kind}: rates, and the most memory in use until then",
+            [
+                {
+                    "what": each.what,
+                    "size": each.size,
+                    "a second": f"{each.rate:,.0f}",
+                    "peak GB": "" if each.peak_bytes is None else f"{each.peak_bytes / 1e9:.2f}",
+                }
+                for each in throughputs
+            ],
+        )
     if output is not None:
         record = {
             **provenance(num_devices=1),
@@ -218,11 +220,13 @@ def _parts(env: Environment, preset: Preset) -> _Parts:
     dataset = random_dataset(env)
     model = make_model(env.spec, HORIZON, preset.generator, preset.sampler)
     prior = random_prior(model, dataset)
-    # The last layer begins with zeros, and would hide the others.
-    leaves, structure = jax.tree.flatten(prior.denoiser)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    prior = dataclasses.replace(prior, denoiser=jax.tree.unflatten(structure, moved))
+
+    def moved(weights: Params) -> Params:
+        """Other weights: the last layer begins with zeros, and would hide the others."""
+        flat, unflatten = ravel_pytree(weights)
+        return unflatten(flat + 0.05 * jax.random.normal(jax.random.key(1), flat.shape))
+
+    prior = dataclasses.replace(prior, denoiser=jax.jit(moved)(prior.denoiser))
     return _Parts(maddpg_bc(env.spec, preset.learner, standardised_inputs(dataset.steps)), dataset, model, prior)
 
 

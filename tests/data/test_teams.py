@@ -55,7 +55,7 @@ def test_levels_of_training():
 def test_joined_episodes_give_teams_equal_parts():
     env = simple_spread()
     policy = team_policy(env.spec, 4)
-    weights = [policy.init(jax.random.key(seed), jnp.zeros((3, 18))) for seed in range(2)]
+    weights = [jax.jit(policy.init)(jax.random.key(seed), jnp.zeros((3, 18))) for seed in range(2)]
     teams = Teams(
         policy=jax.tree.map(lambda *leaves: np.stack(leaves)[:, None], *weights),
         num_steps=np.zeros(1, int),

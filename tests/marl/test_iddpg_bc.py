@@ -27,7 +27,9 @@ CONFIG = IddpgBcConfig(
 def values(state, actions):
     """Both critics' values `[2, N, 2]` of own actions `[N, 2]` of the two agents."""
     critics = independent_critics(GAME, CONFIG.critic_widths, CONFIG.critic_layer_norm)
-    return np.asarray(critics.of_joint(state.critics, jnp.zeros((len(actions), 1)), jnp.asarray(actions)[..., None]))
+    return np.asarray(
+        jax.jit(critics.of_joint)(state.critics, jnp.zeros((len(actions), 1)), jnp.asarray(actions)[..., None])
+    )
 
 
 def test_critics_learn_the_reward_averaged_over_the_teammates_in_the_data():
@@ -36,7 +38,7 @@ def test_critics_learn_the_reward_averaged_over_the_teammates_in_the_data():
     Policies ascend these lines to the data's ends or beyond.
     """
     rng = np.random.default_rng(0)
-    half = rng.uniform(-0.5, 0.5, (256, 1, 2))
+    half = rng.uniform(-0.5, 0.5, (64, 1, 2))
     mean = np.array([-0.4, 0.3])
     action = mean + np.concatenate([half, -half, half * [1, -1], half * [-1, 1]])  # uncorrelated by symmetry
     reward = action[..., 0] * action[..., 1] + action[..., 0]
@@ -64,7 +66,7 @@ def test_pure_cloning_reaches_the_mean_of_the_data():
 def test_an_agents_value_knows_its_own_action_alone():
     task = TaskSpec(name="toy", num_agents=3, state_dim=2, obs_dim=1, action_dim=2, episode_length=1)
     critics = independent_critics(task, (8,), True)
-    params = critics.init(jax.random.key(0))
+    params = jax.jit(critics.init)(jax.random.key(0))
     joint, state = jax.random.normal(jax.random.key(1), (3, 2)), jnp.ones(2)
     jacobian = np.abs(jax.jacobian(lambda a: critics.of_joint(params, state, a)[0])(joint)).sum(axis=-1)
     assert np.all(np.diag(jacobian) > 1e-4)

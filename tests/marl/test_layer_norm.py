@@ -43,7 +43,7 @@ def test_values_and_gradients_are_those_of_flax(num_rows, num_features, scale):
 
 def test_parameters_start_as_those_of_flax():
     x = jnp.ones((2, 3))
-    ours, flax = (m.init(jax.random.key(0), x) for m in (CentredLayerNorm(), nn.LayerNorm()))
+    ours, flax = (jax.jit(m.init)(jax.random.key(0), x) for m in (CentredLayerNorm(), nn.LayerNorm()))
     assert jax.tree.structure(ours) == jax.tree.structure(flax)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(flax), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,14 @@ TASK = TaskSpec(name="toy", num_agents=2, state_dim=3, obs_dim=4, action_dim=2, 
 SMALL = MaddpgBcConfig(policy_linear_width=8, policy_hidden_width=8, critic_widths=(16, 16))
 LEARNER = maddpg_bc(TASK, SMALL, raw_inputs(TASK))
 INIT, WEIGHTED_UPDATE = jax.jit(LEARNER.init), jax.jit(LEARNER.update)
+UNROLL = jax.jit(unroll, static_argnums=0)
 
 
 def update(state, window, key):
     return WEIGHTED_UPDATE(state, window, uniform_weights(window.reward.shape[0]), key)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def random_windows(seed: int, batch: int = 5, horizon: int = 4) -> Trajectory:
     keys = jax.random.split(jax.random.key(seed), 5)
     return Trajectory(
@@ -52,13 +55,16 @@ def each_critic(params, widths, state, action):
     """The values of both critics, each run on its own."""
     twins = params["params"]["VmapCritic_0"]
     return [
-        np.asarray(Critic(widths).apply({"params": jax.tree.map(lambda x, k=k: x[k], twins)}, state, action))
+        np.asarray(jax.jit(Critic(widths).apply)({"params": jax.tree.map(lambda x, k=k: x[k], twins)}, state, action))
         for k in range(2)
     ]
 
 
 def distance(a, b):
-    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return max(
+        float(np.abs(np.asarray(x) - np.asarray(y)).max())
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 # -- Targets -----------------------------------------------------------------------------------------------------------
@@ -109,7 +115,7 @@ def test_losses_are_those_written_out():
     window = random_windows(2)
     _, metrics = update(state, window, jax.random.key(3))
 
-    target_mu = unroll(LEARNER, other, window.obs)
+    target_mu = UNROLL(LEARNER, other, window.obs)
     errors = []
     q = each_critic(state.critics, SMALL.critic_widths, window.state, window.action)
     next_q = np.minimum(*each_critic(other.critics, SMALL.critic_widths, window.state, target_mu))
@@ -124,7 +130,7 @@ def test_losses_are_those_written_out():
     assert 2 * 5 * 3 < len(errors) < 2 * 5 * 6
     np.testing.assert_allclose(metrics["critic_loss"], 0.5 * np.mean(np.square(errors)), rtol=1e-5)
 
-    mu = unroll(LEARNER, state, window.obs)
+    mu = UNROLL(LEARNER, state, window.obs)
     policy_q = [
         np.minimum(
             *each_critic(state.critics, SMALL.critic_widths, window.state, window.action.at[:, :, i].set(mu[:, :, i]))
@@ -164,7 +170,7 @@ def test_no_agent_is_updated_through_anothers_value():
     """dQ_i / dmu^j = 0 for i != j: a critic sees the current actions of one agent at a time."""
     action = jax.random.normal(jax.random.key(0), (3, 2))
     values = lambda mu: jnp.prod(jnp.sum(brud_joint_actions(mu, action), axis=-1), axis=-1)  # noqa: E731
-    jacobian = np.abs(jax.jacobian(values)(action + 1.0)).sum(axis=-1)  # [i, j]
+    jacobian = np.abs(jax.jit(jax.jacobian(values))(action + 1.0)).sum(axis=-1)  # [i, j]
     assert np.all(np.diag(jacobian) > 1e-3)
     np.testing.assert_array_equal(jacobian - np.diag(np.diag(jacobian)), 0)
 
@@ -229,7 +235,7 @@ def test_beside_current_teammates_too_no_agent_is_updated_through_anothers_value
     mu, action = jax.random.normal(jax.random.key(0), (3, 2)), jnp.zeros((3, 2))
     values = lambda mu: jnp.prod(jnp.sum(actor_joint_actions(mu, action, "current"), axis=-1), axis=-1)  # noqa: E731
     np.testing.assert_allclose(values(mu), jnp.full(3, jnp.prod(jnp.sum(mu, axis=-1))), rtol=1e-6)
-    jacobian = np.abs(jax.jacobian(values)(mu)).sum(axis=-1)
+    jacobian = np.abs(jax.jit(jax.jacobian(values))(mu)).sum(axis=-1)
     assert np.all(np.diag(jacobian) > 1e-3)
     np.testing.assert_array_equal(jacobian - np.diag(np.diag(jacobian)), 0)
 
@@ -238,7 +244,8 @@ def test_beside_current_teammates_too_no_agent_is_updated_through_anothers_value
 def test_the_normaliser_does_not_cancel_the_gradient_when_all_values_share_a_sign(offset):
     action, mu = jnp.zeros((8, 2, 1)), jnp.full((8, 2, 1), 0.25)
     q = lambda _, joint: offset + jnp.sum(joint, axis=(-2, -1))  # noqa: E731
-    gradient = jax.grad(lambda mu: policy_loss(q, jnp.zeros((8, 1)), mu, action, uniform_weights(8), 2.5)[0])(mu)
+    loss = lambda mu: policy_loss(q, jnp.zeros((8, 1)), mu, action, uniform_weights(8), 2.5)[0]  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(mu)
     # Each of the 16 values is offset + 1/4 with slope one; the cloning term's slope is 2 mu / 16.
     np.testing.assert_allclose(gradient, (-2.5 / abs(offset + 0.25) + 0.5) / 16, rtol=1e-5)
 
@@ -250,7 +257,7 @@ def test_the_scale_of_the_critic_does_not_matter():
     def loss(mu, scale):
         return policy_loss(lambda _, a: scale * jnp.sum(a**2, axis=(-2, -1)), state, mu, action, weights, 2.5)[0]
 
-    gradients = [jax.grad(loss)(mu, scale) for scale in (1.0, 1000.0)]
+    gradients = [jax.jit(jax.grad(loss))(mu, scale) for scale in (1.0, 1000.0)]
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 
 
@@ -285,7 +292,7 @@ def test_neither_loss_moves_the_others_network():
 
 
 def test_targets_follow_by_the_soft_recursion():
-    state = LEARNER.init(jax.random.key(0))
+    state = INIT(jax.random.key(0))
     buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
     assert len(set(buffers)) == len(buffers)  # none shared, or the state could not be donated
     assert distance(state.target_policy, state.policy) == 0
@@ -410,7 +417,7 @@ def test_the_normaliser_is_that_of_the_actors_rows():
     def gradient(actor):
         weights = RowWeights(critic=jnp.ones(2), actor=jnp.asarray(actor), cloning=jnp.zeros(2))
         q = lambda state, joint: state[..., 0] + jnp.sum(joint, axis=(-2, -1))  # noqa: E731
-        return jax.grad(lambda mu: policy_loss(q, level, mu, action, weights, 2.5)[0])(mu)[..., 0]
+        return jax.jit(jax.grad(lambda mu: policy_loss(q, level, mu, action, weights, 2.5)[0]))(mu)[..., 0]
 
     np.testing.assert_allclose(gradient([1.0, 0.0]), [[-1.25, -1.25], [0.0, 0.0]], rtol=1e-6)
     np.testing.assert_allclose(gradient([0.0, 1.0]), [[0.0, 0.0], [-0.0125, -0.0125]], rtol=1e-6)
@@ -455,7 +462,7 @@ def test_current_teammates_coordinate_where_a_best_response_under_data_does_not(
         state = train_on(state, window, RowWeights(critic=ones, actor=zeros, cloning=zeros), 300)
         return train_on(state, window, RowWeights(critic=ones, actor=ones, cloning=zeros), 300)
 
-    mu = unroll(learner, run(learner.init(jax.random.key(0))), jnp.zeros((1, 2, 1)))[0, :, 0]
+    mu = UNROLL(learner, run(learner.init(jax.random.key(0))), jnp.zeros((1, 2, 1)))[0, :, 0]
     assert np.all(mu * np.array(ends) > 0.5)
 
 
@@ -470,7 +477,7 @@ def test_on_the_multiplication_game_critics_learn_the_reward_and_policies_drift_
     unseen = np.clip(rng.normal((0.4, -0.4), 0.4, (100, 2)), -1, 1)
     for q in each_critic(state.critics, (32, 32), jnp.zeros((100, 1)), jnp.asarray(unseen, jnp.float32)[..., None]):
         assert np.sqrt(np.mean((q - unseen[:, 0] * unseen[:, 1]) ** 2)) < 0.03
-    mu = unroll(learner, state, jnp.zeros((1, 2, 1)))[0, :, 0]
+    mu = UNROLL(learner, state, jnp.zeros((1, 2, 1)))[0, :, 0]
     assert mu[0] < -0.8 and mu[1] > 0.8
 
 
@@ -493,7 +500,7 @@ def test_on_a_game_of_two_steps_critics_learn_what_the_policies_will_earn(ends, 
     windows = jax.tree.map(lambda leaf: leaf[:, :tokens], game_windows(action, state, reward, terminal))
     trained, _ = train(learner, 0, windows, 600)
 
-    mu = unroll(learner, trained, jnp.array([0.0, 1.0, 1.0])[:, None, None] * jnp.ones((3, 2, 1)))
+    mu = UNROLL(learner, trained, jnp.array([0.0, 1.0, 1.0])[:, None, None] * jnp.ones((3, 2, 1)))
     np.testing.assert_allclose(mu[:tokens, :, 0], np.broadcast_to(mean, (tokens, 2)), atol=0.02)
     next_value = 1 + mean.prod()
     if not ends:

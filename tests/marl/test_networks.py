@@ -15,13 +15,26 @@ def no_memory(*batch_shape):
     return jnp.zeros((*batch_shape, AGENTS, HIDDEN))
 
 
+# Compiled as one program each: operation by operation, a network is a hundred programs.
+def initial(module, *inputs, seed=0):
+    return jax.jit(module.init)(jax.random.key(seed), *inputs)
+
+
+def values(module, params, *inputs):
+    return np.asarray(jax.jit(module.apply)(params, *inputs))
+
+
 @pytest.fixture(scope="module")
 def policy_params():
     """Parameters with all entries, biases too, away from their initial values."""
-    key_init, key_noise = jax.random.split(jax.random.key(0))
-    params = POLICY.init(key_init, jnp.zeros((1, AGENTS, OBS)), no_memory())
-    flat, unflatten = ravel_pytree(params)
-    return unflatten(flat + 0.5 * jax.random.normal(key_noise, flat.shape))
+
+    @jax.jit
+    def draw(key):
+        key_init, key_noise = jax.random.split(key)
+        flat, unflatten = ravel_pytree(POLICY.init(key_init, jnp.zeros((1, AGENTS, OBS)), no_memory()))
+        return unflatten(flat + 0.5 * jax.random.normal(key_noise, flat.shape))
+
+    return draw(jax.random.key(0))
 
 
 @jax.jit
@@ -92,41 +105,44 @@ def test_agents_differ_only_by_their_id(policy_params):
     np.testing.assert_allclose(action[:, 0], action[:, 1], atol=1e-6)
 
 
-CRITIC_INPUT = (jax.random.normal(jax.random.key(2), (5, 4)), jax.random.normal(jax.random.key(3), (5, AGENTS, ACTION)))
+CRITIC_INPUT = (
+    np.asarray(jax.random.normal(jax.random.key(2), (5, 4))),
+    np.asarray(jax.random.normal(jax.random.key(3), (5, AGENTS, ACTION))),
+)
 
 
 def test_critic_is_the_textbook_network():
     state, joint_action = CRITIC_INPUT
     critic = Critic((8, 6))
-    params = critic.init(jax.random.key(0), state, joint_action)
+    params = initial(critic, state, joint_action)
     p = params["params"]
     x = np.concatenate([state, np.asarray(joint_action).reshape(5, AGENTS * ACTION)], axis=-1)
     for layer in ("Dense_0", "Dense_1"):
         x = np.maximum(x @ np.asarray(p[layer]["kernel"]) + np.asarray(p[layer]["bias"]), 0)
     q = (x @ np.asarray(p["Dense_2"]["kernel"]) + np.asarray(p["Dense_2"]["bias"]))[:, 0]
-    np.testing.assert_allclose(np.asarray(critic.apply(params, state, joint_action)), q, atol=1e-5)
+    np.testing.assert_allclose(values(critic, params, state, joint_action), q, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_layer_norm_bounds_the_values_of_far_actions(layer_norm):
     state, joint_action = CRITIC_INPUT
     critic = Critic((8, 6), layer_norm)
-    params = critic.init(jax.random.key(0), state, joint_action)
-    near, far = (np.asarray(critic.apply(params, state, scale * joint_action)) for scale in (1e3, 1e5))
+    params = initial(critic, state, joint_action)
+    near, far = (values(critic, params, state, scale * joint_action) for scale in (1e3, 1e5))
     growth = np.abs(far).max() / np.abs(near).max()
     assert growth < 1.05 if layer_norm else growth > 50
 
 
 def test_twin_critics_start_different_and_never_mix():
     twins, one = TwinCritic((8, 6)), Critic((8, 6))
-    params = twins.init(jax.random.key(0), *CRITIC_INPUT)
-    q = np.asarray(twins.apply(params, *CRITIC_INPUT))
+    params = initial(twins, *CRITIC_INPUT)
+    q = values(twins, params, *CRITIC_INPUT)
     assert q.shape == (2, 5)
     assert np.abs(q[0] - q[1]).max() > 1e-2
     for k in range(2):
         alone = jax.tree.map(lambda x, k=k: x[k], params["params"]["VmapCritic_0"])
-        np.testing.assert_allclose(q[k], np.asarray(one.apply({"params": alone}, *CRITIC_INPUT)), atol=1e-5)
-    gradient = jax.grad(lambda params: jnp.sum(twins.apply(params, *CRITIC_INPUT)[0]))(params)
+        np.testing.assert_allclose(q[k], values(one, {"params": alone}, *CRITIC_INPUT), atol=1e-5)
+    gradient = jax.jit(jax.grad(lambda *a: jnp.sum(twins.apply(*a)[0])))(params, *CRITIC_INPUT)
     assert all(np.all(x[1] == 0) and np.any(x[0] != 0) for x in jax.tree.leaves(gradient))
 
 
@@ -158,7 +174,7 @@ class PlainCritic(nn.Module):
 
 def assert_same_network(ours, plain, *inputs):
     """Same initial parameters, bit for bit, and same values and gradients up to rounding."""
-    params, expected = (jax.jit(m.init)(jax.random.key(4), *inputs) for m in (ours, plain))
+    params, expected = (initial(m, *inputs, seed=4) for m in (ours, plain))
     assert jax.tree.structure(params) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -167,7 +183,9 @@ def assert_same_network(ours, plain, *inputs):
         return sum(jnp.sum(jnp.sin(3.0 * leaf)) for leaf in jax.tree.leaves(module.apply(params, *inputs)))
 
     argnums = tuple(range(1 + len(inputs)))
-    one, other = (jax.value_and_grad(lambda *a, m=m: loss(m, *a), argnums)(params, *inputs) for m in (ours, plain))
+    one, other = (
+        jax.jit(jax.value_and_grad(lambda *a, m=m: loss(m, *a), argnums))(params, *inputs) for m in (ours, plain)
+    )
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=5e-5)
 
@@ -184,18 +202,17 @@ def test_critic_is_the_plain_network_with_its_parameters(layer_norm):
 def test_many_actions_in_one_state_have_the_values_they_have_alone():
     state, joint_action = CRITIC_INPUT
     twins = TwinCritic((8, 6), layer_norm=True)
-    params = twins.init(jax.random.key(0), state, joint_action)
-    actions = jnp.stack([joint_action, -joint_action, 0.5 * joint_action], axis=1)
-    together = twins.apply(params, state[:, None], actions)
+    params = initial(twins, state, joint_action)
+    actions = np.stack([joint_action, -joint_action, 0.5 * joint_action], axis=1)
+    together = values(twins, params, state[:, None], actions)
     assert together.shape == (2, 5, 3)
     for k in range(3):
-        alone = np.asarray(twins.apply(params, state, actions[:, k]))
-        np.testing.assert_allclose(np.asarray(together)[:, :, k], alone, atol=1e-5)
+        np.testing.assert_allclose(together[:, :, k], values(twins, params, state, actions[:, k]), atol=1e-5)
 
 
 def test_a_critic_without_state_values_actions_alone():
     joint_action = CRITIC_INPUT[1]
     critic = Critic((8, 6))
-    params = critic.init(jax.random.key(0), jnp.zeros((5, 0)), joint_action)
-    value = np.asarray(critic.apply(params, jnp.zeros((5, 0)), joint_action))
+    params = initial(critic, jnp.zeros((5, 0)), joint_action)
+    value = values(critic, params, jnp.zeros((5, 0)), joint_action)
     assert value.shape == (5,) and np.ptp(value) > 1e-3

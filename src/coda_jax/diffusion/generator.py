@@ -191,6 +191,7 @@ def make_generator(
     apply = cast(Callable[..., Array], network.apply)
     optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate_schedule(config)))
 
+    @jax.jit  # where a caller does not compile it, a hundred small programs become one
     def init(key: PRNGKey) -> GeneratorState:
         condition = jnp.zeros((1, config.condition_dim)) if config.condition_dim else None
         params = network.init(key, jnp.zeros((1, horizon, num_channels)), jnp.zeros((1, 1, 1)), condition)

@@ -123,6 +123,7 @@ def actor_critic(
     def initial_carry(batch_shape: tuple[int, ...]) -> Float[Array, "*batch A N"]:
         return jnp.zeros((*batch_shape, task.num_agents, config.policy_hidden_width))
 
+    @jax.jit  # where a caller does not compile it, a hundred small programs become one
     def init(key: PRNGKey) -> ActorCriticState:
         key_policy, key_critics = jax.random.split(key)
         obs = jnp.zeros((1, task.num_agents, task.obs_dim))

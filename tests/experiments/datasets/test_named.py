@@ -20,7 +20,7 @@ from tests.drift import DRIFT, SPEC
 def teams() -> Teams:
     """Two teams with three snapshots each; their weights are those of one network times (10 team + snapshot) / 100."""
     policy = team_policy(SPEC, Matd3Config().width)
-    weights = policy.init(jax.random.key(0), jnp.zeros((SPEC.num_agents, SPEC.obs_dim)))
+    weights = jax.jit(policy.init)(jax.random.key(0), jnp.zeros((SPEC.num_agents, SPEC.obs_dim)))
     scale = (10 * np.arange(2)[:, None] + np.arange(3)) / 100
     return Teams(
         policy=jax.tree.map(lambda leaf: np.multiply.outer(scale, np.asarray(leaf)).astype(np.float32), weights),

@@ -42,6 +42,7 @@ TINY = CheckSizes(
     batches=(8,),
     rollouts=(2,),
     rollout_steps=2,
+    seconds=np.inf,
 )
 
 
@@ -105,6 +106,16 @@ def test_what_would_begin_after_the_deadline_is_left_out(two, monkeypatch, capsy
     monkeypatch.setattr(device_check, "_works", lambda env, sizes: [("products", "3", 1, lambda: 1 / 0)])
     assert measure(DRIFT, TINY, two[0], -np.inf) == []
     assert "out of time: no products, 3" in capsys.readouterr().out
+
+
+def test_without_time_for_measurements_the_comparisons_are_written(two, monkeypatch, tmp_path, capsys):
+    x = jax.random.normal(jax.random.key(0), (8, 8))
+    monkeypatch.setattr(device_check, "programs", lambda *_: iter([Program("product", jax.jit(product), (x, x), 1e-4)]))
+    monkeypatch.setattr(device_check, "_works", lambda env, sizes: [("products", "3", 1, lambda: 1 / 0)])
+    check_device(DRIFT, dataclasses.replace(TINY, seconds=-1.0), *two, tmp_path / "check.json")
+    record = json.loads((tmp_path / "check.json").read_text())
+    assert [each["agrees"] for each in record["comparisons"]] == [True] and record["throughputs"] == []
+    assert "rates" not in capsys.readouterr().out
 
 
 def test_a_machine_without_accelerator_ends_with_one_line(capsys):
