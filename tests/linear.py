@@ -106,7 +106,7 @@ def linear_model(sampler: SamplerConfig) -> TrajectoryModel:
         gain = variance / (variance + sigma**2)
         return ((tau.reshape(-1, H * C) @ basis * gain[None]) @ basis.T).reshape(tau.shape)
 
-    model = make_model(SPEC, H, GeneratorConfig(unet=UNetConfig(width=4)), sampler)
+    model = make_model(SPEC, H, GeneratorConfig(unet=UNetConfig(width=4, channel_multipliers=(1,))), sampler)
     return model._replace(generator=model.generator._replace(denoise=denoise))
 
 

@@ -53,6 +53,7 @@ def test_agents_of_one_convention_end_at_their_landmarks(convention):
     assert (now.reward[apart] > 20.0).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_mixed_conventions_cost_a_part_of_the_return():
     one, mixed = (
         episode_returns(spread_episodes(SpreadData(num_episodes=200, coverage=share), jax.random.key(4))).mean()

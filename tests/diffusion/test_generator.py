@@ -20,7 +20,7 @@ from coda_jax.diffusion.generator import (
 )
 from coda_jax.diffusion.unet import UNetConfig
 
-TINY = GeneratorConfig(unet=UNetConfig(width=4, embedding_dim=4), num_updates=100)
+TINY = GeneratorConfig(unet=UNetConfig(width=4, channel_multipliers=(1,), embedding_dim=4), num_updates=100)
 HORIZON, CHANNELS = 5, 2
 CORRELATION = 0.95
 

@@ -25,7 +25,8 @@ from tests.drift import DRIFT, drift_episodes
 from tests.lowering import lower_for_accelerators, recorded_programs
 
 TINY = shlex.split(
-    "--num-seeds 2 --num-episodes 20 --denoiser.unet.width 4 --denoiser.num-updates 2 --denoiser.batch-size 4 "
+    "--num-seeds 2 --num-episodes 20 --denoiser.num-updates 2 --denoiser.batch-size 4 "
+    "--denoiser.unet.width 4 --denoiser.unet.channel-multipliers 1 "
     "--dynamics.widths 8 --dynamics.num-updates 2 --diffusion.num-steps 2 --training.num-rounds 2 "
     "--training.updates-per-epoch 2 --training.num-trajectories 4 --training.static-trajectories 4 "
     "--training.batch-size 4 --training.mix-ratio 0.5 --training.evaluation-episodes 2 "
@@ -113,6 +114,7 @@ def test_lambda_is_adapted_for_each_seed(tmp_path):
     assert "guidance: auto" in (tmp_path / "auto/config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_with_the_method_it_was_at(finished, tmp_path, monkeypatch):
     path, train = tmp_path / "resumed", coordination.train
 

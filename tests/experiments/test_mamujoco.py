@@ -31,7 +31,8 @@ from tests.lowering import lower_for_accelerators, recorded_programs
 
 ROOT = Path(mamujoco.__file__).parents[1]
 TINY = shlex.split(
-    "--preset smoke --diffusion.num-steps 2 --denoiser.num-updates 2 --denoiser.batch-size 4 --denoiser.unet.width 4 "
+    "--preset smoke --diffusion.num-steps 2 --denoiser.num-updates 2 --denoiser.batch-size 4 "
+    "--denoiser.unet.width 4 --denoiser.unet.channel-multipliers 1 "
     "--training.horizon 3 --training.batch-size 4 --training.mix-ratio 0.5 --training.num-rounds 3 "
     "--training.updates-per-epoch 2 --training.num-trajectories 4 "
     "--learner.critic-widths 8 --learner.policy-linear-width 4 --learner.policy-hidden-width 4"

@@ -15,7 +15,8 @@ from tests.lowering import lower_for_accelerators, recorded_programs
 
 TINY = shlex.split(
     "--num-draws 2 --num-seeds 4 --num-transitions 50 --num-updates 3 --grid-size 2 --grid-updates 3 "
-    "--denoiser.num-updates 2 --denoiser.batch-size 8 --denoiser.unet.width 4 --denoiser.unet.embedding-dim 4 "
+    "--denoiser.num-updates 2 --denoiser.batch-size 8 --denoiser.unet.width 4 "
+    "--denoiser.unet.embedding-dim 4 --denoiser.unet.channel-multipliers 1 "
     "--diffusion.num-steps 2 --guided-diffusion.num-steps 2 --coda.batch-size 4 --coda.num-static 16"
 )
 

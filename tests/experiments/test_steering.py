@@ -46,7 +46,7 @@ def world(tmp_path_factory):
         preset="tiny",
         vault=vault,
         diffusion=SamplerConfig(num_steps=2),
-        denoiser=GeneratorConfig(unet=UNetConfig(width=4), num_updates=2, batch_size=4),
+        denoiser=GeneratorConfig(unet=UNetConfig(width=4, channel_multipliers=(1,)), num_updates=2, batch_size=4),
         learner=LearnerSettings(critic_widths=(8,), policy_linear_width=4, policy_hidden_width=4),
         training=CodaConfig(
             horizon=3,

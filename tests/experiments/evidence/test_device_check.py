@@ -31,7 +31,7 @@ TINY = CheckSizes(
     preset=dataclasses.replace(
         PRESETS["laptop"],
         sampler=SamplerConfig(num_steps=3),
-        generator=GeneratorConfig(unet=UNetConfig(width=4), num_updates=20, batch_size=8),
+        generator=GeneratorConfig(unet=UNetConfig(width=4, channel_multipliers=(1,)), num_updates=20, batch_size=8),
         learner=MaddpgBcConfig(policy_linear_width=4, policy_hidden_width=4, critic_widths=(8,)),
     ),
     environments=2,
