@@ -112,7 +112,7 @@ def test_without_time_for_measurements_the_comparisons_are_written(two, monkeypa
     x = jax.random.normal(jax.random.key(0), (8, 8))
     monkeypatch.setattr(device_check, "programs", lambda *_: iter([Program("product", jax.jit(product), (x, x), 1e-4)]))
     monkeypatch.setattr(device_check, "_works", lambda env, sizes: [("products", "3", 1, lambda: 1 / 0)])
-    check_device(DRIFT, dataclasses.replace(TINY, seconds=-1.0), *two, tmp_path / "check.json")
+    check_device(DRIFT, dataclasses.replace(TINY, seconds=-1.0), two[0], two[1], tmp_path / "check.json")
     record = json.loads((tmp_path / "check.json").read_text())
     assert [each["agrees"] for each in record["comparisons"]] == [True] and record["throughputs"] == []
     assert "rates" not in capsys.readouterr().out
