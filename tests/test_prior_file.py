@@ -21,40 +21,42 @@ SAMPLER = SamplerConfig(num_steps=3, sigma_max=40.0)
 
 
 @pytest.fixture(scope="module")
-def fitted():
+def unsaved():
     model = make_model(SPEC, 3, CONFIG, SAMPLER)
     transform = fit_transform(make_dataset(drift_episodes(20), 3), SPEC)
-    return model, Prior(transform=transform, denoiser=model.generator.init(jax.random.key(0)).params)
+    # The last layer begins with zeros, and samples would not depend on the others.
+    weights = jax.tree.map(lambda leaf: leaf + 0.1, model.generator.init(jax.random.key(0)).params)
+    return model, Prior(transform=transform, denoiser=weights)
 
 
-def test_a_loaded_prior_is_the_saved_one(fitted, tmp_path):
-    save_prior(tmp_path / "prior.npz", *fitted)
+def test_a_loaded_prior_is_the_saved_one(unsaved, tmp_path):
+    save_prior(tmp_path / "prior.npz", *unsaved)
     model, prior = load_prior(tmp_path)
     assert (model.spec, model.horizon, model.sampler) == (SPEC, 3, SAMPLER)
     assert model.generator.config == CONFIG
-    jax.tree.map(np.testing.assert_array_equal, prior, fitted[1])
+    jax.tree.map(np.testing.assert_array_equal, prior, unsaved[1])
 
 
 @pytest.mark.slow
-def test_a_loaded_prior_samples_the_same_trajectories(fitted, tmp_path):
-    save_prior(tmp_path / "prior.npz", *fitted)
+def test_a_loaded_prior_samples_the_same_trajectories(unsaved, tmp_path):
+    save_prior(tmp_path / "prior.npz", *unsaved)
     model, prior = load_prior(tmp_path)
     with jax.debug_key_reuse(False):
-        expected = sample_trajectories(fitted[0], fitted[1], jax.random.key(1), 5)
+        expected = sample_trajectories(unsaved[0], unsaved[1], jax.random.key(1), 5)
         found = sample_trajectories(model, prior, jax.random.key(1), 5)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_weights_of_another_network_are_refused(fitted, tmp_path):
+def test_weights_of_another_network_are_refused(unsaved, tmp_path):
     wider = make_model(SPEC, 3, GeneratorConfig(unet=UNetConfig(width=8)), SAMPLER)
-    save_prior(tmp_path / "prior.npz", wider, fitted[1])
+    save_prior(tmp_path / "prior.npz", wider, unsaved[1])
     with pytest.raises(ArtefactError, match="not those of its network"):
         load_prior(tmp_path)
 
 
-def test_unknown_settings_and_a_later_format_are_refused(fitted, tmp_path, monkeypatch):
+def test_unknown_settings_and_a_later_format_are_refused(unsaved, tmp_path, monkeypatch):
     monkeypatch.setattr("coda_jax.artefact.FORMAT", 2)
-    save_prior(tmp_path / "prior.npz", *fitted)
+    save_prior(tmp_path / "prior.npz", *unsaved)
     monkeypatch.undo()
     with pytest.raises(ArtefactError, match="has format 2"):
         load_prior(tmp_path)
@@ -64,16 +66,16 @@ def test_unknown_settings_and_a_later_format_are_refused(fitted, tmp_path, monke
         load_prior(tmp_path)
 
 
-def test_a_faulty_horizon_is_refused(fitted, tmp_path):
-    save_prior(tmp_path / "prior.npz", *fitted)
+def test_a_faulty_horizon_is_refused(unsaved, tmp_path):
+    save_prior(tmp_path / "prior.npz", *unsaved)
     description, arrays = read_artefact(tmp_path / "prior.npz", "prior")
     write_artefact(tmp_path / "prior.npz", "prior", description | {"horizon": "x"}, arrays)
     with pytest.raises(ArtefactError, match="horizon is x; it must be a number"):
         load_prior(tmp_path)
 
 
-def test_a_faulty_transform_is_refused(fitted, tmp_path):
-    model, prior = fitted
+def test_a_faulty_transform_is_refused(unsaved, tmp_path):
+    model, prior = unsaved
     right = prior.transform
     for faulty, expected in (
         (jax.tree.map(lambda leaf: leaf[1:], right), "its transform is not that of its task"),
