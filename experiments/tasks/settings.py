@@ -199,8 +199,17 @@ DEFAULTS = {
         num_agents=3,
         coverage=0.0,
         denoiser=dataclasses.replace(_GENERATOR, num_updates=2_000, batch_size=128),
-        learner=dataclasses.replace(_LEARNER, policy_linear_width=64, policy_hidden_width=64, critic_widths=(128, 128)),
-        training=dataclasses.replace(_TRAINING, horizon=SPREAD_LENGTH, batch_size=16, num_trajectories=128),
+        learner=dataclasses.replace(
+            _LEARNER,
+            discount=0.9,
+            target_rate=0.05,
+            critic_learning_rate=5e-3,
+            policy_learning_rate=5e-3,
+            alpha_bc=20.0,
+        ),
+        training=dataclasses.replace(
+            _TRAINING, horizon=SPREAD_LENGTH, batch_size=16, updates_per_epoch=250, num_trajectories=128
+        ),
     ),
 }
 """The default settings of each task."""
