@@ -60,8 +60,8 @@ OF_GUIDED_TRAJECTORIES = (
 )
 """Settings that no other augmentation than `coda` has."""
 
-OF_SYNTHETIC_DATA = {f"training.{name}" for name in ("reference_trajectories", "reuse", *ROWS)}
-"""Settings without effect where no data are synthetic, but by which the page of results compares runs (`uses`)."""
+OF_SYNTHETIC_ROWS = {f"training.{name}" for name in ("mix_ratio", "burn_in", "reference_trajectories", "reuse", *ROWS)}
+"""Settings without effect where no data are synthetic."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +214,7 @@ def uses(augmentation: str, setting: str) -> bool:
         return setting not in (*of_guidance, "training.num_trajectories")
     unused = {*GUIDANCE, "fit_seed", "data.uniform_unbounded", "training.static_trajectories"}
     if augmentation == "none":
-        unused |= {"training.mix_ratio", "training.chunk_size", "training.num_trajectories", "training.burn_in"}
+        unused |= {"training.chunk_size", "training.num_trajectories", *OF_SYNTHETIC_ROWS}
     return setting not in unused and not setting.startswith(("diffusion.", "denoiser."))
 
 
@@ -225,8 +225,7 @@ def not_used_by(config: ExperimentConfig, setting: str) -> str | None:
     """
     if config.vault is not None and setting in ("dataset", "data.num_episodes"):
         return "--vault"
-    is_of_synthetic_data = config.augmentation == "none" and setting in OF_SYNTHETIC_DATA
-    if is_of_synthetic_data or not uses(config.augmentation, setting):
+    if not uses(config.augmentation, setting):
         return f"--augmentation {config.augmentation}"
     if setting in ("denoiser.condition_dim", "denoiser.condition_dropout"):
         return "the main job"

@@ -163,6 +163,7 @@ class CoordinationConfig(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seeds(self.seed, self.num_seeds)
+        _ = self.data  # refuses sizes that the data cannot have, before there is a run folder
 
     @property
     def guidance_scale(self) -> float | AdaptiveGuidance:

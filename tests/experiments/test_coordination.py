@@ -158,7 +158,7 @@ def test_shares_of_assignments():
     [
         (("--task", "spread", "--sharpness", "2"), "--sharpness is a setting of --task same-side"),
         (("--task", "same-side", "--num-conventions", "1"), "--num-conventions is a setting of --task spread"),
-        (("--task", "spread", "--num-conventions", "4"), "num_conventions is 4"),
+        (("--task", "spread", "--num-conventions", "4"), "--num-conventions is 4"),
         (("--task", "2reacher-first", "--num-agents", "3"), "--num-agents is a setting of --task same-side and spread"),
         (("--task", "chess"), "--task is 'chess'"),
         (("--task", "spread", "--dataset", "best"), "--dataset is 'best'"),
@@ -171,11 +171,13 @@ def test_shares_of_assignments():
         (("--guidance", "auto", "--guidance-start", "2"), "--guidance-start is 2.0; it must be at least 0.001"),
     ],
 )
-def test_bad_flags_are_one_clear_line(capsys, flags, words):
+def test_bad_flags_are_one_clear_line(capsys, tmp_path, monkeypatch, flags, words):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as status:
         coordination.main(list(flags))
     error = capsys.readouterr().err
     assert status.value.code == 2 and words in " ".join(error.split()) and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
