@@ -56,7 +56,13 @@ class Comparison(NamedTuple):
     @property
     def title(self) -> str:
         """The task, its dials, the sampler's solver, and learner and guidance where they are not the defaults."""
-        dials = ", ".join(f"{name} {self.settings[name]:g}" for name in ("sharpness", "coverage"))
+        is_spread = self.summary["task"] == "spread"
+        dial = (
+            f"{self.settings['num_conventions']} conventions"
+            if is_spread
+            else f"sharpness {self.settings['sharpness']:g}"
+        )
+        dials = f"{dial}, coverage {self.settings['coverage']:g}"
         solver = self.settings.get("diffusion", {}).get("solver", "heun")
         algorithm = self.settings.get("algorithm", DEFAULT_ALGORITHM)
         learner = "" if algorithm == DEFAULT_ALGORITHM else f", {algorithm}"
@@ -72,7 +78,7 @@ class Comparison(NamedTuple):
         flags = [
             f"--{name.replace('_', '-')} {shlex.join(map(str, value)) if isinstance(value, list) else value}"
             for name, value in recorded.items()
-            if name not in ("num_seeds", "run_dir") and value != usual.get(name)
+            if name != "run_dir" and value != usual.get(name)
         ]
         return " ".join([f"python -m experiments.coordination --task {self.summary['task']}", *flags])
 
@@ -112,7 +118,7 @@ def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[
             for response in [f"{np.mean(run.responses[method]):.2f}" if method in run.responses else ""]
         ]
         rows.append(("recorded episodes", f"{run.summary['dataset_mean_return']:.2f}", "", "", ""))
-        rows.append(("all agents to one side at full speed", f"{run.summary['convention_return']:.2f}", "", "", ""))
+        rows.append(("a team of one convention, without noise", f"{run.summary['convention_return']:.2f}", "", "", ""))
         verdicts = [
             (f"{method} above {other}", f"**{judge(found, 1)}**", words(found, 2))
             for method, others in BASELINES.items()
