@@ -265,7 +265,8 @@ def check(config: CoordinationConfig) -> None:
 
 
 def title_of(config: CoordinationConfig) -> str:
-    """The task and its dials."""
+    """The task, its dials, and the learner where it is not the default."""
     dials = {"same-side": [f"sharpness {config.sharpness:g}"], "spread": [f"{config.num_conventions} conventions"]}
     parts = [f"{config.num_agents} agents", *dials.get(config.task, []), f"coverage {config.coverage:g}"]
-    return ", ".join([config.task, *parts])
+    learner = [] if config.algorithm == DEFAULT_ALGORITHM else [config.algorithm]
+    return ", ".join([config.task, *parts, *learner])

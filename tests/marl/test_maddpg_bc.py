@@ -17,6 +17,7 @@ from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from coda_jax.marl.networks import Critic
 from coda_jax.types import TaskSpec, Trajectory
 from tests.marl.one_step_games import GAME, game_windows, train
+from tests.marl.states import distance
 
 TASK = TaskSpec(name="toy", num_agents=2, state_dim=3, obs_dim=4, action_dim=2, episode_length=10)
 SMALL = MaddpgBcConfig(policy_linear_width=8, policy_hidden_width=8, critic_widths=(16, 16))
@@ -58,13 +59,6 @@ def each_critic(params, widths, state, action):
         np.asarray(jax.jit(Critic(widths).apply)({"params": jax.tree.map(lambda x, k=k: x[k], twins)}, state, action))
         for k in range(2)
     ]
-
-
-def distance(a, b):
-    return max(
-        float(np.abs(np.asarray(x) - np.asarray(y)).max())
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 # -- Targets -----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from coda_jax.marl.learner import RowWeights, uniform_weights, unroll
 from coda_jax.marl.maddpg_cql import MaddpgCqlConfig, conservative_penalty, maddpg_cql, sample_joint_actions
 from coda_jax.types import TaskSpec, Trajectory
 from tests.marl.one_step_games import GAME, game_windows, train
+from tests.marl.states import distance
 
 CONFIG = MaddpgCqlConfig(
     critic_learning_rate=3e-3,
@@ -128,14 +129,9 @@ def test_the_key_is_used_and_only_by_the_critics():
         update(state, window, uniform_weights(8), jax.random.key(seed)) for seed in (1, 1, 2)
     )
 
-    def largest(a, b):
-        return max(
-            float(np.abs(x - y).max()) for x, y in zip(*map(jax.tree.leaves, jax.device_get((a, b))), strict=True)
-        )
-
-    assert largest(one.critics, same.critics) == 0
-    assert largest(one.critics, other.critics) > 0
-    assert largest(one.policy, other.policy) == 0
+    assert distance(one.critics, same.critics) == 0
+    assert distance(one.critics, other.critics) > 0
+    assert distance(one.policy, other.policy) == 0
 
 
 def test_a_row_without_weight_has_no_influence():
