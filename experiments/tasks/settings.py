@@ -48,6 +48,7 @@ _LEARNER = LearnerSettings(
     critic_widths=(64, 64),
     critic_layer_norm=True,
 )
+_FAST_LEARNER = dataclasses.replace(_LEARNER, target_rate=0.05, critic_learning_rate=5e-3, policy_learning_rate=5e-3)
 _TRAINING = CodaConfig(
     horizon=EPISODE_LENGTH,
     epochs_per_round=1,
@@ -191,7 +192,10 @@ DEFAULTS = {
             num_episodes=1000,
             rollout_noise=0.1,
             denoiser=dataclasses.replace(_GENERATOR, num_updates=3_000, batch_size=128),
-            training=dataclasses.replace(_TRAINING, horizon=20, num_trajectories=128, evaluation_episodes=16),
+            learner=dataclasses.replace(_FAST_LEARNER, discount=0.95, alpha_bc=10.0),
+            training=dataclasses.replace(
+                _TRAINING, horizon=20, updates_per_epoch=250, num_trajectories=128, evaluation_episodes=16
+            ),
         )
         for task in REACHERS
     },
@@ -200,14 +204,7 @@ DEFAULTS = {
         num_agents=3,
         coverage=0.0,
         denoiser=dataclasses.replace(_GENERATOR, num_updates=2_000, batch_size=128),
-        learner=dataclasses.replace(
-            _LEARNER,
-            discount=0.9,
-            target_rate=0.05,
-            critic_learning_rate=5e-3,
-            policy_learning_rate=5e-3,
-            alpha_bc=20.0,
-        ),
+        learner=dataclasses.replace(_FAST_LEARNER, discount=0.9, alpha_bc=20.0),
         training=dataclasses.replace(
             _TRAINING, horizon=SPREAD_LENGTH, batch_size=16, updates_per_epoch=250, num_trajectories=128
         ),
