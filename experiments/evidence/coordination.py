@@ -16,7 +16,7 @@ from experiments.evidence.page_tables import spread, table
 from experiments.evidence.recorded_runs import read_settings, read_summary
 from experiments.host.cache import flat, plain
 from experiments.pipeline.learners import DEFAULT_ALGORITHM
-from experiments.tasks.settings import DEFAULTS
+from experiments.tasks.settings import DEFAULTS, dials_of
 
 FIELDS = {
     "task": str,
@@ -56,20 +56,14 @@ class Comparison(NamedTuple):
     @property
     def title(self) -> str:
         """The task, its dials, the sampler's solver, and learner and guidance where they are not the defaults."""
-        is_spread = self.summary["task"] == "spread"
-        dial = (
-            f"{self.settings['num_conventions']} conventions"
-            if is_spread
-            else f"sharpness {self.settings['sharpness']:g}"
-        )
-        dials = f"{dial}, coverage {self.settings['coverage']:g}"
+        task = self.summary["task"]
+        dials = ", ".join(dials_of(task, self.settings))
         solver = self.settings.get("diffusion", {}).get("solver", "heun")
         algorithm = self.settings.get("algorithm", DEFAULT_ALGORITHM)
         learner = "" if algorithm == DEFAULT_ALGORITHM else f", {algorithm}"
         is_adapted = self.settings.get("guidance") == "auto"
         guidance = f", lambda for a spread of {self.settings['guidance_target']:g}" if is_adapted else ""
-        task = self.summary["task"].replace("-", " ")
-        return f"{task}, {self.settings['num_agents']} agents, {dials}, {solver}{learner}{guidance}"
+        return f"{task.replace('-', ' ')}, {dials}, {solver}{learner}{guidance}"
 
     @property
     def command(self) -> str:

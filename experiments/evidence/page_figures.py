@@ -113,7 +113,8 @@ def draw_variants(
     path: Path, title: str, changed: Mapping[tuple[str, ...], Sequence[Cell]], table: Sequence[Cell]
 ) -> None:
     """Learning curves of variants and of Table 1; colours show values, line styles methods."""
-    dashes = {"none": ":", "unconditional": "--", "simulated": "-."}
+    dashes = {"none": ":", "unconditional": "--", "simulated": "-.", CODA: "-"}
+    other_lambda = (0, (8, 2))
     columns = min(3, len(changed))
     rows = -(-len(changed) // columns)
     seeds = sorted({seed for cell in table for seed in cell.returns})
@@ -129,7 +130,7 @@ def draw_variants(
             for cell, value in sorted(shown, key=lambda pair: (method_order(pair[0].method), values.index(pair[1]))):
                 named = [value_name(v) for v, name in zip(value, settings, strict=True) if name != "guidance"]
                 label = ", ".join([method_name(cell.method), *named]) + _of_seeds(cell, seeds)
-                colour, dash = f"C{values.index(value) + 1}", dashes.get(cell.method, "-")
+                colour, dash = f"C{values.index(value) + 1}", dashes.get(cell.method, other_lambda)
                 mean_curve(axes, label, cell.metrics, "return", color=colour, linestyle=dash)
             for cell in table:
                 if cell.method == "none" and "none" not in varied:

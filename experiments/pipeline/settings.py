@@ -60,7 +60,10 @@ OF_GUIDED_TRAJECTORIES = (
 )
 """Settings that no other augmentation than `coda` has."""
 
-OF_SYNTHETIC_ROWS = {f"training.{name}" for name in ("mix_ratio", "burn_in", "reference_trajectories", "reuse", *ROWS)}
+OF_SYNTHETIC_DATA = {
+    f"training.{name}"
+    for name in ("mix_ratio", "burn_in", "num_trajectories", "chunk_size", "reference_trajectories", "reuse", *ROWS)
+}
 """Settings without effect where no data are synthetic."""
 
 
@@ -214,7 +217,7 @@ def uses(augmentation: str, setting: str) -> bool:
         return setting not in (*of_guidance, "training.num_trajectories")
     unused = {*GUIDANCE, "fit_seed", "data.uniform_unbounded", "training.static_trajectories"}
     if augmentation == "none":
-        unused |= {"training.chunk_size", "training.num_trajectories", *OF_SYNTHETIC_ROWS}
+        unused |= OF_SYNTHETIC_DATA
     return setting not in unused and not setting.startswith(("diffusion.", "denoiser."))
 
 

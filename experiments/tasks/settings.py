@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Interval, MinLen
 
@@ -263,7 +264,15 @@ def check(config: CoordinationConfig) -> None:
 
 def title_of(config: CoordinationConfig) -> str:
     """The task, its dials, and the learner where it is not the default."""
-    dials = {"same-side": [f"sharpness {config.sharpness:g}"], "spread": [f"{config.num_conventions} conventions"]}
-    parts = [f"{config.num_agents} agents", *dials.get(config.task, []), f"coverage {config.coverage:g}"]
     learner = [] if config.algorithm == DEFAULT_ALGORITHM else [config.algorithm]
-    return ", ".join([config.task, *parts, *learner])
+    return ", ".join([config.task, *dials_of(config.task, vars(config)), *learner])
+
+
+def dials_of(task: str, settings: Mapping[str, Any]) -> list[str]:
+    """The dials of a task's data, in words; `settings` are those of `CoordinationConfig`, by name."""
+    dials = [f"{settings['num_agents']} agents"]
+    if task == "same-side":
+        dials.append(f"sharpness {settings['sharpness']:g}")
+    if task == "spread":
+        dials.append(f"{settings['num_conventions']} conventions")
+    return [*dials, f"coverage {settings['coverage']:g}"]
