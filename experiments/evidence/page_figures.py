@@ -114,7 +114,7 @@ def draw_variants(
 ) -> None:
     """Learning curves of variants and of Table 1; colours show values, line styles methods."""
     dashes = {"none": ":", "unconditional": "--", "simulated": "-.", CODA: "-"}
-    other_lambda = (0, (8, 2))
+    other_lambda = (0, (4, 1))
     columns = min(3, len(changed))
     rows = -(-len(changed) // columns)
     seeds = sorted({seed for cell in table for seed in cell.returns})
@@ -129,7 +129,7 @@ def draw_variants(
             values = sorted({value for _, value in shown}, key=lambda value: [*map(in_order, value)])
             for cell, value in sorted(shown, key=lambda pair: (method_order(pair[0].method), values.index(pair[1]))):
                 named = [value_name(v) for v, name in zip(value, settings, strict=True) if name != "guidance"]
-                label = ", ".join([method_name(cell.method), *named]) + _of_seeds(cell, seeds)
+                label = textwrap.fill(", ".join([method_name(cell.method), *named]) + _of_seeds(cell, seeds), 38)
                 colour, dash = f"C{values.index(value) + 1}", dashes.get(cell.method, other_lambda)
                 mean_curve(axes, label, cell.metrics, "return", color=colour, linestyle=dash)
             for cell in table:
@@ -137,7 +137,7 @@ def draw_variants(
                     mean_curve(axes, method_name("none"), cell.metrics, "return", color="C0", linestyle=dashes["none"])
             axes.set_title(textwrap.fill(", ".join(map(setting_name, settings)), 45), fontsize=9)
             axes.set(xlabel="learner updates", ylabel="return of an episode")
-            axes.legend(loc="best", fontsize=7)
+            axes.legend(loc="best", fontsize=7, handlelength=3.0)
         limits = [limit for axes in used for limit in axes.get_ylim()]
         for axes in used:
             axes.set_ylim(min(limits), max(limits))
