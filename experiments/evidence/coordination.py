@@ -89,7 +89,8 @@ def find_comparisons(results: Path) -> list[Comparison]:
         UserError: a file is damaged.
     """
     files = sorted(results.glob("coordination/*/summary.json"))
-    return [Comparison(f.parent, read_summary(f.parent, FIELDS), read_settings(f.parent)) for f in files]
+    older = {"reward_inputs": "all"}  # the only way before there was the setting
+    return [Comparison(f.parent, read_summary(f.parent, FIELDS), older | read_settings(f.parent)) for f in files]
 
 
 def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[str]:

@@ -27,6 +27,7 @@ class CoordinationTask(NamedTuple):
     convention_return: mean return of a team of one convention without noise.
     published:         returns of random and of expert play in the literature, which are 0 and 1 on its scale.
     reward_unit:       methods learn from rewards divided by this.
+    reward_inputs:     what the reward depends on alone, as in `DynamicsConfig`.
     ends:              states `[E, S]` at the ends of E episodes -> what shows their conventions. Same side: the agents'
                        positions. Spread: the index of each agent's nearest landmark. Reacher: the angle of the elbow
                        and the distance from the target.
@@ -37,6 +38,7 @@ class CoordinationTask(NamedTuple):
     convention_return: Callable[[], float]
     published: tuple[float, float] | None
     reward_unit: float
+    reward_inputs: tuple[int, ...]
     ends: Callable[[Float[Array, "E S"]], Float[Array, "E K"]]
 
 
@@ -63,6 +65,9 @@ def make_task(data: SameSideData | SpreadData | ReacherData, dataset: str) -> Co
                 convention_return=lambda: spread_return(data.num_agents),
                 published=(RANDOM_RETURN, EXPERT_RETURN) if data.num_agents == 3 else None,
                 reward_unit=10.0 * data.num_agents,  # the largest reward of a step
+                reward_inputs=tuple(
+                    k for k in range(6 * data.num_agents) if k // (2 * data.num_agents) != 1
+                ),  # no speeds
                 ends=lambda state: nearest_landmarks(state).astype(float),
             )
         case ReacherData():
@@ -72,6 +77,7 @@ def make_task(data: SameSideData | SpreadData | ReacherData, dataset: str) -> Co
                 convention_return=lambda: reacher_return(data.task),
                 published=(reacher.RANDOM_RETURN, reacher.EXPERT_RETURN),
                 reward_unit=1.0,
+                reward_inputs=(8, 9, 10, 11),  # the offset from the target, and the torques
                 ends=lambda state: jnp.stack(
                     [jnp.arctan2(state[:, 3], state[:, 1]), jnp.hypot(state[:, 8], state[:, 9])], axis=-1
                 ),
@@ -83,5 +89,6 @@ def make_task(data: SameSideData | SpreadData | ReacherData, dataset: str) -> Co
                 convention_return=lambda: convention_return(data.task),
                 published=None,
                 reward_unit=1.0,
+                reward_inputs=tuple(range(data.task.num_agents)),
                 ends=lambda state: state[:, : data.task.num_agents],
             )

@@ -23,7 +23,7 @@ from experiments.pipeline.phase_costs import (
 )
 from experiments.tasks.environments import make_task
 from experiments.tasks.settings import CoordinationConfig, methods_of
-from experiments.tasks.training import World, augmentation_of, rows_of, with_reward_unit
+from experiments.tasks.training import World, augmentation_of, dynamics_of, rows_of, with_reward_unit
 
 
 def phases_of(config: CoordinationConfig, num_devices: int, sizes: Sizes) -> list[PhaseCost]:
@@ -33,10 +33,11 @@ def phases_of(config: CoordinationConfig, num_devices: int, sizes: Sizes) -> lis
     num_steps, seeds = config.num_episodes * env.spec.episode_length, config.num_seeds // num_devices
     dataset = dataset_shapes(env.spec, num_steps, training.horizon)
     model = make_model(env.spec, training.horizon, config.denoiser, config.diffusion)
-    one_step = make_dynamics(env.spec, config.dynamics)
+    dynamics_config = dynamics_of(config, task)
+    one_step = make_dynamics(env.spec, dynamics_config)
     phases = [
         fit_phase(config.denoiser, model, dataset, 1, sizes),
-        dynamics_phase(config.dynamics, env.spec, dataset),
+        dynamics_phase(dynamics_config, env.spec, dataset),
     ]
     dynamics = jax.eval_shape(one_step.fit, dataset, key_shapes())
     episodes = ()  # training does not look at them

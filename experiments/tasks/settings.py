@@ -32,6 +32,8 @@ REACHERS = ("2reacher-notip", "2reacher-first")
 
 DATASETS = ("scripted", "expert", "medium", "random")
 
+REWARD_INPUTS = ("all", "known")
+
 LENGTHS = {"same-side": EPISODE_LENGTH, "spread": SPREAD_LENGTH}
 """Steps of an episode, of the tasks that are not Reachers."""
 
@@ -157,6 +159,9 @@ class CoordinationConfig(Ranged):
     """The learner; settings that the algorithm does not use are refused."""
     dynamics: DynamicsConfig = _DYNAMICS
     """The one-step model and its fit."""
+    reward_inputs: Annotated[str, choices(REWARD_INPUTS)] = "all"
+    """What the one-step model predicts the reward from: state and joint action (`all`), or what the task's reward is
+    known to depend on alone (`known`): the positions after a step, and on Reacher the torques too."""
     rollout_noise: NonNegative = 0.2
     """Standard deviation of the noise on actions in roll-outs of the policy, by the oracle and in the model."""
     training: CodaConfig = _TRAINING
@@ -192,6 +197,7 @@ DEFAULTS = {
             noise=0.1,
             num_episodes=1000,
             rollout_noise=0.1,
+            reward_inputs="known",
             denoiser=dataclasses.replace(_GENERATOR, num_updates=3_000, batch_size=128),
             learner=dataclasses.replace(_FAST_LEARNER, discount=0.95, alpha_bc=10.0),
             training=dataclasses.replace(
@@ -204,6 +210,7 @@ DEFAULTS = {
         task="spread",
         num_agents=3,
         coverage=0.0,
+        reward_inputs="known",
         denoiser=dataclasses.replace(_GENERATOR, num_updates=2_000, batch_size=128),
         learner=dataclasses.replace(_FAST_LEARNER, discount=0.9, alpha_bc=20.0),
         training=dataclasses.replace(
@@ -247,6 +254,9 @@ def check(config: CoordinationConfig) -> None:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} is a setting of --task {' and '.join(tasks)}; leave it out of {config.task}")
     check_choice("--dataset", config.dataset, DATASETS)
+    check_choice("--reward-inputs", config.reward_inputs, REWARD_INPUTS)
+    if config.dynamics.reward_inputs:
+        raise UserError("--dynamics.reward-inputs is set by --reward-inputs; leave it out")
     for name in ("num_agents", "num_conventions", "coverage") if config.dataset != "scripted" else ():
         if getattr(config, name) != getattr(default, name):
             raise UserError(f"--{name.replace('_', '-')} is a setting of scripted teams; leave it out")
@@ -275,4 +285,7 @@ def dials_of(task: str, settings: Mapping[str, Any]) -> list[str]:
         dials.append(f"sharpness {settings['sharpness']:g}")
     if task == "spread":
         dials.append(f"{settings['num_conventions']} conventions")
-    return [*dials, f"coverage {settings['coverage']:g}"]
+    dials.append(f"coverage {settings['coverage']:g}")
+    if settings["reward_inputs"] != DEFAULTS[task].reward_inputs:
+        dials.append(f"rewards from {settings['reward_inputs']} inputs")
+    return dials

@@ -19,7 +19,7 @@ from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.dataset import Dataset, Episodes, episode_returns, make_dataset
 from coda_jax.data.teams import assets
-from coda_jax.dynamics.ensemble import Dynamics, DynamicsModel, make_dynamics
+from coda_jax.dynamics.ensemble import Dynamics, DynamicsConfig, DynamicsModel, make_dynamics
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import rollout
 from coda_jax.evaluation import action_response
@@ -88,10 +88,11 @@ def make_world(config: CoordinationConfig) -> World:
     episodes = dataclasses.replace(episodes, reward=episodes.reward / task.reward_unit)
     dataset = make_dataset(episodes, config.training.horizon)
     model = make_model(env.spec, config.training.horizon, config.denoiser, config.diffusion)
-    one_step = make_dynamics(env.spec, config.dynamics)
+    dynamics = dynamics_of(config, task)
+    one_step = make_dynamics(env.spec, dynamics)
 
     teams = None if config.dataset == "scripted" else (config.dataset, digest(assets(config.task)))
-    recipe = [config.data, teams, config.training.horizon, config.denoiser, config.dynamics]
+    recipe = [config.data, teams, config.training.horizon, config.denoiser, dynamics]
     entry = cache_folder() / "coordination" / cache_key(recipe)
     with lock(entry, "the models of a coordination task"):
         denoiser = jax.eval_shape(lambda key: model.generator.init(key).ema, key_fit)
@@ -105,6 +106,12 @@ def make_world(config: CoordinationConfig) -> World:
             fitted = restored.tree
         checkpoints.close()
     return World(task, env, episodes, dataset, model, fitted[0], one_step, fitted[1])
+
+
+def dynamics_of(config: CoordinationConfig, task: CoordinationTask) -> DynamicsConfig:
+    """The settings of the one-step model, with the inputs of the reward."""
+    is_known = config.reward_inputs == "known"
+    return dataclasses.replace(config.dynamics, reward_inputs=task.reward_inputs if is_known else ())
 
 
 def train(config: CoordinationConfig, method: Method, world: World, mesh: Mesh) -> Trained:

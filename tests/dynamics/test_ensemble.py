@@ -1,5 +1,7 @@
 """The ensemble recovers dynamics whose mean, noise and ends are known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,58 @@ def test_steps_are_followed_within_their_episode_and_ends_are_reached():
     lengths = np.diff(episodes.bounds)
     ends = (episodes.bounds[1:] - 1)[lengths >= 2]
     assert set(ends) <= set(np.asarray(last).tolist())
+
+
+def confounded_episodes(num_episodes: int):
+    """A walk whose reward is its place after a step; the recorded actions fall with the place, as a braking agent's."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1.0, 1.0, size=(num_episodes, 1))
+    rows: dict[str, list] = {name: [] for name in ("state", "action", "reward")}
+    for t in range(5):
+        action = np.clip(-x[..., None] + 0.02 * rng.normal(size=(num_episodes, 2, 1)), -1.0, 1.0)
+        rows["state"].append(np.concatenate([x, np.full_like(x, CLOCK * t)], axis=1))
+        rows["action"].append(action)
+        x = x + 0.1 * action[:, :1, 0]
+        rows["reward"].append(x[:, 0])
+    arrays = {name: np.stack(values, axis=1).astype(np.float32) for name, values in rows.items()}
+    arrays = {name: values.reshape(-1, *values.shape[2:]) for name, values in arrays.items()}
+    ends = np.tile([0.0, 0.0, 0.0, 0.0, 1.0], num_episodes).astype(np.float32)
+    obs = np.zeros((5 * num_episodes, 2, 1), np.float32)
+    return episodes_from_arrays(obs=obs, terminal=0.0 * ends, truncation=ends, **arrays)
+
+
+def test_with_reward_inputs_no_reward_is_ascribed_to_what_goes_with_it():
+    """The second agent moves nothing; recorded actions tell the reward as well as the place that causes it."""
+    config = DynamicsConfig(num_members=2, widths=(32, 32), num_updates=600)
+    dataset = make_dataset(confounded_episodes(500), 5)
+    state = jnp.stack([jnp.linspace(-0.5, 0.5, 50), jnp.full(50, CLOCK)], axis=1)
+    action = jnp.stack([jnp.zeros((50, 1)), jnp.ones((50, 1))], axis=1)  # in the data it goes with places near -1
+
+    def error(config: DynamicsConfig) -> float:
+        model = make_dynamics(SPEC, config)
+        predicted = model.predict(jax.jit(model.fit)(dataset, jax.random.key(0)), state, action)
+        return float(jnp.sqrt(jnp.mean((predicted.reward - predicted.state[:, 0]) ** 2)))
+
+    told = error(dataclasses.replace(config, reward_inputs=(0,)))
+    assert told < 0.02
+    assert error(config) > 10.0 * told
+
+
+def test_the_spread_of_rewards_is_that_of_their_own_networks():
+    config = DynamicsConfig(num_members=2, widths=(64, 64), num_updates=1500, reward_inputs=(0, 2))
+    model = make_dynamics(SPEC, config)
+    dynamics = jax.jit(model.fit)(make_dataset(line_episodes(3000), 2), jax.random.key(0))
+    x, action = jnp.linspace(-1.5, 0.5, 200), jnp.zeros((200, 2, 1))
+    predicted = model.predict(dynamics, jnp.stack([x, jnp.full(200, CLOCK)], axis=1), action)
+    # The reward is that of the place before the step, which the place after it tells but for the noise of the step,
+    # and for half of the second agent's action, uniform on [-1, 1], which the reward's network does not see.
+    hidden = 2.0 * np.sqrt(NOISE**2 + 0.25 / 3.0)
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(predicted.std[:, -1] ** 2)), hidden, rtol=0.15)
+
+
+def test_reward_inputs_beyond_state_and_actions_are_refused():
+    with pytest.raises(ValueError, match=r"indices below 4, got \(4,\)"):
+        make_dynamics(SPEC, DynamicsConfig(reward_inputs=(4,)))
 
 
 def test_single_steps_have_no_dynamics():

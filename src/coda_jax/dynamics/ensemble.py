@@ -3,11 +3,15 @@
 Each member is a network that predicts, from a state and a joint action, a Gaussian over the change of the state and the
 reward, and the probability of a true end. Members differ in their first weights and mini-batches. Inputs and targets
 are standardised by the dataset.
+
+In recorded episodes rewards can go with features that do not cause them: teams that slow down at their goals make small
+actions look rewarding. Where it is known what the reward depends on, `DynamicsConfig.reward_inputs` names it, and a
+second network in each member predicts the reward from that alone.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import chex
 import flax.linen as nn
@@ -18,7 +22,7 @@ from annotated_types import Interval
 from jaxtyping import Array, Float, Int
 
 from coda_jax.data.dataset import Dataset, sample_index
-from coda_jax.ranges import Count, Positive, Ranged, Share
+from coda_jax.ranges import Count, NonNegativeCount, Positive, Ranged, Share
 from coda_jax.types import Params, PRNGKey, TaskSpec, Trajectory
 
 
@@ -44,6 +48,9 @@ class DynamicsConfig(Ranged):
     variance_weight: Share = 0.5
     """Exponent beta of the weight sigma^(2 beta) of each feature's likelihood (Seitzer et al. 2022): 0 is the
     likelihood itself, which neglects features that are hard to predict; 1 fits the mean by least squares."""
+    reward_inputs: tuple[NonNegativeCount, ...] = ()
+    """What the reward depends on, where that is known: indices into the next state followed by the joint action. By
+    default the network that predicts the next state also predicts the reward."""
 
 
 @chex.dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Dynamics:
     input_mean, input_std:   `[S + A*U]` of states and joint actions.
     target_mean, target_std: `[S + 1]` of the change of the state and of the reward; a change that is constant has
                              standard deviation 0 and is predicted exactly.
+    reward_params:           weights of the rewards' own networks; empty without `reward_inputs`.
     """
 
     params: Params
@@ -61,6 +69,7 @@ class Dynamics:
     input_std: Float[Array, "*batch I"]
     target_mean: Float[Array, "*batch K"]
     target_std: Float[Array, "*batch K"]
+    reward_params: Params = dataclasses.field(default_factory=dict)
 
 
 class Prediction(NamedTuple):
@@ -108,6 +117,9 @@ class _Member(nn.Module):
 def make_dynamics(spec: TaskSpec, config: DynamicsConfig = DynamicsConfig()) -> DynamicsModel:
     """Builds the ensemble of a task.
 
+    Raises:
+        ValueError: an index of `reward_inputs` is beyond the state and the actions.
+
     Examples:
         >>> from coda_jax.envs.coordination import same_side
         >>> env = same_side()
@@ -122,7 +134,11 @@ def make_dynamics(spec: TaskSpec, config: DynamicsConfig = DynamicsConfig()) -> 
         >>> model.predict(dynamics, jnp.zeros((5, 3)), jnp.zeros((5, 2, 1))).state.shape
         (5, 3)
     """
-    network = _Member(config.widths, spec.state_dim + 1)
+    num_inputs = spec.state_dim + spec.num_agents * spec.action_dim
+    if max(config.reward_inputs, default=0) >= num_inputs:
+        raise ValueError(f"reward_inputs are indices below {num_inputs}, got {config.reward_inputs}")
+    network, reward_network = _networks(spec, config)
+    reward_inputs = jnp.array(config.reward_inputs, jnp.int32)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, max(1, config.num_updates // 50), config.num_updates
     )
@@ -131,29 +147,44 @@ def make_dynamics(spec: TaskSpec, config: DynamicsConfig = DynamicsConfig()) -> 
     def apply(params: Params, x: Array) -> tuple[Array, Array, Array]:
         return cast(tuple[Array, Array, Array], network.apply(params, x))
 
+    def with_reward(params: Params, x: Array, mean: Array, log_std: Array) -> tuple[Array, Array]:
+        """Appends the reward's mean and log standard deviation; `x` are inputs of a next state and the action to it."""
+        if not config.reward_inputs:
+            return mean, log_std
+        reward_mean, reward_log_std, _ = cast(
+            tuple[Array, Array, Array], reward_network.apply(params, x[..., reward_inputs])
+        )
+        return jnp.concatenate([mean, reward_mean], axis=-1), jnp.concatenate([log_std, reward_log_std], axis=-1)
+
     def inputs(dynamics: Dynamics, state: Array, action: Array) -> Array:
         x = jnp.concatenate([state, action.reshape(*action.shape[:-2], -1)], axis=-1)
         mean, std = (v.reshape(*[1] * (x.ndim - 1), -1) for v in (dynamics.input_mean, dynamics.input_std))
         return (x - mean) / std
 
     def loss(
-        params: Params, dynamics: Dynamics, dataset: Dataset, now: Int[Array, "B"], last: Int[Array, "B"]
+        params: tuple[Params, Params],
+        dynamics: Dynamics,
+        dataset: Dataset,
+        now: Int[Array, "B"],
+        last: Int[Array, "B"],
     ) -> Array:
-        steps = dataset.steps
-        mean, log_std, _ = apply(params, inputs(dynamics, steps.state[now], steps.action[now]))
+        steps, (step_params, reward_params) = dataset.steps, params
+        mean, log_std, _ = apply(step_params, inputs(dynamics, steps.state[now], steps.action[now]))
+        outcome = inputs(dynamics, steps.state[now + 1], steps.action[now])
+        mean, log_std = with_reward(reward_params, outcome, mean, log_std)
         error = standardised(dynamics, targets(steps, now)) - mean
         # The weight of beta-NLL is a constant of the gradient.
         weight = jax.lax.stop_gradient(jnp.exp(2.0 * config.variance_weight * log_std))
         likelihood = weight * (0.5 * jnp.square(error * jnp.exp(-log_std)) + log_std)
         # The last step of a window may end an episode; it has no next state.
-        _, _, logit = apply(params, inputs(dynamics, steps.state[last], steps.action[last]))
+        _, _, logit = apply(step_params, inputs(dynamics, steps.state[last], steps.action[last]))
         return jnp.mean(likelihood) + jnp.mean(optax.sigmoid_binary_cross_entropy(logit, steps.terminal[last]))
 
-    def fit_member(dynamics: Dynamics, dataset: Dataset, key: PRNGKey) -> Params:
+    def fit_member(dynamics: Dynamics, dataset: Dataset, key: PRNGKey) -> tuple[Params, Params]:
         key_init, key_fit = jax.random.split(key)
-        params = network.init(key_init, jnp.zeros((1, dynamics.input_mean.shape[-1])))
+        params = _init_member(spec, config, key_init)
 
-        def update(carry: tuple[Params, optax.OptState], step: Array) -> tuple[tuple[Params, optax.OptState], None]:
+        def update(carry: tuple[Any, optax.OptState], step: Array) -> tuple[tuple[Any, optax.OptState], None]:
             params, memory = carry
             now, last = sample_steps(dataset, jax.random.fold_in(key_fit, step), config.batch_size)
             changes, memory = optimiser.update(jax.grad(loss)(params, dynamics, dataset, now, last), memory, params)
@@ -167,21 +198,24 @@ def make_dynamics(spec: TaskSpec, config: DynamicsConfig = DynamicsConfig()) -> 
             raise ValueError("a one-step model needs windows of at least two steps")
         key_scale, key_members = jax.random.split(key)
         dynamics = _scales(dataset, key_scale)
-        params = jax.vmap(lambda key: fit_member(dynamics, dataset, key))(
+        params, reward_params = jax.vmap(lambda key: fit_member(dynamics, dataset, key))(
             jax.random.split(key_members, config.num_members)
         )
-        return dataclasses.replace(dynamics, params=params)
+        return dataclasses.replace(dynamics, params=params, reward_params=reward_params)
 
     def predict(dynamics: Dynamics, state: Float[Array, "*batch S"], action: Float[Array, "*batch A U"]) -> Prediction:
-        x = inputs(dynamics, state, action)
-        mean, log_std, logit = jax.vmap(apply, in_axes=(0, None))(dynamics.params, x)
         target_mean, target_std = (
             v.reshape(*[1] * (state.ndim - 1), -1) for v in (dynamics.target_mean, dynamics.target_std)
         )
-        change = target_mean + target_std * jnp.mean(mean, axis=0)
+        x = inputs(dynamics, state, action)
+        mean, log_std, logit = jax.vmap(apply, in_axes=(0, None))(dynamics.params, x)
+        change = jnp.mean(mean[..., : spec.state_dim], axis=0)
+        following = state + target_mean[..., :-1] + target_std[..., :-1] * change
+        outcome = inputs(dynamics, following, action)
+        mean, log_std = jax.vmap(with_reward, in_axes=(0, None, 0, 0))(dynamics.reward_params, outcome, mean, log_std)
         return Prediction(
-            state=state + change[..., :-1],
-            reward=change[..., -1],
+            state=following,
+            reward=target_mean[..., -1] + target_std[..., -1] * jnp.mean(mean[..., -1], axis=0),
             terminal=jnp.mean(nn.sigmoid(logit), axis=0),
             std=target_std * jnp.sqrt(jnp.mean(jnp.exp(2.0 * log_std), axis=0)),
             disagreement=target_std * jnp.std(mean, axis=0),
@@ -193,8 +227,7 @@ def make_dynamics(spec: TaskSpec, config: DynamicsConfig = DynamicsConfig()) -> 
 def init_dynamics(spec: TaskSpec, config: DynamicsConfig, key: PRNGKey) -> Dynamics:
     """An ensemble with first weights and without scales of its own: zero mean, unit standard deviation."""
     num_inputs, num_targets = spec.state_dim + spec.num_agents * spec.action_dim, spec.state_dim + 1
-    network = _Member(config.widths, num_targets)
-    params = jax.vmap(lambda key: network.init(key, jnp.zeros((1, num_inputs))))(
+    params, reward_params = jax.vmap(lambda key: _init_member(spec, config, key))(
         jax.random.split(key, config.num_members)
     )
     return Dynamics(
@@ -203,6 +236,25 @@ def init_dynamics(spec: TaskSpec, config: DynamicsConfig, key: PRNGKey) -> Dynam
         input_std=jnp.ones(num_inputs),
         target_mean=jnp.zeros(num_targets),
         target_std=jnp.ones(num_targets),
+        reward_params=reward_params,
+    )
+
+
+def _networks(spec: TaskSpec, config: DynamicsConfig) -> tuple[_Member, _Member]:
+    """A member's network of the next state and, without `reward_inputs`, the reward; and that of the reward alone."""
+    return _Member(config.widths, spec.state_dim + (not config.reward_inputs)), _Member(config.widths, 1)
+
+
+def _init_member(spec: TaskSpec, config: DynamicsConfig, key: PRNGKey) -> tuple[Params, Params]:
+    """First weights of a member's networks; those of the reward are empty where it has none."""
+    network, reward_network = _networks(spec, config)
+    num_inputs = spec.state_dim + spec.num_agents * spec.action_dim
+    if not config.reward_inputs:
+        return network.init(key, jnp.zeros((1, num_inputs))), {}
+    key_step, key_reward = jax.random.split(key)
+    return (
+        network.init(key_step, jnp.zeros((1, num_inputs))),
+        reward_network.init(key_reward, jnp.zeros((1, len(config.reward_inputs)))),
     )
 
 

@@ -70,7 +70,7 @@ def load_dynamics(run: str | os.PathLike[str]) -> tuple[DynamicsModel, Dynamics]
     description, arrays = read_artefact(path, "dynamics")
     try:
         spec, config = TaskSpec(**description["spec"]), from_plain(DynamicsConfig(), description["config"])
-        dynamics = Dynamics(**jax.tree.map(jnp.asarray, arrays))
+        dynamics = Dynamics(**jax.tree.map(jnp.asarray, {"reward_params": {}, **arrays}))
         expected = jax.eval_shape(lambda key: init_dynamics(spec, config, key), jax.random.key(0))
         if jax.tree.map(jnp.shape, expected) != jax.tree.map(jnp.shape, dynamics):
             raise ValueError("its weights are not those of its networks")
