@@ -42,6 +42,7 @@ _GENERATOR = GeneratorConfig(
     unet=UNetConfig(width=64, channel_multipliers=(1, 1)), num_updates=4_000, batch_size=256, learning_rate=2e-3
 )
 _DYNAMICS = DynamicsConfig(widths=(128, 128), num_updates=4_000)
+_PRECISE_DYNAMICS = DynamicsConfig(widths=(128, 128, 128), num_updates=6_000, variance_weight=1.0)
 _LEARNER = LearnerSettings(
     critic_learning_rate=1e-3,
     policy_learning_rate=1e-3,
@@ -198,6 +199,7 @@ DEFAULTS = {
             num_episodes=1000,
             rollout_noise=0.1,
             reward_inputs="known",
+            dynamics=_PRECISE_DYNAMICS,
             denoiser=dataclasses.replace(_GENERATOR, num_updates=3_000, batch_size=128),
             learner=dataclasses.replace(_FAST_LEARNER, discount=0.95, alpha_bc=10.0),
             training=dataclasses.replace(
@@ -211,6 +213,7 @@ DEFAULTS = {
         num_agents=3,
         coverage=0.0,
         reward_inputs="known",
+        dynamics=_PRECISE_DYNAMICS,
         denoiser=dataclasses.replace(_GENERATOR, num_updates=2_000, batch_size=128),
         learner=dataclasses.replace(_FAST_LEARNER, discount=0.9, alpha_bc=20.0),
         training=dataclasses.replace(
