@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from coda_jax.augmentation.base import Augmentation
+from coda_jax.data.coordination import SameSideData
 from coda_jax.data.dataset import episode_returns, make_dataset, sample_windows
+from coda_jax.data.reacher import ReacherData
 from coda_jax.data.spread import SpreadData
 from coda_jax.data.teams import assets, load_teams, training_snapshots
+from coda_jax.envs.coordination import reward as same_side_reward
+from coda_jax.envs.simple_spread import team_reward
 from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from experiments import coordination
@@ -166,6 +170,8 @@ def test_shares_of_assignments():
         (("--training.horizon", "11"), "--training.horizon must be at most 10"),
         (("--half-width", "0"), "--half-width is 0"),
         (("--coverage", "2"), "coverage"),
+        (("--reward-inputs", "some"), "--reward-inputs is 'some'"),
+        (("--dynamics.reward-inputs", "0"), "--dynamics.reward-inputs is set by --reward-inputs; leave it out"),
         (("--guidance", "much"), "--guidance is 'much'; it must be FLOAT or auto"),
         (("--guidance-target", "0.1"), "--guidance-target is a setting of --guidance auto; leave it out with 0.6"),
         (("--guidance", "auto", "--guidance-start", "2"), "--guidance-start is 2.0; it must be at least 0.001"),
@@ -187,6 +193,31 @@ def test_every_program_lowers_for_accelerators(tmp_path, monkeypatch):
         command("--run-dir", str(tmp_path / "run"), "--methods", *settings.METHODS)
     assert len(found) >= 2 * len(settings.METHODS)
     lower_for_accelerators(found)
+
+
+def spread_reward(inputs):
+    return jax.vmap(team_reward)(inputs[:, :6].reshape(-1, 3, 2), inputs[:, 6:].reshape(-1, 3, 2))
+
+
+def reacher_reward(inputs):
+    return -jnp.hypot(inputs[:, 0], inputs[:, 1]) - jnp.sum(inputs[:, 2:] ** 2, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "reward"),
+    [
+        (SameSideData(num_episodes=4), lambda inputs: same_side_reward(SameSideData().task, inputs)),
+        (SpreadData(num_episodes=4), spread_reward),
+        pytest.param(ReacherData("2reacher-first", num_episodes=4), reacher_reward, marks=pytest.mark.slow),
+    ],
+)
+def test_the_known_inputs_of_a_reward_determine_it(data, reward):
+    """By the rewards' own formulas, applied to the inputs alone."""
+    task = make_task(data, "scripted")
+    steps = task.record(jax.random.key(0))
+    now = np.flatnonzero(steps.truncation == 0)
+    outcome = np.concatenate([steps.state[now + 1], steps.action[now].reshape(len(now), -1)], axis=1)
+    np.testing.assert_allclose(reward(jnp.asarray(outcome[:, task.reward_inputs])), steps.reward[now], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", ["expert", "medium"])

@@ -45,6 +45,16 @@ def test_the_section_has_all_returns_and_the_verdicts(results):
     )
 
 
+def test_older_runs_predicted_rewards_from_all_inputs(results):
+    folder = results / "coordination" / "one"
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"task": "spread"}))
+    (folder / "config.yaml").write_text("num_agents: 2\nnum_conventions: 2\ncoverage: 0.0\n")
+    (run,) = find_comparisons(results)
+    assert run.title == "spread, 2 agents, 2 conventions, coverage 0, rewards from all inputs, heun"
+    assert "--reward-inputs all" in run.command and "--num-agents 2" in run.command
+
+
 def test_the_headline_has_the_means(results):
     line = coordination_headline(find_comparisons(results))
     assert "0.0 without augmentation, 0.0 CODA, 5.0 CODA+, 5.0 the oracle" in line
