@@ -217,7 +217,8 @@ def test_the_known_inputs_of_a_reward_determine_it(data, reward):
     steps = task.record(jax.random.key(0))
     now = np.flatnonzero(steps.truncation == 0)
     outcome = np.concatenate([steps.state[now + 1], steps.action[now].reshape(len(now), -1)], axis=1)
-    np.testing.assert_allclose(reward(jnp.asarray(outcome[:, task.reward_inputs])), steps.reward[now], rtol=1e-4, atol=1e-4)
+    known = jnp.asarray(outcome[:, task.reward_inputs])
+    np.testing.assert_allclose(reward(known), steps.reward[now], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", ["expert", "medium"])
