@@ -50,6 +50,7 @@ SHARED = {
     "task": "2halfcheetah",
     "training.batch_size": 32,
     "training.burn_in": 0,
+    "training.critic_rows": "all",
     "training.epochs_per_round": 4,
     "training.horizon": 20,
     "vault": None,
@@ -78,6 +79,11 @@ EACH = {
         "training.num_trajectories": 1000,
         "training.static_trajectories": 5000,
         "training.updates_per_epoch": 500,
+    },
+    "tuned": {
+        "guidance": 1.0,
+        "training.burn_in": 1,
+        "training.critic_rows": "recorded",
     },
     "paper": {
         "data.num_episodes": 1000,
@@ -126,6 +132,8 @@ EACH = {
         "training.updates_per_epoch": 25,
     },
 }
+
+EACH["tuned"] = EACH["laptop"] | EACH["tuned"]
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

@@ -141,8 +141,8 @@ class ExperimentConfig(Ranged):
     fit_seed: Seed = 0
     """Seed of the denoiser's fit, which all policy seeds share; vary it to measure the variance between fits."""
     preset: PresetName = "laptop"
-    """Set of defaults: `smoke` (a quick check, two minutes on two cores), `laptop` (20 minutes on two cores) or `paper`
-    (for an accelerator)."""
+    """Set of defaults: `smoke` (a quick check, two minutes on two cores), `laptop` (20 minutes on two cores), `tuned`
+    (the same with changes of our own to the algorithm) or `paper` (for an accelerator)."""
     precision: Precision = "highest"
     """Precision of the networks' matrix products on an accelerator: `highest` (float32), `high` (TF32 on a GPU, three
     passes of bfloat16 on a TPU) or `default` (TF32 or bfloat16). Physics, evaluation and a CPU always use float32."""
@@ -191,6 +191,7 @@ def _experiment(name: str, preset: Preset) -> ExperimentConfig:
     return ExperimentConfig(
         num_seeds=preset.num_seeds,
         preset=name,
+        guidance=preset.guidance,
         data=DataConfig(num_episodes=preset.num_episodes),
         diffusion=preset.sampler,
         denoiser=preset.generator,

@@ -11,18 +11,20 @@ from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
 from coda_jax.diffusion.unet import UNetConfig
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig
-from coda_jax.ranges import Count, Ranged
+from coda_jax.ranges import Count, NonNegative, Ranged
 from coda_jax.schedule import CodaConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset(Ranged):
-    """Sizes of everything; the defaults are Tables 3 and 5 of the paper."""
+    """Sizes of everything; the defaults are Tables 1, 3 and 5 of the paper."""
 
     num_seeds: Count = 16
     """Policy seeds."""
     num_episodes: Count = 1000
     """Episodes of a named dataset."""
+    guidance: NonNegative = 0.6
+    """Guidance scale lambda."""
     sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
     """Sampling (Algorithm 1)."""
     generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
@@ -73,6 +75,12 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "laptop": _LAPTOP,
+    # Chosen on seeds 4 to 7 of Replay, confirmed on seeds 8 to 15 (RESULTS.md).
+    "tuned": dataclasses.replace(
+        _LAPTOP, guidance=1.0, training=dataclasses.replace(_CPU, burn_in=1, critic_rows="recorded")
+    ),
     "paper": Preset(),
 }
-"""`smoke` (a look), `laptop` (20 minutes on two cores) and `paper` (for an accelerator)."""
+"""`smoke` (a look), `laptop` (the paper's algorithm in 20 minutes on two cores), `tuned` (the same sizes with changes
+of our own: a larger lambda, a first round without synthetic data, and a critic that learns from recorded rows alone) and
+`paper` (for an accelerator)."""
