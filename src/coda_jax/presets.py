@@ -82,5 +82,5 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(),
 }
 """`smoke` (a look), `laptop` (the paper's algorithm in 20 minutes on two cores), `tuned` (the same sizes with changes
-of our own: a larger lambda, a first round without synthetic data, and a critic that learns from recorded rows alone) and
-`paper` (for an accelerator)."""
+of our own: a larger lambda, a first round without synthetic data, and a critic that learns from recorded rows alone)
+and `paper` (for an accelerator)."""
