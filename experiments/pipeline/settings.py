@@ -13,8 +13,8 @@ from coda_jax.backend import Precision
 from coda_jax.data.teams import named_datasets
 from coda_jax.diffusion.generator import GeneratorConfig
 from coda_jax.diffusion.samplers import SamplerConfig
-from coda_jax.dynamics.ensemble import DynamicsConfig
-from coda_jax.envs.mamujoco import TASKS
+from coda_jax.dynamics.ensemble import DynamicsConfig, make_dynamics
+from coda_jax.envs.mamujoco import TASKS, make
 from coda_jax.presets import Preset
 from coda_jax.ranges import (
     Count,
@@ -328,6 +328,11 @@ def check(config: ExperimentConfig) -> None:
                 f"--inpainting-sigma is {config.inpainting_sigma:g}; it must be above --diffusion.sigma-min, {low:g}, "
                 f"and at most --diffusion.sigma-max, {high:g}"
             )
+    if config.dynamics.reward_inputs:
+        try:
+            make_dynamics(make(config.task).spec, config.dynamics)
+        except RangeError as error:
+            raise UserError(f"--dynamics.reward-inputs {error.problem}") from error
     if config.log is not None:
         check_logger(config.log)
     check_processes(config)

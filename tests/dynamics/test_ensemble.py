@@ -9,6 +9,7 @@ import pytest
 
 from coda_jax.data.dataset import episodes_from_arrays, make_dataset
 from coda_jax.dynamics.ensemble import DynamicsConfig, make_dynamics, sample_steps
+from coda_jax.ranges import RangeError
 from coda_jax.types import TaskSpec
 
 SPEC = TaskSpec(name="line", num_agents=2, state_dim=2, obs_dim=1, action_dim=1, episode_length=5)
@@ -141,7 +142,7 @@ def test_the_spread_of_rewards_is_that_of_their_own_networks():
 
 
 def test_reward_inputs_beyond_state_and_actions_are_refused():
-    with pytest.raises(ValueError, match=r"indices below 4, got \(4,\)"):
+    with pytest.raises(RangeError, match=r"reward_inputs is \(4,\); indices of the 4 features"):
         make_dynamics(SPEC, DynamicsConfig(reward_inputs=(4,)))
 
 

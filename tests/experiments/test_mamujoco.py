@@ -362,6 +362,7 @@ def refusal(capsys, *flags: str) -> str:
         (["--training.burn-in", "3"], ["--training.burn-in", "3 rounds"]),
         (["--training.horizon", "1"], ["--training.horizon", "1", "2"]),
         (["--consequences", "oracle"], ["consequences", "oracle", "score", "inpaint"]),
+        (["--consequences", "model", "--dynamics.reward-inputs", "23"], ["--dynamics.reward-inputs", "23", "below 23"]),
         (["--keep-fraction", "0"], ["--keep-fraction", "0", "above 0"]),
         (["--score-weight", "-1"], ["--score-weight", "-1"]),
         (["--inpainting-passes", "0"], ["--inpainting-passes", "0"]),

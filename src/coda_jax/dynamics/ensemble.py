@@ -22,7 +22,7 @@ from annotated_types import Interval
 from jaxtyping import Array, Float, Int
 
 from coda_jax.data.dataset import Dataset, sample_index
-from coda_jax.ranges import Count, NonNegativeCount, Positive, Ranged, Share
+from coda_jax.ranges import Count, NonNegativeCount, Positive, Ranged, RangeError, Share
 from coda_jax.types import Params, PRNGKey, TaskSpec, Trajectory
 
 
@@ -118,7 +118,7 @@ def make_dynamics(spec: TaskSpec, config: DynamicsConfig = DynamicsConfig()) -> 
     """Builds the ensemble of a task.
 
     Raises:
-        ValueError: an index of `reward_inputs` is beyond the state and the actions.
+        RangeError: an index of `reward_inputs` is beyond the state and the actions.
 
     Examples:
         >>> from coda_jax.envs.coordination import same_side
@@ -136,7 +136,8 @@ def make_dynamics(spec: TaskSpec, config: DynamicsConfig = DynamicsConfig()) -> 
     """
     num_inputs = spec.state_dim + spec.num_agents * spec.action_dim
     if max(config.reward_inputs, default=0) >= num_inputs:
-        raise ValueError(f"reward_inputs are indices below {num_inputs}, got {config.reward_inputs}")
+        words = f"indices of the {num_inputs} features of state and joint action are below {num_inputs}"
+        raise RangeError("reward_inputs", config.reward_inputs, words)
     network, reward_network = _networks(spec, config)
     reward_inputs = jnp.array(config.reward_inputs, jnp.int32)
     schedule = optax.warmup_cosine_decay_schedule(
