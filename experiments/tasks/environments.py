@@ -65,9 +65,8 @@ def make_task(data: SameSideData | SpreadData | ReacherData, dataset: str) -> Co
                 convention_return=lambda: spread_return(data.num_agents),
                 published=(RANDOM_RETURN, EXPERT_RETURN) if data.num_agents == 3 else None,
                 reward_unit=10.0 * data.num_agents,  # the largest reward of a step
-                reward_inputs=tuple(
-                    k for k in range(6 * data.num_agents) if k // (2 * data.num_agents) != 1
-                ),  # no speeds
+                # The state holds the agents' positions, their velocities, the landmarks' positions, and the time.
+                reward_inputs=tuple(k for k in range(6 * data.num_agents) if k // (2 * data.num_agents) != 1),
                 ends=lambda state: nearest_landmarks(state).astype(float),
             )
         case ReacherData():

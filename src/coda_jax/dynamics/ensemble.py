@@ -134,7 +134,7 @@ def make_dynamics(spec: TaskSpec, config: DynamicsConfig = DynamicsConfig()) -> 
         >>> model.predict(dynamics, jnp.zeros((5, 3)), jnp.zeros((5, 2, 1))).state.shape
         (5, 3)
     """
-    num_inputs = spec.state_dim + spec.num_agents * spec.action_dim
+    num_inputs = _num_inputs(spec)
     if max(config.reward_inputs, default=0) >= num_inputs:
         words = f"indices of the {num_inputs} features of state and joint action are below {num_inputs}"
         raise RangeError("reward_inputs", config.reward_inputs, words)
@@ -227,7 +227,7 @@ def make_dynamics(spec: TaskSpec, config: DynamicsConfig = DynamicsConfig()) -> 
 
 def init_dynamics(spec: TaskSpec, config: DynamicsConfig, key: PRNGKey) -> Dynamics:
     """An ensemble with first weights and without scales of its own: zero mean, unit standard deviation."""
-    num_inputs, num_targets = spec.state_dim + spec.num_agents * spec.action_dim, spec.state_dim + 1
+    num_inputs, num_targets = _num_inputs(spec), spec.state_dim + 1
     params, reward_params = jax.vmap(lambda key: _init_member(spec, config, key))(
         jax.random.split(key, config.num_members)
     )
@@ -241,6 +241,11 @@ def init_dynamics(spec: TaskSpec, config: DynamicsConfig, key: PRNGKey) -> Dynam
     )
 
 
+def _num_inputs(spec: TaskSpec) -> int:
+    """The number of features of a state and a joint action."""
+    return spec.state_dim + spec.num_agents * spec.action_dim
+
+
 def _networks(spec: TaskSpec, config: DynamicsConfig) -> tuple[_Member, _Member]:
     """A member's network of the next state and, without `reward_inputs`, the reward; and that of the reward alone."""
     return _Member(config.widths, spec.state_dim + (not config.reward_inputs)), _Member(config.widths, 1)
@@ -249,12 +254,12 @@ def _networks(spec: TaskSpec, config: DynamicsConfig) -> tuple[_Member, _Member]
 def _init_member(spec: TaskSpec, config: DynamicsConfig, key: PRNGKey) -> tuple[Params, Params]:
     """First weights of a member's networks; those of the reward are empty where it has none."""
     network, reward_network = _networks(spec, config)
-    num_inputs = spec.state_dim + spec.num_agents * spec.action_dim
+    first = jnp.zeros((1, _num_inputs(spec)))
     if not config.reward_inputs:
-        return network.init(key, jnp.zeros((1, num_inputs))), {}
+        return network.init(key, first), {}
     key_step, key_reward = jax.random.split(key)
     return (
-        network.init(key_step, jnp.zeros((1, num_inputs))),
+        network.init(key_step, first),
         reward_network.init(key_reward, jnp.zeros((1, len(config.reward_inputs)))),
     )
 
