@@ -26,6 +26,9 @@ from experiments.pipeline.summary import SUMMARY
 PROVENANCE = {"device": str, "backend": str, "visible_cores": int, "platform": str}
 """What is read of a provenance."""
 
+SCALES = {"tuned": "laptop"}
+"""Presets with the sizes of another, and that other."""
+
 ADVICE = "restore the run from a copy, or remove it"
 """What to do about a damaged run."""
 
@@ -252,12 +255,15 @@ def cells_of(runs: Iterable[Run]) -> list[Cell]:
 
 
 def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
-    """Benchmark, method and setup of a run. Settings newer than the run have the values of its preset."""
+    """Benchmark, method and setup of a run. Settings newer than the run have the values of its preset.
+
+    A benchmark is named by the preset of its scale: runs of `tuned` stand beside those of `laptop`, of the same sizes.
+    """
     preset = run.config.get("preset", "laptop")
     setup = {**flat(plain(PRESETS[preset])), **flat(run.config)} if preset in PRESETS else flat(run.config)
     augmentation = run.summary["augmentation"]
     method = augmentation if augmentation != "coda" else f"coda {value_name(run.summary['guidance'])}"
-    benchmark = (preset, run.summary["task"], dataset_name(run.summary))
+    benchmark = (SCALES.get(preset, preset), run.summary["task"], dataset_name(run.summary))
     left_out = {"preset", "task", "dataset", "vault", "augmentation", "guidance", "seed", "num_seeds", "run_dir"}
     left_out.add("allow_other_devices")
     algorithm = setup.get("algorithm", DEFAULT_ALGORITHM)

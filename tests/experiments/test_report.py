@@ -464,6 +464,18 @@ def test_the_paper_s_scale_is_judged_before_the_laptop_s(kept):
     assert claim.verdict == FAILS and "(paper)" in claim.numbers
 
 
+def test_a_run_of_the_tuned_preset_stands_beside_those_of_its_scale(tmp_path):
+    tuned = {"burn_in": 1, "critic_rows": "recorded"}
+    keep_run(tmp_path / "none", "none", 0.0, training={"mix_ratio": 0.1})
+    keep_run(tmp_path / "coda", "coda", -10.0, training={"mix_ratio": 0.1}, guidance=1.0)
+    keep_run(tmp_path / "flags", "coda", 5.0, training={"mix_ratio": 0.1, **tuned}, guidance=1.0)
+    keep_run(tmp_path / "word", "coda", 5.0, training={"mix_ratio": 0.1}, guidance=1.0, preset="tuned", seeds=[3, 4])
+    evidence = gather(tmp_path)
+    (variant,) = (cell for cell, _ in evidence.variants)
+    assert sorted(variant.returns) == [0, 1, 2, 3, 4]
+    assert evidence.alike(variant, "none") is evidence.cell(("laptop", "drift", "replay"), "none")
+
+
 def test_intervals_have_the_right_centre_and_width():
     """Against closed forms: t's interval of four numbers, and the bootstrap's standard error for many."""
     found = paired_difference({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 9: 50.0}, {0: 0.0, 1: 0.0, 2: 0.0, 3: 0.0})
