@@ -48,7 +48,7 @@ class CollectConfig(Ranged):
     """Trains behaviour teams by MATD3 and saves snapshots during training."""
 
     task: Annotated[str, choices(ENVIRONMENTS)] = "2halfcheetah"
-    """Task; `spread` has defaults of its own."""
+    """Task; `spread` and `2reacher` have defaults of their own."""
     num_teams: Count = 4
     """Number of teams; each has its own seed."""
     num_snapshots: Count = 17
@@ -86,7 +86,24 @@ DEFAULTS = {name: CollectConfig(task=name) for name in ENVIRONMENTS} | {
             target_rate=0.01,
             reward_scale=0.03,
         ),
-    )
+    ),
+    "2reacher": CollectConfig(
+        task="2reacher",
+        num_snapshots=9,
+        steps_per_snapshot=1500,
+        seed=1,
+        matd3=Matd3Config(
+            updates_per_step=4,
+            batch_size=128,
+            width=64,
+            buffer_size=200_000,
+            random_steps=200,
+            learning_rate=1e-3,
+            discount=0.95,
+            target_rate=0.01,
+            reward_scale=1.0,
+        ),
+    ),
 }
 """The default settings of each task."""
 

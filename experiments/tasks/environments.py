@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from coda_jax.data import reacher
 from coda_jax.data.coordination import SameSideData, convention_episodes
 from coda_jax.data.dataset import Episodes
-from coda_jax.data.reacher import ReacherData, reacher_episodes, reacher_return
+from coda_jax.data.reacher import ReacherData, learned_reacher_episodes, reacher_episodes, reacher_return
 from coda_jax.data.spread import SpreadData, spread_episodes, spread_return
 from coda_jax.data.teams import assets, joined_episodes, load_teams
 from coda_jax.envs import mamujoco
@@ -47,7 +47,7 @@ def make_task(data: SameSideData | SpreadData | ReacherData, dataset: str) -> Co
 
     Args:
         data: the task, and sizes and noise of the data.
-        dataset: `scripted`, or the level of the learned teams that record the episodes of spread.
+        dataset: `scripted`, or the level of the learned teams that record the episodes of spread and Reacher.
     """
     match data:
         case SpreadData():
@@ -70,9 +70,14 @@ def make_task(data: SameSideData | SpreadData | ReacherData, dataset: str) -> Co
                 ends=lambda state: nearest_landmarks(state).astype(float),
             )
         case ReacherData():
+
+            def record_reacher(key: jax.Array) -> Episodes:
+                scripted = dataset == "scripted"
+                return reacher_episodes(data, key) if scripted else learned_reacher_episodes(data, dataset, key)
+
             return CoordinationTask(
                 env=mamujoco.make(data.task),
-                record=lambda key: reacher_episodes(data, key),
+                record=record_reacher,
                 convention_return=lambda: reacher_return(data.task),
                 published=(reacher.RANDOM_RETURN, reacher.EXPERT_RETURN),
                 reward_unit=1.0,

@@ -122,8 +122,8 @@ class CoordinationConfig(Ranged):
     num_conventions: Annotated[int, Interval(ge=1, le=10)] = 2
     """Spread: number of conventions of the recorded teams."""
     dataset: Annotated[str, choices(DATASETS)] = "scripted"
-    """Spread: who records the episodes, `scripted` teams or the learned ones at a level of their training: `expert`,
-    `medium` or `random`."""
+    """Spread and Reacher: who records the episodes, `scripted` teams or the learned ones at a level of their training:
+    `expert`, `medium` or `random`."""
     coverage: Share = 0.2
     """Fraction of recorded episodes in which the agents mix conventions."""
     noise: NonNegative = 0.3
@@ -228,7 +228,7 @@ _DIALS = {
     "half_width": ("same-side",),
     "sharpness": ("same-side",),
     "num_conventions": ("spread",),
-    "dataset": ("spread",),
+    "dataset": ("spread", *REACHERS),
 }
 """The tasks that have a setting; those not named here are settings of all."""
 
@@ -289,6 +289,8 @@ def dials_of(task: str, settings: Mapping[str, Any]) -> list[str]:
     if task == "spread":
         dials.append(f"{settings['num_conventions']} conventions")
     dials.append(f"coverage {settings['coverage']:g}")
+    if settings["dataset"] != DEFAULTS[task].dataset:
+        dials.append(f"{settings['dataset']} learned teams")
     if settings["reward_inputs"] != DEFAULTS[task].reward_inputs:
         dials.append(f"rewards from {settings['reward_inputs']} inputs")
     return dials

@@ -1,4 +1,4 @@
-"""Data of scripted Reacher teams: inverse kinematics, conventions, and the returns that follow from them."""
+"""Data of Reacher teams: inverse kinematics, conventions, and the returns that follow from them."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,11 @@ from coda_jax.data.reacher import (
     FOREARM,
     MAX_BEND,
     RANDOM_RETURN,
+    REFLECTION,
     UPPER_ARM,
     ReacherData,
     elbows_of,
+    learned_reacher_episodes,
     posture,
     reacher_episodes,
 )
@@ -71,6 +73,32 @@ def test_teams_of_one_convention_play_like_experts_and_mixed_ones_like_random():
     np.testing.assert_allclose(stepped.state, agreed.state[8], atol=1e-4)
     np.testing.assert_allclose(stepped.obs, agreed.obs[8], atol=1e-4)
     np.testing.assert_allclose(stepped.reward, agreed.reward[7], atol=1e-4)
+
+
+def test_a_reflected_arm_moves_as_the_reflection_of_the_arm():
+    """The reflection of the simulator's steps from random starts with random torques."""
+    env = mamujoco.make("2reacher-first")
+    state = jax.vmap(lambda key: env.reset(key).state)(jax.random.split(jax.random.key(0), 8))
+    action = jax.random.uniform(jax.random.key(1), (8, 2, 1), minval=-1.0, maxval=1.0)
+    step = jax.jit(jax.vmap(lambda state, action: env.step(env.set_state(state), action)))
+    now, reflected = step(state, action), step(state * REFLECTION[None], -action)
+    np.testing.assert_allclose(reflected.state, now.state * REFLECTION[None], atol=1e-4)
+    np.testing.assert_allclose(reflected.reward, now.reward, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_learned_team_and_its_mirror_image_play_well_with_opposite_elbows():
+    config = ReacherData("2reacher-first", num_episodes=128, noise=0.0)
+    episodes = learned_reacher_episodes(config, "expert", jax.random.key(2))
+    # Without noise a trained team is to return about -4.5; the standard deviation of an episode's return is about 2.
+    assert abs(episode_returns(episodes).mean() + 4.5) < 0.6
+    elbow = np.arctan2(episodes.state[:, 3], episodes.state[:, 1]).reshape(128, 50)[:, -1]
+    assert (elbow[::2] < 0).mean() > 0.85 and (elbow[1::2] > 0).mean() > 0.85
+    env = mamujoco.make("2reacher-first")
+    stepped = jax.jit(env.step)(env.set_state(jnp.asarray(episodes.state[57])), jnp.asarray(episodes.action[57]))
+    np.testing.assert_allclose(stepped.state, episodes.state[58], atol=1e-3)
+    np.testing.assert_allclose(stepped.obs, episodes.obs[58], atol=1e-3)
+    np.testing.assert_allclose(stepped.reward, episodes.reward[57], atol=1e-3)
 
 
 def test_settings_outside_their_range_are_refused():

@@ -1,4 +1,4 @@
-"""Offline data of the two-agent Reacher: scripted teams, whose convention is the side to which the elbow bends.
+"""Offline data of the two-agent Reacher: teams whose convention is the side to which the elbow bends.
 
 A target inside the arm's reach can be touched in two postures, with the elbow bent counter-clockwise (sign 1) or
 clockwise (-1). Both joints have other angles in either, so agents of different conventions miss the target.
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from coda_jax.data.coordination import draw_conventions
 from coda_jax.data.dataset import Episodes, episode_returns
-from coda_jax.data.teams import to_episodes
+from coda_jax.data.teams import Teams, assets, joined_episodes, load_teams, to_episodes
 from coda_jax.envs import mamujoco
 from coda_jax.envs.rollout import rollout
 from coda_jax.ranges import Count, NonNegative, Ranged, Share
@@ -25,6 +25,10 @@ MAX_BEND = 2.9
 """Largest angle of the elbow that the teams aim at; the joint stops at 3."""
 STIFFNESS, BRAKE = 0.3, 0.055
 """A joint's action is STIFFNESS times its distance to the posture minus BRAKE times its velocity, within [-1, 1]."""
+REFLECTION = np.array([1, 1, -1, -1, 1, -1, -1, -1, 1, -1], np.float32)
+"""Signs of the state's features under a reflection in the x axis, which also turns the torques round."""
+TEAMS, ONE_SIDED = "2reacher", 1
+"""The task of the learned teams, and which of them bends the elbow to one side wherever the target is."""
 RANDOM_RETURN, EXPERT_RETURN = -11.1446, -4.2371
 """Mean returns of random and expert play: 0 and 1 on the scale of Barde et al. (2024)."""
 
@@ -82,10 +86,34 @@ def reacher_episodes(config: ReacherData, key: PRNGKey) -> Episodes:
     length = whole_arm.spec.episode_length
     run = jax.jit(lambda key: rollout(whole_arm, act, (), key, config.num_episodes, length))
     recorded = to_episodes(run(key_rollout))
-    observe = jax.jit(jax.vmap(lambda state: mamujoco.make(config.task).set_state(state).obs))
-    return dataclasses.replace(
-        recorded, obs=np.asarray(observe(recorded.state)), action=np.swapaxes(recorded.action, 1, 2)
+    action = np.swapaxes(recorded.action, 1, 2)
+    return dataclasses.replace(recorded, obs=observations(config.task, recorded.state), action=action)
+
+
+def learned_reacher_episodes(config: ReacherData, level: str, key: PRNGKey) -> Episodes:
+    """Rolls out a learned team of `2reacher` at a level of its training, and reflects every second episode.
+
+    The team, which observes target, joints and most velocities, bends the elbow to one side; its mirror image has the
+    other convention. The coverage of `config` has no effect: no episode mixes the two. The recorded observations are
+    those of the task. The key is consumed.
+    """
+    teams = load_teams(assets(TEAMS))
+    one = Teams(
+        policy=jax.tree.map(lambda leaf: leaf[[ONE_SIDED]], teams.policy),
+        num_steps=teams.num_steps,
+        returns=teams.returns[[ONE_SIDED]],
     )
+    recorded = joined_episodes(mamujoco.make(TEAMS), one, level, config.num_episodes, config.noise, key)
+    mirrored = np.arange(config.num_episodes) % 2 == 1
+    sign = np.repeat(np.where(mirrored, -1.0, 1.0), np.diff(recorded.bounds)).astype(np.float32)
+    state = np.where(sign[:, None] < 0, recorded.state * REFLECTION, recorded.state)
+    action = recorded.action * sign[:, None, None]
+    return dataclasses.replace(recorded, state=state, obs=observations(config.task, state), action=action)
+
+
+def observations(task: str, state: Float[np.ndarray, "T 10"]) -> Float[np.ndarray, "T 2 O"]:
+    """A task's observations of states."""
+    return np.asarray(jax.jit(jax.vmap(lambda state: mamujoco.make(task).set_state(state).obs))(state))
 
 
 def scripted_action(state: Float[Array, "*batch 10"], elbow: Float[Array, "*batch 2"]) -> Float[Array, "*batch 2"]:
