@@ -89,7 +89,7 @@ def find_comparisons(results: Path) -> list[Comparison]:
         UserError: a file is damaged.
     """
     files = sorted(results.glob("coordination/*/summary.json"))
-    older = {"reward_inputs": "all"}  # the only way before there was the setting
+    older = {"reward_inputs": "all", "dataset": "scripted"}  # the only way before there were the settings
     return [Comparison(f.parent, read_summary(f.parent, FIELDS), older | read_settings(f.parent)) for f in files]
 
 

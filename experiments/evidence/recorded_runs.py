@@ -255,12 +255,12 @@ def cells_of(runs: Iterable[Run]) -> list[Cell]:
 
 
 def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
-    """Benchmark, method and setup of a run. Settings newer than the run have the values of its preset.
+    """Benchmark, method and setup of a run. Settings newer than the run are as in `laptop`, which leaves them unused.
 
     A benchmark is named by the preset of its scale: runs of `tuned` stand beside those of `laptop`, of the same sizes.
     """
     preset = run.config.get("preset", "laptop")
-    setup = {**flat(plain(PRESETS[preset])), **flat(run.config)} if preset in PRESETS else flat(run.config)
+    setup = {**flat(plain(PRESETS["laptop"])), **flat(run.config)}
     augmentation = run.summary["augmentation"]
     method = augmentation if augmentation != "coda" else f"coda {value_name(run.summary['guidance'])}"
     benchmark = (SCALES.get(preset, preset), run.summary["task"], dataset_name(run.summary))

@@ -246,14 +246,16 @@ def needs_dynamics(config: ExperimentConfig) -> bool:
 
 
 def read_config(path: Path) -> ExperimentConfig:
-    """Reads the `config.yaml` of a run; settings that were added since are those of its preset.
+    """Reads the `config.yaml` of a run; settings that were added since are as in `laptop`, which leaves them unused.
 
     Raises:
         UserError: the file is missing, cannot be read, is damaged, or has settings that are unknown here.
     """
     try:
         values = parse_mapping(path, parse_yaml, {"preset": str}, "restore it, or name another run")
-        return replace_nested(PRESETS[values["preset"]], values)
+        if values["preset"] not in PRESETS:
+            raise ValueError(f"preset {values['preset']} is none of {', '.join(PRESETS)}")
+        return replace_nested(PRESETS["laptop"], values)
     except FileNotFoundError:
         raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from None
     except (ValueError, KeyError, TypeError) as error:

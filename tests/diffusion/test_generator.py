@@ -15,6 +15,7 @@ from coda_jax.diffusion.generator import (
     fit_chunk,
     learning_rate_schedule,
     make_generator,
+    make_optimizer,
     num_micro_batches,
     update_ema,
 )
@@ -48,10 +49,16 @@ def least_loss():
 
 
 @pytest.mark.slow
-def test_training_approaches_the_least_loss_of_correlated_data():
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_training_approaches_the_least_loss_of_correlated_data(optimizer):
     # Samples use the moving average, so its loss is measured.
     config = dataclasses.replace(
-        TINY, unet=UNetConfig(width=16, embedding_dim=16), num_updates=600, learning_rate=5e-3, ema_decay=0.98
+        TINY,
+        unet=UNetConfig(width=16, embedding_dim=16),
+        num_updates=600,
+        optimizer=optimizer,
+        learning_rate=5e-3,
+        ema_decay=0.98,
     )
     generator = make_generator(config, CHANNELS, HORIZON)
     key_init, key_fit, key_data, key_loss = jax.random.split(jax.random.key(0), 4)
@@ -132,9 +139,28 @@ def test_moving_average_forgets_its_start():
 
 
 def test_learning_rate_warms_up_and_ends_at_zero():
-    schedule = learning_rate_schedule(dataclasses.replace(TINY, num_updates=1000, learning_rate=0.01))
+    schedule = learning_rate_schedule(dataclasses.replace(TINY, num_updates=1000), peak=0.01)
     rates = np.array([schedule(step) for step in (0, 25, 50, 525, 1000)])
     np.testing.assert_allclose(rates, [0.0, 0.005, 0.01, 0.005, 0.0], atol=1e-7)
+
+
+def test_muon_moves_convolutions_along_all_directions_alike_and_the_rest_as_nadam():
+    """From the factors of the gradient: singular values become about one, and Nadam's first step has its sign alone."""
+    config = dataclasses.replace(
+        TINY, optimizer="muon", warmup_fraction=0.0, learning_rate=1e-3, muon_learning_rate=0.05, max_grad_norm=1e6
+    )
+    rng = np.random.default_rng(0)
+    left, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    right, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    kernel = jnp.asarray(left * np.geomspace(1.0, 0.05, 6) @ right, jnp.float32)
+    gradient = {"taps": {"kernel": kernel, "bias": jnp.ones(3)}, "other": {"kernel": jnp.ones((4, 4))}}
+    optimizer = make_optimizer(config)
+    steps, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    along = -np.diag(left.T @ np.asarray(steps["taps"]["kernel"]) @ right.T) / config.muon_learning_rate
+    # Five Newton-Schulz steps end between 0.7 and 1.2.
+    assert (along > 0.6).all() and (along < 1.3).all()
+    for rest in (steps["taps"]["bias"], steps["other"]["kernel"]):
+        np.testing.assert_allclose(rest, -1e-3 * (0.9 * 0.1 / (1 - 0.9**2) + 1), rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -469,7 +469,8 @@ def test_a_run_of_the_tuned_preset_stands_beside_those_of_its_scale(tmp_path):
     keep_run(tmp_path / "none", "none", 0.0, training={"mix_ratio": 0.1})
     keep_run(tmp_path / "coda", "coda", -10.0, training={"mix_ratio": 0.1}, guidance=1.0)
     keep_run(tmp_path / "flags", "coda", 5.0, training={"mix_ratio": 0.1, **tuned}, guidance=1.0)
-    keep_run(tmp_path / "word", "coda", 5.0, training={"mix_ratio": 0.1}, guidance=1.0, preset="tuned", seeds=[3, 4])
+    settings = {"training": {"mix_ratio": 0.1, **tuned}, "guidance": 1.0, "preset": "tuned"}
+    keep_run(tmp_path / "word", "coda", 5.0, seeds=[3, 4], **settings)
     evidence = gather(tmp_path)
     (variant,) = (cell for cell, _ in evidence.variants)
     assert sorted(variant.returns) == [0, 1, 2, 3, 4]

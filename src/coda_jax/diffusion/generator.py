@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, Protocol, cast
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from annotated_types import Interval
 from jaxtyping import Array, Bool, Float, Int
 
@@ -40,13 +41,17 @@ class GeneratorConfig(Ranged):
     weight: edm.Weight = "edm"
     """Loss weight over noise levels: EDM's, or the plain squared error of the paper's Eq. 27."""
     num_updates: Count = 10_000
-    """Optimiser steps of the whole fit; the learning rate's cosine ends there, at zero."""
+    """Optimiser steps of the whole fit; the cosine of the learning rates ends there, at zero."""
     batch_size: Count = 100_000
     """Trajectories in a mini-batch."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """Adam, or Muon (Jordan et al. 2024) for the convolutions and Nadam for the rest: less data to the same loss."""
     learning_rate: Positive = 1e-3
-    """Peak learning rate of Adam."""
+    """Peak learning rate of Adam and Nadam."""
+    muon_learning_rate: Positive = 0.05
+    """With `muon`, its peak learning rate, that of the convolutions."""
     warmup_fraction: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.05
-    """Fraction of the updates with linear warm-up of the learning rate from zero."""
+    """Fraction of the updates with linear warm-up of the learning rates from zero."""
     max_grad_norm: Positive = 1.0
     """Maximum global norm of the gradient (clipping)."""
     ema_decay: Annotated[float, Interval(ge=0.0, lt=1.0)] = 0.999
@@ -117,10 +122,31 @@ class Generator(NamedTuple):
     config: GeneratorConfig
 
 
-def learning_rate_schedule(config: GeneratorConfig) -> optax.Schedule:
+def learning_rate_schedule(config: GeneratorConfig, peak: float) -> optax.Schedule:
     """Linear warm-up to the peak, then cosine decay to zero at `num_updates`."""
     warmup_updates = round(config.warmup_fraction * config.num_updates)
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup_updates, config.num_updates)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_updates, config.num_updates)
+
+
+def make_optimizer(config: GeneratorConfig) -> optax.GradientTransformation:
+    """The optimiser of a fit, with clipping and schedules."""
+    rate = learning_rate_schedule(config, config.learning_rate)
+    if config.optimizer == "muon":
+        muon_rate = learning_rate_schedule(config, config.muon_learning_rate)
+        steps = optax.contrib.muon(muon_rate, adam_learning_rate=rate, muon_weight_dimension_numbers=_convolutions)
+    else:
+        steps = optax.adam(rate)
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), steps)
+
+
+def _convolutions(params: Params) -> Any:
+    """Marks the kernels of the convolutions; on a CPU, small matrices cost as many operations each and gain little."""
+
+    def mark(path: tuple[Any, ...], leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
+        is_kernel = "taps" in (part.key for part in path) and leaf.ndim == 2
+        return optax.contrib.MuonDimensionNumbers() if is_kernel else None
+
+    return jax.tree_util.tree_map_with_path(mark, params)
 
 
 def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:
@@ -189,13 +215,13 @@ def make_generator(
     """
     network = UNet(config.unet, horizon, config.condition_dim)
     apply = cast(Callable[..., Array], network.apply)
-    optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate_schedule(config)))
+    optimizer = make_optimizer(config)
 
     @jax.jit  # where a caller does not compile it, a hundred small programs become one
     def init(key: PRNGKey) -> GeneratorState:
         condition = jnp.zeros((1, config.condition_dim)) if config.condition_dim else None
         params = network.init(key, jnp.zeros((1, horizon, num_channels)), jnp.zeros((1, 1, 1)), condition)
-        return GeneratorState(params, jax.tree.map(jnp.copy, params), optimiser.init(params), jnp.zeros((), jnp.int32))
+        return GeneratorState(params, jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def denoise(params, tau, sigma, condition=None):
         return edm.precondition(functools.partial(apply, params), config.sigma_data)(tau, sigma, condition)
@@ -227,7 +253,7 @@ def make_generator(
         num_parts = num_micro_batches(z.shape[0], sizes().windows if max_windows is None else max_windows)
         batch = draw(z, key, condition)
         value, grads = accumulated_gradient(loss_of, state.params, batch, num_parts)
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         ema = update_ema(state.ema, params, step, config.ema_decay)
