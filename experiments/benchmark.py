@@ -247,28 +247,37 @@ def generation(
 
 
 def fitting(env: Environment, denoiser: GeneratorConfig, one_device: Mesh, all_devices: Mesh) -> list[Figure]:
-    """Optimiser steps of the laptop preset's denoiser with 256 windows per step."""
+    """Optimiser steps of the laptop preset's denoiser with 256 windows per step, and whole fits of two presets."""
     num_updates, batch_size, num_channels = 20, 256, transforms.num_channels(env.spec)
-    generator = make_generator(dataclasses.replace(denoiser, batch_size=batch_size), num_channels, HORIZON)
 
-    def work(mesh: Mesh) -> Work:
+    def work(config: GeneratorConfig, mesh: Mesh) -> Work:
+        generator = make_generator(config, num_channels, HORIZON)
+
         @jax.jit
         def fit(state: Any, z: Array, key: PRNGKey) -> Any:
             def sample_batch(key: PRNGKey) -> tuple[Array, None]:
-                batch = z[jax.random.permutation(key, batch_size)]
+                batch = z[jax.random.permutation(key, config.batch_size)]
                 return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("seed"))), None
 
             return fit_chunk(generator, state, sample_batch, key, num_updates)
 
-        z = jax.random.normal(jax.random.key(0), (batch_size, HORIZON, num_channels))
+        z = jax.random.normal(jax.random.key(0), (config.batch_size, HORIZON, num_channels))
         arguments = jax.device_put(
             (generator.init(jax.random.key(1)), z, jax.random.key(2)), NamedSharding(mesh, PartitionSpec())
         )
         return lambda: fit(*arguments)
 
-    all_seconds, one_seconds = best_times(work(all_devices), work(one_device))
+    large, tuned = dataclasses.replace(denoiser, batch_size=batch_size), PRESETS["tuned"].denoiser
+    all_seconds, one_seconds, *parts = best_times(
+        work(large, all_devices), work(large, one_device), work(denoiser, all_devices), work(tuned, all_devices)
+    )
+    whole, quick = (fit.num_updates * part / num_updates for fit, part in zip((denoiser, tuned), parts, strict=True))
     what = f"denoiser fit steps, width {denoiser.unet.width}, batch {batch_size}"
-    return [Figure(what, num_updates / all_seconds, one_seconds / all_seconds, "one device")]
+    return [
+        Figure(what, num_updates / all_seconds, one_seconds / all_seconds, "one device"),
+        Figure("seconds of a denoiser fit, laptop preset", whole, is_duration=True),
+        Figure("seconds of a denoiser fit, tuned preset", quick, whole / quick, "laptop preset", is_duration=True),
+    ]
 
 
 def learning(learner: Learner, laptop_learner: Learner, dataset: Dataset, all_devices: Mesh) -> list[Figure]:

@@ -10,9 +10,10 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+from annotated_types import MinLen
 from jax.sharding import Mesh
 
 from coda_jax.augmentation.base import sample_in_chunks
@@ -28,6 +29,7 @@ from experiments.host.console import say
 from experiments.host.devices import set_up_devices
 from experiments.host.errors import FROM_UNFINISHED, one_line_errors, parse_command
 from experiments.host.files import write_atomically
+from experiments.host.help_text import choices
 from experiments.host.records import parse_mapping, write_record
 from experiments.pipeline.quality import WINDOWS, quality_meter, real_trajectories
 from experiments.pipeline.run import fit_episodes
@@ -71,6 +73,13 @@ def data(**changes: Any) -> Change:
     return lambda config: dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
+def tuned_fit(config: ExperimentConfig) -> ExperimentConfig:
+    """Fits as the preset `tuned` does, with its share of the updates of `laptop`."""
+    fit, usual = PRESETS["tuned"].denoiser, PRESETS["laptop"].denoiser
+    num_updates = config.denoiser.num_updates * fit.num_updates // usual.num_updates
+    return dataclasses.replace(config, denoiser=dataclasses.replace(fit, num_updates=num_updates))
+
+
 VARIANTS: dict[str, Change] = {
     "laptop preset": lambda config: config,
     "16 Heun steps": sampler(num_steps=16),
@@ -87,6 +96,7 @@ VARIANTS: dict[str, Change] = {
     "width 32": unet(width=32),
     "width 128, half the batch": lambda config: unet(width=128)(longer(1, batch_divisor=2)(config)),
     "twice the updates": longer(2),
+    "tuned preset's fit (Muon, half the batch, 5 of 6 updates)": tuned_fit,
 }
 """The variants of the laptop preset."""
 
@@ -99,6 +109,8 @@ class FitStudyConfig(Ranged):
     """Folder for `quality.json` and the table `quality.md`."""
     num_updates: Count = 2000
     """Number of updates per fit."""
+    variants: Annotated[tuple[Annotated[str, choices(VARIANTS)], ...], MinLen(1)] = tuple(VARIANTS)
+    """Variants to fit, by their names in the table; by default all."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -121,9 +133,10 @@ def main(args: Sequence[str] | None = None) -> None:
             for name, row in results.items()
             if isinstance(row, dict) and row.get("settings") == key_of(variants.get(name))
         }
-        for number, (name, variant) in enumerate(variants.items()):
+        for number, name in enumerate(config.variants):
+            variant = variants[name]
             if name not in results:
-                say(f"variant {number + 1} of {len(VARIANTS)}: {name}")
+                say(f"variant {number + 1} of {len(config.variants)}: {name}")
                 with jax.default_matmul_precision(variant.precision):
                     results[name] = {"settings": key_of(variant), **measure(variant, env, episodes, mesh)}
                 write_record(file, results)

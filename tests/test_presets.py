@@ -81,6 +81,9 @@ EACH = {
         "training.updates_per_epoch": 500,
     },
     "tuned": {
+        "denoiser.batch_size": 64,
+        "denoiser.num_updates": 5000,
+        "denoiser.optimizer": "muon",
         "guidance": 1.0,
         "training.burn_in": 1,
         "training.critic_rows": "recorded",
