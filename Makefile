@@ -16,7 +16,7 @@ endef
 .PHONY: run test test-all test-newest lint docs bench
 .DELETE_ON_ERROR:
 
-# The main job: its defaults are `--dataset replay --guidance 0.6`.
+# The main job: its defaults are `--dataset replay --preset tuned`.
 run: $(INSTALLED)
 	$(BIN)/python -m experiments.mamujoco $(ARGS)
 

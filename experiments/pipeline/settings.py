@@ -38,8 +38,10 @@ from experiments.host.yaml_files import parse_yaml
 from experiments.pipeline.guidance import AUTO, GUIDANCE, check_guidance, guidance_scale
 from experiments.pipeline.learners import ALGORITHMS, DEFAULT_ALGORITHM, LearnerSettings, check_learner
 
-_LAPTOP = presets.PRESETS["laptop"]
-_LEARNER = LearnerSettings(**vars(_LAPTOP.learner))
+DEFAULT_PRESET = "tuned"
+
+_USUAL = presets.PRESETS[DEFAULT_PRESET]
+_LEARNER = LearnerSettings(**vars(_USUAL.learner))
 
 AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
 
@@ -71,7 +73,7 @@ OF_SYNTHETIC_DATA = {
 class DataConfig(Ranged):
     """The dataset."""
 
-    num_episodes: Count = _LAPTOP.num_episodes
+    num_episodes: Count = _USUAL.num_episodes
     """Episodes of a named dataset, rolled out from the behaviour teams on first use."""
     max_transitions: Count | None = None
     """At most so many steps of a vault, in random whole episodes, the same in all runs; by default the whole vault."""
@@ -102,7 +104,7 @@ class ExperimentConfig(Ranged):
     augmentation: Annotated[str, choices(AUGMENTATIONS)] = "coda"
     """Synthetic data. `coda`: guided toward the joint policy. `unconditional`: sampled once, unguided.
     `none`: no augmentation, no denoiser is fitted. `simulated`: the oracle, the policy's roll-outs in the simulator."""
-    guidance: NonNegative | Literal["auto"] = 0.6
+    guidance: NonNegative | Literal["auto"] = _USUAL.guidance
     """Guidance scale lambda; only `coda` is guided. `auto` adapts it in every round, for each seed by itself, until the
     synthetic actions have the spread of `--guidance-target`; not in the paper."""
     guidance_target: Positive = AUTO.target
@@ -134,15 +136,15 @@ class ExperimentConfig(Ranged):
     algorithm: Annotated[str, choices(ALGORITHMS)] = DEFAULT_ALGORITHM
     """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
     Q-learning in place of cloning)."""
-    num_seeds: Count = _LAPTOP.num_seeds
+    num_seeds: Count = _USUAL.num_seeds
     """Policy seeds, trained together: `seed`, `seed + 1`, ..."""
     seed: Seed = 0
     """First seed."""
     fit_seed: Seed = 0
     """Seed of the denoiser's fit, which all policy seeds share; vary it to measure the variance between fits."""
-    preset: PresetName = "laptop"
-    """Set of defaults: `smoke` (a quick check, two minutes on two cores), `laptop` (20 minutes on two cores), `tuned`
-    (the same with changes of our own to the algorithm) or `paper` (for an accelerator)."""
+    preset: PresetName = DEFAULT_PRESET
+    """Set of defaults: `smoke` (a quick check, two minutes on two cores), `laptop` (the paper's algorithm in 20 minutes
+    on two cores), `tuned` (the same sizes with changes of our own) or `paper` (for an accelerator)."""
     precision: Precision = "highest"
     """Precision of the networks' matrix products on an accelerator: `highest` (float32), `high` (TF32 on a GPU, three
     passes of bfloat16 on a TPU) or `default` (TF32 or bfloat16). Physics, evaluation and a CPU always use float32."""
@@ -164,17 +166,17 @@ class ExperimentConfig(Ranged):
     bytes, memory, time. Programs are compiled, none is run, and the run folder is not touched."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """The dataset."""
-    diffusion: SamplerConfig = _LAPTOP.sampler
+    diffusion: SamplerConfig = _USUAL.sampler
     """Sampling (Algorithm 1)."""
-    denoiser: GeneratorConfig = _LAPTOP.generator
+    denoiser: GeneratorConfig = _USUAL.generator
     """The diffusion model and its fit."""
     dynamics: DynamicsConfig = dataclasses.field(default_factory=DynamicsConfig)
     """The one-step model and its fit, for `--consequences model` or `score`, and for `--keep-fraction`."""
     learner: LearnerSettings = _LEARNER
     """The learner; settings that the algorithm does not use are refused."""
-    standardise: bool = _LAPTOP.standardise
+    standardise: bool = _USUAL.standardise
     """Whether the learner's inputs are standardised by the dataset's mean and standard deviation; not in the paper."""
-    training: CodaConfig = _LAPTOP.training
+    training: CodaConfig = _USUAL.training
     """Algorithm 2."""
 
     def __post_init__(self) -> None:

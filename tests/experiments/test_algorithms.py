@@ -28,13 +28,14 @@ def parsed(*flags: str) -> ExperimentConfig:
 
 
 def test_the_default_names_the_folders_that_it_named_before_there_was_a_choice():
-    assert run_dir_of(parsed()).name == "2halfcheetah-replay-coda-g0.6-laptop-44136fa355b3"  # no difference: {}
+    laptop = run_dir_of(parsed("--preset", "laptop")).name
+    assert laptop == "2halfcheetah-replay-coda-g0.6-laptop-44136fa355b3"  # no difference: {}
     assert run_dir_of(parsed("--algorithm", "maddpg_bc")) == run_dir_of(parsed())
     assert len({run_dir_of(parsed("--algorithm", name)) for name in ALGORITHMS}) == 3
 
 
 def test_a_folder_from_before_the_choice_still_belongs_to_the_same_command(tmp_path):
-    identity = identity_of(parsed("--seed", "4"))
+    identity = identity_of(parsed("--preset", "laptop", "--seed", "4"))
     older = {name: value for name, value in identity.items() if name != "algorithm"}
     learner = plain(PRESETS["laptop"].learner)
     kept = {"discount", "target_rate", "alpha_bc", "critic_learning_rate", "policy_learning_rate"}
@@ -43,7 +44,7 @@ def test_a_folder_from_before_the_choice_still_belongs_to_the_same_command(tmp_p
     defaults = identity_of(PRESETS["laptop"])
     check_settings(tmp_path, identity, defaults)
     with pytest.raises(UserError, match="algorithm is maddpg_bc there and iddpg_bc here"):
-        check_settings(tmp_path, identity_of(parsed("--seed", "4", "--algorithm", "iddpg_bc")), defaults)
+        check_settings(tmp_path, identity_of(parsed("--preset", "laptop", "--seed", "4", "--algorithm", "iddpg_bc")), defaults)
 
 
 @pytest.mark.parametrize(
