@@ -77,7 +77,7 @@ def test_unused_settings_add_no_runs(tmp_path):
         "training.burn-in": (1, 2, 2),
     }
     for name, expected in counts.items():
-        groups = [{"grid": {**methods, name: [1, 0.5] if name == "training.mix-ratio" else [1, 2]}}]
+        groups = [{"grid": {**methods, name: [0.2, 0.5] if name == "training.mix-ratio" else [1, 2]}}]
         file.write_text(yaml.safe_dump({"output": "runs", "groups": groups}))
         found = Counter(run.config.augmentation for run in sweep.read_sweep(file))
         assert tuple(found[method] for method in methods["augmentation"]) == expected, name
