@@ -20,6 +20,7 @@ from coda_jax.diffusion.generator import (
     update_ema,
 )
 from coda_jax.diffusion.unet import UNetConfig
+from tests.lowering import lower_for_accelerators
 
 TINY = GeneratorConfig(unet=UNetConfig(width=4, channel_multipliers=(1,), embedding_dim=4), num_updates=100)
 HORIZON, CHANNELS = 5, 2
@@ -161,6 +162,14 @@ def test_muon_moves_convolutions_along_all_directions_alike_and_the_rest_as_nada
     assert (along > 0.6).all() and (along < 1.3).all()
     for rest in (steps["taps"]["bias"], steps["other"]["kernel"]):
         np.testing.assert_allclose(rest, -1e-3 * (0.9 * 0.1 / (1 - 0.9**2) + 1), rtol=1e-3)
+
+
+def test_an_update_by_muon_lowers_for_accelerators():
+    generator = make_generator(dataclasses.replace(TINY, optimizer="muon"), CHANNELS, HORIZON)
+    state = jax.eval_shape(generator.init, jax.random.key(0))
+    z = jax.ShapeDtypeStruct((8, HORIZON, CHANNELS), jnp.float32)
+    update = jax.jit(generator.update)
+    lower_for_accelerators({("update", "", 0): (update, (state, z, jax.random.key(1)), {})})
 
 
 @pytest.mark.slow
