@@ -44,7 +44,9 @@ def test_a_folder_from_before_the_choice_still_belongs_to_the_same_command(tmp_p
     defaults = identity_of(PRESETS["laptop"])
     check_settings(tmp_path, identity, defaults)
     with pytest.raises(UserError, match="algorithm is maddpg_bc there and iddpg_bc here"):
-        check_settings(tmp_path, identity_of(parsed("--preset", "laptop", "--seed", "4", "--algorithm", "iddpg_bc")), defaults)
+        check_settings(
+            tmp_path, identity_of(parsed("--preset", "laptop", "--seed", "4", "--algorithm", "iddpg_bc")), defaults
+        )
 
 
 @pytest.mark.parametrize(
