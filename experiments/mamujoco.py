@@ -1,4 +1,4 @@
-"""CODA on MaMuJoCo: `python -m experiments.mamujoco --dataset replay --guidance 1`.
+"""CODA on MaMuJoCo: `python -m experiments.mamujoco --dataset replay`.
 
 The run folder (see `host.run_folder`) belongs to the settings; given again, the same command continues its run, and
 shows the table of a finished one. With `--coordinator` it is one of several processes, each on a host of its own.

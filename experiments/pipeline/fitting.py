@@ -213,8 +213,9 @@ def _fit(
             state, metrics = chunk(state, fit.dataset, z, key, num_updates)
             loss = float(metrics["loss"])
             if not np.isfinite(loss):
+                rate = "muon-learning-rate" if config.optimizer == "muon" else "learning-rate"
                 raise UserError(
-                    f"NaN while fitting the denoiser, before update {int(state.step)}; lower --denoiser.learning-rate"
+                    f"NaN while fitting the denoiser, before update {int(state.step)}; lower --denoiser.{rate}"
                 )
             checkpoints.save(int(state.step), state)
             progress.advance(num_updates, f"loss {loss:.3f}")
