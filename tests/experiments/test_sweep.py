@@ -45,7 +45,8 @@ for round_ in range(len(table.read_text().splitlines()) - 1, 4):
 
 def write_sweep(path: Path, output: Path, guidance: list[float]) -> Path:
     """A sweep of three rounds of ten updates, a run for each guidance scale."""
-    settings = {"training.num-rounds": 3, "training.epochs-per-round": 1, "training.updates-per-epoch": 10}
+    sizes = {"training.num-rounds": 3, "training.epochs-per-round": 1, "training.updates-per-epoch": 10}
+    settings = {"preset": "laptop", **sizes}
     groups = [{"grid": {"guidance": guidance}}]
     path.write_text(yaml.safe_dump({"output": str(output), "settings": settings, "groups": groups}))
     return path
