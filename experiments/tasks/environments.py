@@ -1,6 +1,7 @@
 """The tasks of the comparison: environment, recorded episodes, and what the end of an episode shows of a convention."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ class CoordinationTask(NamedTuple):
 
     env:               the environment.
     record:            rolls out the recorded episodes; the key is consumed.
+    learned_teams:     file of the learned teams that record them; None for scripted teams.
     convention_return: mean return of a team of one convention without noise.
     published:         returns of random and of expert play in the literature, which are 0 and 1 on its scale.
     reward_unit:       methods learn from rewards divided by this.
@@ -35,6 +37,7 @@ class CoordinationTask(NamedTuple):
 
     env: Environment
     record: Callable[[jax.Array], Episodes]
+    learned_teams: Path | None
     convention_return: Callable[[], float]
     published: tuple[float, float] | None
     reward_unit: float
@@ -62,6 +65,7 @@ def make_task(data: SameSideData | SpreadData | ReacherData, dataset: str) -> Co
             return CoordinationTask(
                 env=env,
                 record=record,
+                learned_teams=None if dataset == "scripted" else assets("spread"),
                 convention_return=lambda: spread_return(data.num_agents),
                 published=(RANDOM_RETURN, EXPERT_RETURN) if data.num_agents == 3 else None,
                 reward_unit=10.0 * data.num_agents,  # the largest reward of a step
@@ -78,6 +82,7 @@ def make_task(data: SameSideData | SpreadData | ReacherData, dataset: str) -> Co
             return CoordinationTask(
                 env=mamujoco.make(data.task),
                 record=record_reacher,
+                learned_teams=None if dataset == "scripted" else assets(reacher.TEAMS),
                 convention_return=lambda: reacher_return(data.task),
                 published=(reacher.RANDOM_RETURN, reacher.EXPERT_RETURN),
                 reward_unit=1.0,
@@ -90,6 +95,7 @@ def make_task(data: SameSideData | SpreadData | ReacherData, dataset: str) -> Co
             return CoordinationTask(
                 env=same_side(data.task),
                 record=lambda key: convention_episodes(data, key),
+                learned_teams=None,
                 convention_return=lambda: convention_return(data.task),
                 published=None,
                 reward_unit=1.0,

@@ -18,7 +18,6 @@ from coda_jax.augmentation.proximal_replay import proximal_replay
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import across_seeds, make_trainer
 from coda_jax.data.dataset import Dataset, Episodes, episode_returns, make_dataset
-from coda_jax.data.teams import assets
 from coda_jax.dynamics.ensemble import Dynamics, DynamicsConfig, DynamicsModel, make_dynamics
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import rollout
@@ -91,7 +90,7 @@ def make_world(config: CoordinationConfig) -> World:
     dynamics = dynamics_of(config, task)
     one_step = make_dynamics(env.spec, dynamics)
 
-    teams = None if config.dataset == "scripted" else (config.dataset, digest(assets(config.task)))
+    teams = None if task.learned_teams is None else (config.dataset, digest(task.learned_teams))
     recipe = [config.data, teams, config.training.horizon, config.denoiser, dynamics]
     entry = cache_folder() / "coordination" / cache_key(recipe)
     with lock(entry, "the models of a coordination task"):
