@@ -221,6 +221,12 @@ def test_the_known_inputs_of_a_reward_determine_it(data, reward):
     np.testing.assert_allclose(reward(known), steps.reward[now], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("data", [SpreadData(), *(ReacherData(task) for task in settings.REACHERS)])
+def test_the_learned_teams_of_a_task_come_with_the_package(data):
+    assert make_task(data, "expert").learned_teams.exists()
+    assert make_task(data, "scripted").learned_teams is None
+
+
 @pytest.mark.parametrize("level", ["expert", "medium"])
 def test_learned_teams_of_spread_record_episodes(level):
     data = SpreadData(num_episodes=200, noise=0.0)
