@@ -31,6 +31,9 @@ SETTINGS = {
     "training.updates_per_epoch": "updates an epoch",
     "training.evaluation_episodes": "evaluation episodes",
     "fit_seed": "fit seed",
+    "denoiser.optimizer": "optimiser of the fit",
+    "denoiser.batch_size": "batch of the fit",
+    "denoiser.num_updates": "updates of the fit",
 }
 """Settings; any other keeps its dotted name."""
 
