@@ -26,7 +26,7 @@ from experiments.pipeline.summary import SUMMARY
 PROVENANCE = {"device": str, "backend": str, "visible_cores": int, "platform": str}
 """What is read of a provenance."""
 
-SCALES = {"tuned": "laptop"}
+SCALES: dict[str, str] = {"tuned": "laptop"}
 """Presets with the sizes of another, and that other."""
 
 ADVICE = "restore the run from a copy, or remove it"
@@ -259,7 +259,7 @@ def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
 
     A benchmark is named by the preset of its scale: runs of `tuned` stand beside those of `laptop`, of the same sizes.
     """
-    preset = run.config.get("preset", "laptop")
+    preset: str = run.config.get("preset", "laptop")
     setup = {**flat(plain(PRESETS["laptop"])), **flat(run.config)}
     augmentation = run.summary["augmentation"]
     method = augmentation if augmentation != "coda" else f"coda {value_name(run.summary['guidance'])}"
