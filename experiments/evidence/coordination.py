@@ -118,7 +118,7 @@ def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[
             (f"{method} above {other}", f"**{judge(found, 1)}**", words(found, 2))
             for method, others in BASELINES.items()
             for other in others
-            if other in run.returns
+            if method in run.returns and other in run.returns
             for found in [run.difference(method, other)]
         ]
         sections += [
@@ -132,11 +132,10 @@ def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[
 
 
 def coordination_headline(comparisons: Sequence[Comparison]) -> str:
-    """One line: how far CODA and CODA+ go from no augmentation to the oracle, in each comparison."""
+    """One line: how far CODA and CODA+ go from no augmentation to the oracle, in each comparison that has them."""
+    names = {NONE: "without augmentation", PAPER: "CODA", PLUS: "CODA+", ORACLE: "the oracle"}
     parts = []
     for run in comparisons:
-        none, plus, paper, oracle = (np.mean(run.returns[name]) for name in (NONE, PLUS, PAPER, ORACLE))
-        parts.append(
-            f"{run.title}: {none:.1f} without augmentation, {paper:.1f} CODA, {plus:.1f} CODA+, {oracle:.1f} the oracle"
-        )
+        means = [f"{np.mean(run.returns[each]):.1f} {name}" for each, name in names.items() if each in run.returns]
+        parts.append(f"{run.title}: {', '.join(means)}")
     return f"- **Coordination over time**, returns: {'; '.join(parts) or 'no recorded runs'}."

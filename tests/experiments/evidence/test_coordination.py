@@ -60,6 +60,16 @@ def test_the_headline_has_the_means(results):
     assert "0.0 without augmentation, 0.0 CODA, 5.0 CODA+, 5.0 the oracle" in line
 
 
+def test_a_comparison_may_lack_methods(results):
+    file = results / "coordination" / "one" / "summary.json"
+    summary = json.loads(file.read_text())
+    fewer = {name: RETURNS[name] for name in ("no augmentation", "CODA+")}
+    file.write_text(json.dumps(summary | {"returns_per_seed": fewer}))
+    assert coordination_headline(find_comparisons(results)).endswith(": 0.0 without augmentation, 5.0 CODA+.")
+    page = "\n".join(coordination_sections(find_comparisons(results), ""))
+    assert "CODA+ above no augmentation" in page and "CODA (paper)" not in page
+
+
 def test_without_runs_there_is_no_section(tmp_path):
     assert coordination_sections(find_comparisons(tmp_path), "") == []
     assert "no recorded runs" in coordination_headline([])
