@@ -69,40 +69,32 @@ class CollectConfig(Ranged):
         check_seeds(self.seed, 2)  # the second draws the evaluation episodes
 
 
+_SMALL = Matd3Config(
+    updates_per_step=4,
+    batch_size=128,
+    width=64,
+    buffer_size=200_000,
+    random_steps=200,
+    learning_rate=1e-3,
+    discount=0.95,
+    target_rate=0.01,
+)
+"""MATD3 for tasks that are learned in minutes."""
+
 DEFAULTS = {name: CollectConfig(task=name) for name in ENVIRONMENTS} | {
     "spread": CollectConfig(
         task="spread",
         num_teams=3,
         num_snapshots=9,
         steps_per_snapshot=1000,
-        matd3=Matd3Config(
-            updates_per_step=4,
-            batch_size=128,
-            width=64,
-            buffer_size=200_000,
-            random_steps=200,
-            learning_rate=1e-3,
-            discount=0.95,
-            target_rate=0.01,
-            reward_scale=0.03,
-        ),
+        matd3=dataclasses.replace(_SMALL, reward_scale=0.03),
     ),
     "2reacher": CollectConfig(
         task="2reacher",
         num_snapshots=9,
         steps_per_snapshot=1500,
         seed=1,
-        matd3=Matd3Config(
-            updates_per_step=4,
-            batch_size=128,
-            width=64,
-            buffer_size=200_000,
-            random_steps=200,
-            learning_rate=1e-3,
-            discount=0.95,
-            target_rate=0.01,
-            reward_scale=1.0,
-        ),
+        matd3=dataclasses.replace(_SMALL, reward_scale=1.0),
     ),
 }
 """The default settings of each task."""

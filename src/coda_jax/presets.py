@@ -86,5 +86,4 @@ PRESETS: dict[str, Preset] = {
 }
 """`smoke` (a look), `laptop` (the paper's algorithm in 20 minutes on two cores), `tuned` (the same sizes with changes
 of our own: a larger lambda, a first round without synthetic data, a critic that learns from recorded rows alone, and a
-fit of the denoiser in about half the time)
-and `paper` (for an accelerator)."""
+fit of the denoiser in about half the time) and `paper` (for an accelerator)."""
