@@ -228,6 +228,8 @@ def test_a_read_only_folder_is_a_one_line_error():
         assert os.listdir(folder) == []
 
 
+# After the first failure flashbax closes its event loop, which tensorstore's threads may then still call.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_a_one_line_error_and_leaves_nothing_behind(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     episodes = random_episodes(num_steps=3000, obs_dim=50)  # over a megabyte
