@@ -20,7 +20,7 @@ from experiments.host.records import parse_file, parse_mapping
 from experiments.host.run_folder import Metrics, verify_run
 from experiments.host.yaml_files import parse_yaml
 from experiments.pipeline.learners import DEFAULT_ALGORITHM, is_of_algorithm
-from experiments.pipeline.settings import OF_GUIDED_TRAJECTORIES, PRESETS, ExperimentConfig, uses
+from experiments.pipeline.settings import OF_GUIDED_TRAJECTORIES, OF_OLDER_RUNS, PRESETS, ExperimentConfig, uses
 from experiments.pipeline.summary import SUMMARY
 
 PROVENANCE = {"device": str, "backend": str, "visible_cores": int, "platform": str}
@@ -255,12 +255,12 @@ def cells_of(runs: Iterable[Run]) -> list[Cell]:
 
 
 def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
-    """Benchmark, method and setup of a run. Settings newer than the run are as in `laptop`, which leaves them unused.
+    """Benchmark, method and setup of a run. Settings newer than the run are as in `OF_OLDER_RUNS`.
 
     A benchmark is named by the preset of its scale: runs of `tuned` stand beside those of `laptop`, of the same sizes.
     """
     preset: str = run.config.get("preset", "laptop")
-    setup = {**flat(plain(PRESETS["laptop"])), **flat(run.config)}
+    setup = {**flat(plain(OF_OLDER_RUNS)), **flat(run.config)}
     augmentation = run.summary["augmentation"]
     method = augmentation if augmentation != "coda" else f"coda {value_name(run.summary['guidance'])}"
     benchmark = (SCALES.get(preset, preset), run.summary["task"], dataset_name(run.summary))

@@ -31,7 +31,7 @@ from experiments.host.run_folder import RunFolder, default_run_dir, open_run_fol
 from experiments.pipeline.fitting import Fit, fit_prior
 from experiments.pipeline.learners import DEFAULT_ALGORITHM
 from experiments.pipeline.quality import show_quality
-from experiments.pipeline.settings import PRESETS, ExperimentConfig, uses
+from experiments.pipeline.settings import OF_OLDER_RUNS, PRESETS, ExperimentConfig, uses
 from experiments.pipeline.summary import SUMMARY
 from experiments.pipeline.training import PHASES, make_job, train_policies
 
@@ -82,7 +82,7 @@ def _run(config: ExperimentConfig) -> None:
         identity,
         num_devices=mesh.size,
         allow_other_devices=config.allow_other_devices,
-        defaults=identity_of(PRESETS[config.preset]),
+        defaults=identity_of(OF_OLDER_RUNS),
     ) as folder:
         say(f"run folder: {path}")
         if folder.finished:

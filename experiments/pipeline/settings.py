@@ -206,6 +206,9 @@ def _experiment(name: str, preset: Preset) -> ExperimentConfig:
 PRESETS: dict[str, ExperimentConfig] = {name: _experiment(name, preset) for name, preset in presets.PRESETS.items()}
 """Complete settings; flags override single ones."""
 
+OF_OLDER_RUNS = PRESETS["laptop"]
+"""The values of settings that a run of an older version does not name: this preset leaves newer ones unused."""
+
 
 def uses(augmentation: str, setting: str) -> bool:
     """Whether a setting, by its dotted name, affects the numbers of a run with that augmentation."""
@@ -248,7 +251,7 @@ def needs_dynamics(config: ExperimentConfig) -> bool:
 
 
 def read_config(path: Path) -> ExperimentConfig:
-    """Reads the `config.yaml` of a run; settings that were added since are as in `laptop`, which leaves them unused.
+    """Reads the `config.yaml` of a run; settings that were added since are as in `OF_OLDER_RUNS`.
 
     Raises:
         UserError: the file is missing, cannot be read, is damaged, or has settings that are unknown here.
@@ -257,7 +260,7 @@ def read_config(path: Path) -> ExperimentConfig:
         values = parse_mapping(path, parse_yaml, {"preset": str}, "restore it, or name another run")
         if values["preset"] not in PRESETS:
             raise ValueError(f"preset {values['preset']} is none of {', '.join(PRESETS)}")
-        return replace_nested(PRESETS["laptop"], values)
+        return replace_nested(OF_OLDER_RUNS, values)
     except FileNotFoundError:
         raise UserError(f"{path.parent} is no run folder: it has no {path.name}") from None
     except (ValueError, KeyError, TypeError) as error:

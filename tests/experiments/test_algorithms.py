@@ -15,7 +15,7 @@ from experiments.host.errors import UserError, parse_command
 from experiments.host.run_folder import check_settings
 from experiments.pipeline.learners import ALGORITHMS, LearnerSettings, make_learner
 from experiments.pipeline.run import identity_of, run_dir_of
-from experiments.pipeline.settings import PRESETS, ExperimentConfig, check
+from experiments.pipeline.settings import OF_OLDER_RUNS, PRESETS, ExperimentConfig, check
 from experiments.tasks.environments import make_task
 from experiments.tasks.settings import METHODS, CoordinationConfig, methods_of
 from experiments.tasks.settings import check as check_coordination
@@ -41,7 +41,7 @@ def test_a_folder_from_before_the_choice_still_belongs_to_the_same_command(tmp_p
     kept = {"discount", "target_rate", "alpha_bc", "critic_learning_rate", "policy_learning_rate"}
     older["learner"] = {name: learner[name] for name in kept}
     (tmp_path / "config.yaml").write_text(json.dumps(older))
-    defaults = identity_of(PRESETS["laptop"])
+    defaults = identity_of(OF_OLDER_RUNS)
     check_settings(tmp_path, identity, defaults)
     with pytest.raises(UserError, match="algorithm is maddpg_bc there and iddpg_bc here"):
         check_settings(

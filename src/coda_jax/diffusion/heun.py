@@ -48,8 +48,8 @@ def heun_sample(
 ) -> Float[Array, "B H C"]:
     """Samples trajectories by Algorithm 1: Heun steps down the noise levels, each one moved along the guide.
 
-    The network never sees sigma = 0, so the last step is a plain Euler step and stands outside the scan: 2N - 1 calls
-    of `denoise`, and N of `guide`. The noise does not depend on the guide, so guidance zero is the unguided sample.
+    The network never sees sigma = 0, so the last step is a plain Euler step: 2N - 1 calls of `denoise`, and N of
+    `guide`. The noise does not depend on the guide, so guidance zero is the unguided sample.
     Arguments and result are those of `samplers.sample`.
 
     Examples:
@@ -64,7 +64,7 @@ def heun_sample(
     steps = _schedule(config, guidance)
     denoise = hold(denoise, known, config.known_conditioning)
 
-    def euler_step(tau: Float[Array, "B H C"], step: _Step):
+    def heun_step(tau: Float[Array, "B H C"], step: _Step):
         tau_hat = tau
         if config.S_churn > 0:
             key_step = jax.random.fold_in(key_churn, step.n)
@@ -77,17 +77,14 @@ def heun_sample(
         if direction is not None:
             tau_hat = tau_hat + step.lambda_ * direction()  # l. 10-17
         tau_next = tau_hat + (step.sigma_next - step.sigma_hat) * d  # l. 18, from the churned and guided point
-        return tau_hat, d, tau_next
 
-    def heun_step(tau: Float[Array, "B H C"], step: _Step):
-        tau_hat, d, tau_next = euler_step(tau, step)
-        d_next = (tau_next - denoise(tau_next, step.sigma_next)) / step.sigma_next  # l. 20
-        return tau_hat + (step.sigma_next - step.sigma_hat) * (0.5 * d + 0.5 * d_next), None  # l. 21-22
+        def corrected():
+            d_next = (tau_next - denoise(tau_next, step.sigma_next)) / step.sigma_next  # l. 20
+            return tau_hat + (step.sigma_next - step.sigma_hat) * (0.5 * d + 0.5 * d_next)  # l. 21-22
 
-    # for n in range(N - 1):                  # l. 5
-    #     tau = heun_step(tau, steps[n])      # l. 6-22
-    # tau = euler_step(tau, steps[N - 1])     # l. 6-18, down to sigma_N = 0
+        return jax.lax.cond(step.sigma_next > 0, corrected, lambda: tau_next), None  # l. 19
+
+    # for n in range(N):                # l. 5
+    #     tau = heun_step(tau, steps[n])  # l. 6-22
     tau = config.sigma_max * jax.random.normal(key_start, shape)  # l. 4
-    tau, _ = jax.lax.scan(heun_step, tau, jax.tree.map(lambda x: x[:-1], steps))
-    _, _, tau = euler_step(tau, jax.tree.map(lambda x: x[-1], steps))
-    return tau
+    return jax.lax.scan(heun_step, tau, steps)[0]
