@@ -19,6 +19,7 @@ COMMANDS = {
     "response-map": ("response_map", "return against share and response of synthetic data"),
     "steering": ("steering", "guidance and its effect on samples (Figure 3)"),
     "consequences": ("consequences", "sources of the consequences of guided samples"),
+    "values": ("values", "values of trained critics beside returns in the simulator"),
     "fit-study": ("fit_study", "sample quality by settings of fit and sampler"),
     "collect": ("collect", "train the behaviour teams of a task online"),
     "conformance": ("conformance", "compare MJX with MuJoCo in C"),

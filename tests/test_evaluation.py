@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 
 from coda_jax import transforms
+from coda_jax.data.dataset import sample_windows
 from coda_jax.envs.rollout import rollout
 from coda_jax.evaluation import (
     action_response,
+    discounted_returns,
     nearest_distance,
+    play_from,
     replay_error,
     sample_quality,
     shuffled_actions,
     shuffled_steps,
 )
+from tests import linear
 from tests.drift import DRIFT, SPEC
 
 B, H = 400, 4
@@ -143,3 +147,33 @@ def test_shuffling_keeps_marginals_but_not_dynamics(shuffle):
     real, shuffled = MEASURE(REAL, REFERENCE), MEASURE(shuffle(REAL), REFERENCE)
     np.testing.assert_allclose(shuffled.feature_distance, real.feature_distance, atol=1e-6)
     assert shuffled.dynamics_error > 0.03
+
+
+def test_a_play_begins_at_the_last_state_of_its_window_with_the_memory_of_the_tokens_before():
+    """The policy adds up what it sees, so its first action shows what its memory holds."""
+    learner = linear.POLICY._replace(
+        act=lambda state, obs, carry: (0.1 * (carry + obs), carry + obs),
+        initial_carry=lambda shape: jnp.zeros((*shape, 1, 1)),
+    )
+    windows = sample_windows(linear.DATASET, jax.random.key(0), 5, linear.H)
+    played = play_from(linear.ENV, learner, (), windows, 3)
+    np.testing.assert_array_equal(played.state[:, 0], windows.state[:, -1])
+    seen = jnp.sum(windows.obs[:, :-1], axis=(1, 2)) + windows.state[:, -1]
+    np.testing.assert_allclose(played.action[:, 0, 0], 0.1 * seen, rtol=1e-5)
+    np.testing.assert_allclose(played.state[:, 1], 0.9 * played.state[:, 0] + 0.8 * played.action[:, 0, 0], rtol=1e-5)
+
+
+def test_the_discounted_return_of_a_constant_action_is_that_of_its_closed_form():
+    """With x' = 0.9 x + 0.48 and r = x + 0.6, x_t - 4.8 falls by 0.9 a step."""
+    windows = sample_windows(linear.DATASET, jax.random.key(0), 5, linear.H)
+    played = play_from(linear.ENV, linear.POLICY, (), windows, 400)
+    found = discounted_returns(played, 0.95)
+    expected = (4.8 + 0.6) / 0.05 + (windows.state[:, -1, 0] - 4.8) / (1.0 - 0.95 * 0.9)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_nothing_counts_behind_a_true_end():
+    reward, terminal = jnp.ones((1, 4)), jnp.array([[0.0, 1.0, 0.0, 0.0]])
+    played = sample_windows(linear.DATASET, jax.random.key(0), 1, 4)
+    played = dataclasses.replace(played, reward=reward, terminal=terminal)
+    assert discounted_returns(played, 0.5).tolist() == [1.5]

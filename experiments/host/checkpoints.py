@@ -84,7 +84,7 @@ class Checkpoints:
         if is_first():
             reserve(self._folder / "steps", sum(leaf.nbytes for leaf in leaves) + BYTES_PER_ARRAY * (len(leaves) + 32))
         barrier()
-        self._manager.save(step, args=ocp.args.StandardSave(_without_empty(tree)), force=True)
+        self._manager.save(step, args=ocp.args.StandardSave(without_empty(tree)), force=True)
         self._manager.wait_until_finished()
         if is_first():
             record = {"notes": dict(notes or {}), "sha256": _digests(self._step_folder(step))}
@@ -110,7 +110,7 @@ class Checkpoints:
                 f"no checkpoint in {self._folder} is intact; delete the run folder to restart the run"
             )
         self._reload()
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(template))
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, without_empty(template))
         stored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         tree = jax.tree.map(lambda empty, leaf: empty if leaf is None else leaf, template, stored)
         return Restored(step, tree, json.loads(read_sealed(self._record(step)))["notes"])
@@ -198,7 +198,7 @@ def open_cached(entry: Path, template: Tree) -> tuple[Checkpoints, Restored[Tree
         return Checkpoints(entry), None
 
 
-def _without_empty(tree: Any) -> Any:
+def without_empty(tree: Any) -> Any:
     """Replaces arrays of size zero, which Orbax cannot store, by None."""
     return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
 

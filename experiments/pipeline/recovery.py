@@ -1,4 +1,4 @@
-"""Recovery of the trained policies of run folders that are older than `policy.npz`, from their checkpoints.
+"""The trained learners of run folders, from their checkpoints; so the policies of runs older than `policy.npz` too.
 
 The state of the learner holds the input scales beside the weights, so neither dataset nor denoiser is needed.
 """
@@ -12,9 +12,16 @@ import orbax.checkpoint as ocp
 from coda_jax.artefact import ArtefactError
 from coda_jax.data.conventions import OLD_WRAPPER
 from coda_jax.envs import mamujoco
+from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.policy import FILE, Policy, PolicyWeights, load_policy
 from coda_jax.types import TaskSpec
-from experiments.host.checkpoints import notes_if_intact, recorded_steps, single_device_template, step_folder
+from experiments.host.checkpoints import (
+    notes_if_intact,
+    recorded_steps,
+    single_device_template,
+    step_folder,
+    without_empty,
+)
 from experiments.host.console import say, warn
 from experiments.host.errors import UserError
 from experiments.host.files import verify
@@ -58,35 +65,59 @@ def recover_policy(run: Path) -> Policy:
         UserError: no checkpoint is intact or holds the policies and their input scales, or `config.yaml` is damaged.
     """
     advice = "delete summary.json there, if there is one, and repeat the run's command to write policy.npz"
+    step, folder = _latest_intact(run, advice)
+    weights = _weights(folder)
+    if weights is None:
+        raise UserError(f"the checkpoints of {run} are too old: they hold no input scales; {advice}")
+    fields = {"task": str, "seed": int, "num_seeds": int}
+    config = parse_mapping(run / "config.yaml", parse_yaml, fields, advice)
+    seeds = tuple(range(config["seed"], config["seed"] + config["num_seeds"]))
+    return Policy(_spec_of(config["task"], weights), seeds, weights, step)
+
+
+def learner_of_run(run: Path, learner: Learner, num_seeds: int) -> LearnerState:
+    """The learner's states `[S, ...]` in the latest intact checkpoint of a run folder, on the first device.
+
+    Raises:
+        UserError: no checkpoint is intact, or its learner is another one.
+    """
+    advice = "repeat the run's command in a new folder"
+    _, folder = _latest_intact(run, advice)
+    keys = jax.random.split(jax.random.key(0), num_seeds)
+    wanted = {"learner": without_empty(jax.eval_shape(jax.vmap(learner.init), keys))}
+    try:
+        return _restored(folder, single_device_template(wanted, jax.devices()[0]))["learner"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"the learner in {folder.parent} is not that of the run's settings; {advice}") from error
+
+
+def _latest_intact(run: Path, advice: str) -> tuple[int, Path]:
+    """The latest intact checkpoint of a run: its round, and the folder of its arrays."""
     series = run / "checkpoints" / "train"
     for step in reversed(recorded_steps(series)):
         folder = step_folder(series.absolute(), step)
-        if notes_if_intact(series, step) is None:
-            warn(f"the checkpoint {folder} is damaged")
-            continue
-        weights = _weights(folder / "default")
-        if weights is None:
-            raise UserError(f"the checkpoints of {run} are too old: they hold no input scales; {advice}")
-        fields = {"task": str, "seed": int, "num_seeds": int}
-        config = parse_mapping(run / "config.yaml", parse_yaml, fields, advice)
-        seeds = tuple(range(config["seed"], config["seed"] + config["num_seeds"]))
-        return Policy(_spec_of(config["task"], weights), seeds, weights, step)
-    raise UserError(f"{run} has neither policy.npz nor an intact checkpoint; {advice}")
+        if notes_if_intact(series, step) is not None:
+            return step, folder / "default"
+        warn(f"the checkpoint {folder} is damaged")
+    raise UserError(f"{run} has no intact checkpoint; {advice}")
+
+
+def _restored(folder: Path, template: Any) -> Any:
+    """The part of a checkpoint that the template names."""
+    handler: Any = ocp.PyTreeCheckpointHandler()  # it asks for a path of etils, and takes any
+    args = ocp.checkpoint_utils.construct_restore_args(template)
+    return handler.restore(folder, args=ocp.args.PyTreeRestore(item=template, restore_args=args, partial_restore=True))
 
 
 def _weights(folder: Path) -> PolicyWeights | None:
     """The weights of all seeds on the first device; None where the learner's state has none of them."""
-    handler: Any = ocp.PyTreeCheckpointHandler()  # it asks for a path of etils, and takes any
+    handler: Any = ocp.PyTreeCheckpointHandler()
     stored = handler.metadata(folder)
     learner = getattr(stored, "tree", stored)["learner"]
     if not {"inputs", "policy"} <= set(learner):
         return None
     wanted = {"learner": {name: learner[name] for name in ("inputs", "policy")}}
-    template = single_device_template(wanted, jax.devices()[0])
-    args = ocp.checkpoint_utils.construct_restore_args(template)
-    restored = handler.restore(
-        folder, args=ocp.args.PyTreeRestore(item=template, restore_args=args, partial_restore=True)
-    )["learner"]
+    restored = _restored(folder, single_device_template(wanted, jax.devices()[0]))["learner"]
     inputs = restored["inputs"]
     return PolicyWeights(network=restored["policy"], obs_mean=inputs["obs_mean"], obs_std=inputs["obs_std"])
 

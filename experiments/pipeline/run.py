@@ -86,7 +86,7 @@ def _run(config: ExperimentConfig) -> None:
     ) as folder:
         say(f"run folder: {path}")
         if folder.finished:
-            _check_dataset(config, folder)
+            compare_dataset(config, folder)
         else:
             print_config(identity)
             _train(config, vault, mesh, folder)
@@ -94,7 +94,7 @@ def _run(config: ExperimentConfig) -> None:
             show(folder.read_summary(SUMMARY))
 
 
-def _check_dataset(config: ExperimentConfig, folder: RunFolder) -> None:
+def compare_dataset(config: ExperimentConfig, folder: RunFolder) -> None:
     """Compares the digest of the dataset with that of the run folder, if the dataset is on this machine."""
     if not is_first():
         return
@@ -141,7 +141,7 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
         say(f"vault: {convention.description}; replayed steps miss by {convention.error:.1g} deviations")
         for repair in convention.ends.repairs:
             say(f"vault: {repair}")
-    _check_dataset(config, folder)
+    compare_dataset(config, folder)
     card = statistics(episodes)
     horizon = config.training.horizon
     num_short, num_ends = count_short_episodes(episodes.terminal, episodes.truncation, horizon)

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from coda_jax import transforms
+from coda_jax.augmentation.oracle import policy_rollouts
 from coda_jax.backend import full_precision, sizes
 from coda_jax.diffusion.guidance import gaussian_log_prob
 from coda_jax.envs.base import Environment, EnvState
 from coda_jax.envs.rollout import episode_returns
-from coda_jax.marl.learner import Carry, Learner, LearnerState, unroll
+from coda_jax.marl.learner import Carry, Learner, LearnerState, follow, unroll
 from coda_jax.types import PRNGKey, Trajectory
 
 
@@ -53,6 +54,27 @@ def action_spread(learner: Learner, state: LearnerState, trajectory: Trajectory,
     """
     deviation = trajectory.action - unroll(learner, state, trajectory.obs)
     return jnp.sqrt(jnp.mean(jnp.square(deviation[:, prefix:])))
+
+
+@full_precision
+def play_from(
+    env: Environment, learner: Learner, state: LearnerState, windows: Trajectory, num_steps: int
+) -> Trajectory:
+    """Trajectories `[B, num_steps, ...]` of the policy without noise, from the last states of windows `[B, H, ...]`.
+
+    Its memory follows the windows up to there. The end of an episode does not stop it.
+    """
+    num = windows.reward.shape[0]
+    _, memory = follow(learner, state, windows.obs[:, :-1], learner.initial_carry((num,)))
+    still = jnp.zeros((num, num_steps, env.spec.num_agents, env.spec.action_dim))
+    return policy_rollouts(env, learner, state, windows.state[:, -1], memory, still)
+
+
+def discounted_returns(trajectory: Trajectory, discount: float) -> Float[Array, "B"]:
+    """Sums of discounted rewards of trajectories `[B, H, ...]`, up to their first true end."""
+    alive = jnp.cumprod(1.0 - trajectory.terminal, axis=1)
+    counts = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
+    return jnp.sum(trajectory.reward * counts * discount ** jnp.arange(trajectory.reward.shape[1])[None], axis=1)
 
 
 @chex.dataclass(frozen=True)

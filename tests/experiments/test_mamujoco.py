@@ -19,13 +19,14 @@ from coda_jax.dynamics.saved import load_dynamics
 from coda_jax.envs.rollout import episode_returns
 from coda_jax.policy import load_policy
 from coda_jax.prior import load_prior, sample_trajectories
-from experiments import mamujoco
+from experiments import mamujoco, values
 from experiments.evidence.recorded_runs import SYNTHETIC
 from experiments.host.cache import cache_folder
 from experiments.host.checkpoints import Checkpoints
 from experiments.pipeline import run
 from experiments.pipeline.settings import check, check_used, read_config, uses
 from experiments.pipeline.training import Training
+from experiments.values import MEASURES
 from tests.drift import DRIFT, SPEC, drift_episodes, noise_episodes
 from tests.lowering import lower_for_accelerators, recorded_programs
 
@@ -492,3 +493,21 @@ def test_a_cache_that_cannot_be_written_is_refused(capsys, tmp_path, vault, monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CODA_JAX_CACHE", str(tmp_path / "file" / "cache"))
     assert "CODA_JAX_CACHE" in refusal(capsys, "--vault", str(vault), "--run-dir", str(tmp_path / "run"))
+
+
+def test_the_values_of_a_run_are_measured_once(finished, tmp_path, monkeypatch, capsys):
+    flags = [str(finished), "--output", str(tmp_path / "v"), "--num-states", "3", "--num-steps"]
+    monkeypatch.setattr(values, "enable_compilation_cache", lambda: None)
+    with jax.debug_key_reuse(False):
+        values.main([*flags, "4"])
+        found = json.loads((tmp_path / "v" / "values.json").read_text())["runs"][finished.name]
+        summary = json.loads((finished / "summary.json").read_text())
+        assert found["seeds"] == summary["seeds"] and found["return"] == summary["returns_per_seed"]
+        assert all(np.isfinite(found[name]).all() for name in MEASURES)
+        assert (tmp_path / "v" / "values.png").stat().st_size > 0
+        monkeypatch.setattr(values, "measure", None)  # nothing is left to measure
+        values.main([*flags, "4"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        values.main([*flags, "5"])
+    assert ended.value.code == 2 and "other settings" in capsys.readouterr().err

@@ -213,4 +213,10 @@ def actor_critic(
         action, carry = apply_policy(state.policy, state.inputs.obs(obs)[None], carry)
         return action[0], carry
 
-    return Learner(init=init, update=update, act=act, initial_carry=initial_carry)
+    def value(
+        state: ActorCriticState, global_state: Float[Array, "*batch S"], action: Float[Array, "*batch A U"]
+    ) -> Float[Array, "*batch"]:
+        twins = critics.of_joint(state.critics, state.inputs.state(global_state), action)
+        return jnp.mean(jnp.min(twins, axis=0), axis=-1)
+
+    return Learner(init=init, update=update, act=act, initial_carry=initial_carry, value=value)

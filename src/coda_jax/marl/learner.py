@@ -65,6 +65,8 @@ class Learner(NamedTuple):
     act:           `(state, obs [*batch, A, O], carry) -> (action [*batch, A, U], carry)`, the joint policy's actions
                    mu^i(o^i) without noise, in [-1, 1].
     initial_carry: `batch_shape -> carry`, the policy's memory at the start of an episode or of a window.
+    value:         `(state, global_state [*batch, S], action [*batch, A, U]) -> [*batch]`, the discounted return of a
+                   joint action by the critics, the smaller of twins, a mean over agents; None without critics.
 
     Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
@@ -81,6 +83,9 @@ class Learner(NamedTuple):
     update: Callable[[LearnerState, Trajectory, RowWeights, PRNGKey], tuple[LearnerState, Metrics]]
     act: Callable[[LearnerState, Float[Array, "*batch A O"], Carry], tuple[Float[Array, "*batch A U"], Carry]]
     initial_carry: Callable[[tuple[int, ...]], Carry]
+    value: (
+        Callable[[LearnerState, Float[Array, "*batch S"], Float[Array, "*batch A U"]], Float[Array, "*batch"]] | None
+    ) = None
 
 
 def unroll(learner: Learner, state: LearnerState, obs: Float[Array, "*batch H A O"]) -> Float[Array, "*batch H A U"]:

@@ -1,0 +1,179 @@
+"""How true the critics of finished runs are: `python -m experiments.values RUN [RUN ...] --output DIR`.
+
+Each trained policy is played in the simulator from recorded states, its memory following the recorded steps before
+them. The critics' values of its first actions are compared with the discounted returns that it then earns, and the
+states that it visits with recorded ones. The folder holds `values.json` and a figure; finished runs are kept.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from annotated_types import MinLen
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from coda_jax.data.dataset import make_dataset, sample_windows, split_episodes
+from coda_jax.evaluation import discounted_returns, nearest_distance, play_from
+from coda_jax.marl.input_scale import raw_inputs
+from coda_jax.marl.learner import LearnerState
+from coda_jax.ranges import Count, Ranged
+from coda_jax.types import Trajectory
+from experiments.evidence.recorded_runs import read_run
+from experiments.host.cache import enable_compilation_cache, key_of, plain
+from experiments.host.console import phase, print_table, say
+from experiments.host.devices import set_up_devices
+from experiments.host.errors import UserError, one_line_errors, parse_command
+from experiments.host.plots import panels
+from experiments.host.provenance import provenance
+from experiments.host.records import parse_mapping, write_record
+from experiments.host.run_folder import RunFolder
+from experiments.pipeline.learners import make_learner
+from experiments.pipeline.recovery import learner_of_run
+from experiments.pipeline.run import compare_dataset, load_data
+from experiments.pipeline.settings import read_config
+
+RECORDED = 20_000
+"""Recorded states, at most, among which the nearest is searched."""
+
+VISITED = 10
+"""Of the steps of a play, every so many counts for the distance to the recorded states."""
+
+MEASURES = ("return", "value", "earned", "bias", "error", "correlation", "distance")
+"""What is measured of a seed: its return; the mean value and the mean discounted return that it stands for; their
+difference, the root mean square difference, and their correlation, over the states; and the median distance of visited
+states to the nearest recorded one, in standard deviations of the data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ValuesConfig(Ranged):
+    """Compares the values of trained critics with the returns that the policies earn in the simulator."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, MinLen(1)]
+    """Finished run folders of the main job, with their checkpoints."""
+    output: Path
+    """Folder for `values.json` and `values.png`; the same command with more runs goes on there."""
+    num_states: Count = 32
+    """Recorded states to play from; the same for all runs of one dataset."""
+    num_steps: Count = 500
+    """Steps of a play. What comes after them is left out: of a constant reward, at discount 0.99, 0.7 %."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    with one_line_errors():
+        run(parse_command(ValuesConfig, args))
+
+
+def run(config: ValuesConfig) -> None:
+    """Measures the runs that the folder lacks, draws the figure, and prints the table.
+
+    Raises:
+        UserError: a run that is unfinished, of other data or without critics, or a folder of other settings.
+    """
+    mesh = set_up_devices(1)
+    labels = {path: read_run(path).label for path in config.runs}
+    config.output.mkdir(parents=True, exist_ok=True)
+    file = config.output / "values.json"
+    settings = {name: value for name, value in plain(config).items() if name not in ("runs", "output")}
+    results: dict[str, Any] = {"settings": settings, "provenance": provenance(1), "runs": {}}
+    if file.exists():
+        results = parse_mapping(file, json.loads, {"settings": dict, "runs": dict}, "delete it to measure again")
+        if key_of(results["settings"]) != key_of(settings):
+            raise UserError(f"{file} is of other settings; choose another --output")
+    todo = [path for path in config.runs if path.name not in results["runs"]]
+    if todo:
+        enable_compilation_cache()
+        with phase("playing", total=len(todo)) as progress:
+            for path in todo:
+                results["runs"][path.name] = measure(path, labels[path], config, mesh)
+                write_record(file, results)
+                progress.advance(note=path.name)
+    draw(config.output / "values.png", results["runs"])
+    show(results["runs"])
+    say(f"{file}")
+
+
+def measure(path: Path, label: str, config: ValuesConfig, mesh: Mesh) -> dict[str, Any]:
+    """The measures of all seeds of a run."""
+    settings = read_config(path / "config.yaml")
+    compare_dataset(settings, RunFolder(path))
+    env, episodes = load_data(settings, mesh)
+    learner = make_learner(settings.algorithm, settings.learner, env.spec, raw_inputs(env.spec))
+    value = learner.value
+    if value is None:
+        raise UserError(f"{path} has a learner without critics")
+    states = learner_of_run(path, learner, settings.num_seeds)
+    dataset = make_dataset(split_episodes(episodes, settings.data.held_out_fraction)[0], settings.training.horizon)
+    windows = sample_windows(dataset, jax.random.key(0), config.num_states, settings.training.horizon)
+    recorded = dataset.steps.state
+    chosen = recorded[np.linspace(0, len(recorded) - 1, min(RECORDED, len(recorded))).astype(int)]
+    state_std = jnp.std(recorded, axis=0)
+
+    @jax.jit
+    def of_seed(state: LearnerState, windows: Trajectory) -> tuple[Array, Array, Array]:
+        played = play_from(env, learner, state, windows, config.num_steps)
+        values = value(state, played.state[:, 0], played.action[:, 0])
+        earned = discounted_returns(played, settings.learner.discount)
+        return values, earned, nearest_distance(played.state[:, ::VISITED], chosen, state_std)
+
+    summary = RunFolder(path).read_summary({"seeds": list[int], "returns_per_seed": list[float]})
+    rows = []
+    for index, score in enumerate(summary["returns_per_seed"]):
+        state = jax.tree.map(lambda leaf, index=index: leaf[index], states)
+        values, earned, distance = map(np.asarray, of_seed(state, windows))
+        if not (np.isfinite(values).all() and np.isfinite(earned).all()):
+            raise UserError(f"NaN in the plays of {path}, seed {summary['seeds'][index]}")
+        rows.append([score, *compare(values, earned), float(distance)])
+    return {
+        "label": label,
+        "dataset": str(settings.vault or settings.dataset),
+        "seeds": summary["seeds"],
+        **{name: list(column) for name, column in zip(MEASURES, zip(*rows, strict=True), strict=True)},
+    }
+
+
+def compare(values: Float[np.ndarray, "B"], earned: Float[np.ndarray, "B"]) -> list[float]:
+    """Mean value, mean return, their difference, the root mean square difference, and the correlation."""
+    correlation = np.corrcoef(values, earned)[0, 1] if values.std() > 0 and earned.std() > 0 else 0.0
+    error = np.sqrt(np.mean(np.square(values - earned)))
+    return [float(x) for x in (values.mean(), earned.mean(), (values - earned).mean(), error, correlation)]
+
+
+def draw(path: Path, runs: dict[str, Any]) -> None:
+    """Draws bias and correlation of the values against the return, a panel a measure and a point a seed."""
+    datasets = list(dict.fromkeys(run["dataset"] for run in runs.values()))
+    labels = list(dict.fromkeys(run["label"] for run in runs.values()))
+    shown = {"bias": "value less discounted return", "correlation": "correlation", "distance": "distance to the data"}
+    with panels(path, len(datasets), len(shown), (11.0, 3.2 * len(datasets))) as grid:
+        for row, dataset in zip(grid, datasets, strict=True):
+            for axes, (measure, name) in zip(row, shown.items(), strict=True):
+                for run in runs.values():
+                    if run["dataset"] == dataset:
+                        color = f"C{labels.index(run['label'])}"
+                        axes.plot(run[measure], run["return"], "o", color=color, label=run["label"], alpha=0.8)
+                axes.set(title=dataset, xlabel=name, ylabel="return of an episode")
+            handles = {label: handle for handle, label in zip(*row[0].get_legend_handles_labels(), strict=True)}
+            row[-1].legend(handles.values(), handles.keys(), loc="best", fontsize=7)
+
+
+def show(runs: dict[str, Any]) -> None:
+    """Prints the means over seeds, and their standard errors."""
+
+    def cell(numbers: Sequence[float]) -> str:
+        spread = f" ± {np.std(numbers, ddof=1) / len(numbers) ** 0.5:.2g}" if len(numbers) > 1 else ""
+        return f"{np.mean(numbers):,.{0 if abs(np.mean(numbers)) >= 10 else 2}f}{spread}"
+
+    for name, run_ in runs.items():
+        rows = [{"measure": measure, "mean of seeds": cell(run_[measure])} for measure in MEASURES]
+        print_table(f"{name}: {run_['dataset']}, {run_['label']}", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The command that compares values of critics with returns in the simulator."""
+
+import numpy as np
+import pytest
+
+from experiments import values
+from experiments.values import compare
+
+
+def test_the_measures_of_known_values():
+    earned = np.array([1.0, 2.0, 3.0, 6.0])
+    mean, truth, bias, error, correlation = compare(2.0 * earned + 1.0, earned)
+    assert (mean, truth, bias) == pytest.approx((7.0, 3.0, 4.0)) and correlation == pytest.approx(1.0)
+    assert error == pytest.approx(np.sqrt(np.mean([4.0, 9.0, 16.0, 49.0])))
+    assert compare(np.ones(4), earned)[-1] == 0.0  # equal values tell nothing apart
+
+
+def test_an_unfinished_run_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        values.main([str(tmp_path), "--output", str(tmp_path / "v")])
+    assert ended.value.code == 2 and "is no finished run" in capsys.readouterr().err
+    assert not (tmp_path / "v").exists()
