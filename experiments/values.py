@@ -6,6 +6,7 @@ states that it visits with recorded ones. The folder holds `values.json` and a f
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.learner import LearnerState
 from coda_jax.ranges import Count, Ranged
 from coda_jax.types import Trajectory
+from experiments.evidence.naming import setting_name
 from experiments.evidence.recorded_runs import read_run
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.console import phase, print_table, say
@@ -35,9 +37,9 @@ from experiments.host.provenance import provenance
 from experiments.host.records import parse_mapping, write_record
 from experiments.host.run_folder import RunFolder
 from experiments.pipeline.learners import make_learner
-from experiments.pipeline.recovery import learner_of_run
+from experiments.pipeline.recovery import trained_networks
 from experiments.pipeline.run import compare_dataset, load_data
-from experiments.pipeline.settings import read_config
+from experiments.pipeline.settings import ROWS, read_config
 
 RECORDED = 20_000
 """Recorded states, at most, among which the nearest is searched."""
@@ -75,10 +77,14 @@ def run(config: ValuesConfig) -> None:
     """Measures the runs that the folder lacks, draws the figure, and prints the table.
 
     Raises:
-        UserError: a run that is unfinished, of other data or without critics, or a folder of other settings.
+        UserError: a run that is unfinished, of other data or without critics, two runs of one name, or a folder of
+            other settings.
     """
+    names = [path.name for path in config.runs]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two runs are named {repeated[0]}; give each once, or rename a folder")
     mesh = set_up_devices(1)
-    labels = {path: read_run(path).label for path in config.runs}
+    labels = {path: label_of(path) for path in config.runs}
     config.output.mkdir(parents=True, exist_ok=True)
     file = config.output / "values.json"
     settings = {name: value for name, value in plain(config).items() if name not in ("runs", "output")}
@@ -100,6 +106,14 @@ def run(config: ValuesConfig) -> None:
     say(f"{file}")
 
 
+def label_of(path: Path) -> str:
+    """The run's method, and the rows that its losses see where these are not all rows."""
+    found = read_run(path)
+    chosen = {name: found.config["training"].get(name, "all") for name in ROWS}
+    parts = [f"{setting_name(f'training.{name}')} {rows}" for name, rows in chosen.items() if rows != "all"]
+    return ", ".join([found.label, *parts] if found.summary["augmentation"] != "none" else [found.label])
+
+
 def measure(path: Path, label: str, config: ValuesConfig, mesh: Mesh) -> dict[str, Any]:
     """The measures of all seeds of a run."""
     settings = read_config(path / "config.yaml")
@@ -109,7 +123,7 @@ def measure(path: Path, label: str, config: ValuesConfig, mesh: Mesh) -> dict[st
     value = learner.value
     if value is None:
         raise UserError(f"{path} has a learner without critics")
-    states = learner_of_run(path, learner, settings.num_seeds)
+    states = trained_networks(path, learner, settings.num_seeds)
     dataset = make_dataset(split_episodes(episodes, settings.data.held_out_fraction)[0], settings.training.horizon)
     windows = sample_windows(dataset, jax.random.key(0), config.num_states, settings.training.horizon)
     recorded = dataset.steps.state
@@ -159,15 +173,16 @@ def draw(path: Path, runs: dict[str, Any]) -> None:
                         color = f"C{labels.index(run['label'])}"
                         axes.plot(run[measure], run["return"], "o", color=color, label=run["label"], alpha=0.8)
                 axes.set(title=dataset, xlabel=name, ylabel="return of an episode")
-            handles = {label: handle for handle, label in zip(*row[0].get_legend_handles_labels(), strict=True)}
-            row[-1].legend(handles.values(), handles.keys(), loc="best", fontsize=7)
+        handles, names = zip(*(axes.get_legend_handles_labels() for axes in grid[:, 0]), strict=True)
+        by_label = dict(zip(itertools.chain(*names), itertools.chain(*handles), strict=True))
+        grid[0, 0].figure.legend(by_label.values(), by_label.keys(), loc="outside upper center", fontsize=8, ncols=2)
 
 
 def show(runs: dict[str, Any]) -> None:
     """Prints the means over seeds, and their standard errors."""
 
     def cell(numbers: Sequence[float]) -> str:
-        spread = f" ± {np.std(numbers, ddof=1) / len(numbers) ** 0.5:.2g}" if len(numbers) > 1 else ""
+        spread = f" +- {np.std(numbers, ddof=1) / len(numbers) ** 0.5:.2g}" if len(numbers) > 1 else ""
         return f"{np.mean(numbers):,.{0 if abs(np.mean(numbers)) >= 10 else 2}f}{spread}"
 
     for name, run_ in runs.items():

@@ -3,6 +3,7 @@
 The state of the learner holds the input scales beside the weights, so neither dataset nor denoiser is needed.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import orbax.checkpoint as ocp
 from coda_jax.artefact import ArtefactError
 from coda_jax.data.conventions import OLD_WRAPPER
 from coda_jax.envs import mamujoco
+from coda_jax.marl.input_scale import InputScale
 from coda_jax.marl.learner import Learner, LearnerState
 from coda_jax.policy import FILE, Policy, PolicyWeights, load_policy
 from coda_jax.types import TaskSpec
@@ -75,20 +77,25 @@ def recover_policy(run: Path) -> Policy:
     return Policy(_spec_of(config["task"], weights), seeds, weights, step)
 
 
-def learner_of_run(run: Path, learner: Learner, num_seeds: int) -> LearnerState:
-    """The learner's states `[S, ...]` in the latest intact checkpoint of a run folder, on the first device.
+def trained_networks(run: Path, learner: Learner, num_seeds: int) -> LearnerState:
+    """An actor-critic's states `[S, ...]` with policies, critics and input scales of a run's latest intact checkpoint.
+
+    Target networks and optimisers are those of a new state.
 
     Raises:
         UserError: no checkpoint is intact, or its learner is another one.
     """
     advice = "repeat the run's command in a new folder"
     _, folder = _latest_intact(run, advice)
-    keys = jax.random.split(jax.random.key(0), num_seeds)
-    wanted = {"learner": without_empty(jax.eval_shape(jax.vmap(learner.init), keys))}
+    state = jax.jit(jax.vmap(learner.init))(jax.random.split(jax.random.key(0), num_seeds))
+    new = {"inputs": dict(vars(state.inputs)), "policy": state.policy, "critics": state.critics}
+    template = {"learner": without_empty(new)}
     try:
-        return _restored(folder, single_device_template(wanted, jax.devices()[0]))["learner"]
+        stored = _restored(folder, single_device_template(template, jax.devices()[0]))["learner"]
     except (ValueError, KeyError) as error:
         raise UserError(f"the learner in {folder.parent} is not that of the run's settings; {advice}") from error
+    found = jax.tree.map(lambda empty, leaf: empty if leaf is None else leaf, new, stored)
+    return dataclasses.replace(state, **{**found, "inputs": InputScale(**found["inputs"])})
 
 
 def _latest_intact(run: Path, advice: str) -> tuple[int, Path]:

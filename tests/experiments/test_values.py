@@ -15,8 +15,9 @@ def test_the_measures_of_known_values():
     assert compare(np.ones(4), earned)[-1] == 0.0  # equal values tell nothing apart
 
 
-def test_an_unfinished_run_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize(("names", "message"), [(["a"], "is no finished run"), (["a", "b/a"], "two runs are named a")])
+def test_unsuitable_runs_are_refused(tmp_path, capsys, names, message):
     with pytest.raises(SystemExit) as ended:
-        values.main([str(tmp_path), "--output", str(tmp_path / "v")])
-    assert ended.value.code == 2 and "is no finished run" in capsys.readouterr().err
+        values.main([*(str(tmp_path / name) for name in names), "--output", str(tmp_path / "v")])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "v").exists()

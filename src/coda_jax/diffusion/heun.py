@@ -84,7 +84,7 @@ def heun_sample(
 
         return jax.lax.cond(step.sigma_next > 0, corrected, lambda: tau_next), None  # l. 19
 
-    # for n in range(N):                # l. 5
+    # for n in range(N):                  # l. 5
     #     tau = heun_step(tau, steps[n])  # l. 6-22
     tau = config.sigma_max * jax.random.normal(key_start, shape)  # l. 4
     return jax.lax.scan(heun_step, tau, steps)[0]
