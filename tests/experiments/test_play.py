@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_is_passed_over(older_run, capsys):
     damage(steps / "3")
     with pytest.raises(SystemExit):
         command(run)
-    assert "nor an intact checkpoint; delete summary.json there" in capsys.readouterr().err
+    assert "has no intact checkpoint; delete summary.json there" in capsys.readouterr().err
 
 
 def test_checkpoints_without_input_scales_say_what_to_do(older_run, capsys):
