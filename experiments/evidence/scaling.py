@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from matplotlib.ticker import NullFormatter
 
 from coda_jax.augmentation.base import sample_in_chunks
 from coda_jax.augmentation.guided import guided
@@ -287,6 +288,9 @@ def draw_scaling(path: Path, curves: Sequence[Curve]) -> None:
                     axes.loglog([c.size for c in curve.costs], values / values[0], "o-", ms=3, label=curve.program)
                 ends = np.array([shown[0].costs[0].size, shown[0].costs[-1].size])
                 axes.loglog(ends, ends / ends[0], "--", color="0.5", label="linear")
+                ticks = [cost.size for cost in shown[0].costs]
+                axes.set_xticks(ticks, [f"{tick:,}" if tick < 10_000 else f"{tick:.0e}" for tick in ticks])
+                axes.xaxis.set_minor_formatter(NullFormatter())  # they would overlap
             grid[0, column].set_title(against)
             grid[0, column].legend(fontsize=6)
             grid[1, column].set_xlabel(against)
