@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -204,6 +205,7 @@ def test_a_run_that_an_older_version_began_goes_on_without_the_newer_columns(vau
     path, record = tmp_path / "older", Training._record
 
     def record_less(self, number, report):
+        report = jax.tree.map(jnp.asarray, report)
         metrics = {n: v for n, v in report.metrics.items() if n not in ("guidance", "action_spread")}
         record(self, number, dataclasses.replace(report, metrics=metrics))
         if number == 1:
