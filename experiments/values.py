@@ -26,8 +26,10 @@ from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.learner import LearnerState
 from coda_jax.ranges import Count, Ranged
 from coda_jax.types import Trajectory
+from experiments.consequences import RECORDED
 from experiments.evidence.naming import setting_name
 from experiments.evidence.recorded_runs import read_run
+from experiments.guidance.subjects import recorded_states
 from experiments.host.cache import enable_compilation_cache, key_of, plain
 from experiments.host.console import phase, print_table, say
 from experiments.host.devices import set_up_devices
@@ -40,9 +42,6 @@ from experiments.pipeline.learners import make_learner
 from experiments.pipeline.recovery import trained_networks
 from experiments.pipeline.run import compare_dataset, load_data
 from experiments.pipeline.settings import ROWS, read_config
-
-RECORDED = 20_000
-"""Recorded states, at most, among which the nearest is searched."""
 
 VISITED = 10
 """Of the steps of a play, every so many counts for the distance to the recorded states."""
@@ -126,16 +125,14 @@ def measure(path: Path, label: str, config: ValuesConfig, mesh: Mesh) -> dict[st
     states = trained_networks(path, learner, settings.num_seeds)
     dataset = make_dataset(split_episodes(episodes, settings.data.held_out_fraction)[0], settings.training.horizon)
     windows = sample_windows(dataset, jax.random.key(0), config.num_states, settings.training.horizon)
-    recorded = dataset.steps.state
-    chosen = recorded[np.linspace(0, len(recorded) - 1, min(RECORDED, len(recorded))).astype(int)]
-    state_std = jnp.std(recorded, axis=0)
+    recorded, state_std = recorded_states(dataset, RECORDED), jnp.std(dataset.steps.state, axis=0)
 
     @jax.jit
     def of_seed(state: LearnerState, windows: Trajectory) -> tuple[Array, Array, Array]:
         played = play_from(env, learner, state, windows, config.num_steps)
         values = value(state, played.state[:, 0], played.action[:, 0])
         earned = discounted_returns(played, settings.learner.discount)
-        return values, earned, nearest_distance(played.state[:, ::VISITED], chosen, state_std)
+        return values, earned, nearest_distance(played.state[:, ::VISITED], recorded, state_std)
 
     summary = RunFolder(path).read_summary({"seeds": list[int], "returns_per_seed": list[float]})
     rows = []

@@ -54,8 +54,13 @@ class Subject(NamedTuple):
 
     def recorded(self, num: int) -> Float[Array, "M S"]:
         """At most `num` recorded states, at even distances."""
-        states = self.dataset.steps.state
-        return states[np.linspace(0, len(states) - 1, min(num, len(states))).astype(int)]
+        return recorded_states(self.dataset, num)
+
+
+def recorded_states(dataset: Dataset, num: int) -> Float[Array, "M S"]:
+    """At most `num` states of a dataset, at even distances."""
+    states = dataset.steps.state
+    return states[np.linspace(0, len(states) - 1, min(num, len(states))).astype(int)]
 
 
 def mamujoco_subject(config: SteeringConfig, output: Path) -> Subject:

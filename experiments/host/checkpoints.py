@@ -112,8 +112,7 @@ class Checkpoints:
         self._reload()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, without_empty(template))
         stored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        tree = jax.tree.map(lambda empty, leaf: empty if leaf is None else leaf, template, stored)
-        return Restored(step, tree, json.loads(read_sealed(self._record(step)))["notes"])
+        return Restored(step, with_empty(template, stored), json.loads(read_sealed(self._record(step)))["notes"])
 
     def _latest_intact(self) -> int:
         """The latest intact step, after which the damaged ones are removed; `_NONE` or `_DAMAGED` without."""
@@ -201,6 +200,11 @@ def open_cached(entry: Path, template: Tree) -> tuple[Checkpoints, Restored[Tree
 def without_empty(tree: Any) -> Any:
     """Replaces arrays of size zero, which Orbax cannot store, by None."""
     return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
+
+
+def with_empty(template: Tree, stored: Any) -> Tree:
+    """What `without_empty` left out, from the template."""
+    return jax.tree.map(lambda empty, leaf: empty if leaf is None else leaf, template, stored)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ from experiments.host.checkpoints import (
     recorded_steps,
     single_device_template,
     step_folder,
+    with_empty,
     without_empty,
 )
 from experiments.host.console import say, warn
@@ -94,7 +95,7 @@ def trained_networks(run: Path, learner: Learner, num_seeds: int) -> LearnerStat
         stored = _restored(folder, single_device_template(template, jax.devices()[0]))["learner"]
     except (ValueError, KeyError) as error:
         raise UserError(f"the learner in {folder.parent} is not that of the run's settings; {advice}") from error
-    found = jax.tree.map(lambda empty, leaf: empty if leaf is None else leaf, new, stored)
+    found = with_empty(new, stored)
     return dataclasses.replace(state, **{**found, "inputs": InputScale(**found["inputs"])})
 
 
