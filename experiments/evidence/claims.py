@@ -27,6 +27,10 @@ SWEEP = "`python -m experiments.sweep experiments/sweeps/{}.yaml`"
 STEERING = "python -m experiments.steering"
 
 
+EFFECTS = {1: "a gain, decided", -1: "harm, decided", 0: "not decided"}
+"""Both intervals of a paired difference above zero, below zero, or neither."""
+
+
 class Claim(NamedTuple):
     """One row of the page. figure: the name of a picture, or ""."""
 

@@ -4,6 +4,7 @@ Verdicts follow the rule of `claims`, over paired seeds.
 """
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +95,7 @@ def find_comparisons(results: Path) -> list[Comparison]:
 
 
 def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[str]:
-    """For each comparison the command, the returns of all methods, the verdicts and the pictures."""
+    """An overview, and for each comparison the command, the returns of all methods, the verdicts and the pictures."""
     if not comparisons:
         return []
     sections = [
@@ -104,6 +105,7 @@ def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[
         "consequences, the actor's Q term sees synthetic rows alone and cloning recorded rows alone. *Worst* is the "
         "worst seed; *response* is the share of the effect of guided actions that the generated next states show; the "
         "oracle rolls the policy out in the task itself.",
+        overview(comparisons),
     ]
     for run in comparisons:
         name = run.path.name
@@ -132,10 +134,30 @@ def coordination_sections(comparisons: Sequence[Comparison], link: str) -> list[
 
 
 def coordination_headline(comparisons: Sequence[Comparison]) -> str:
-    """One line: how far CODA and CODA+ go from no augmentation to the oracle, in each comparison that has them."""
-    names = {NONE: "without augmentation", PAPER: "CODA", PLUS: "CODA+", ORACLE: "the oracle"}
-    parts = []
-    for run in comparisons:
-        means = [f"{np.mean(run.returns[each]):.1f} {name}" for each, name in names.items() if each in run.returns]
-        parts.append(f"{run.title}: {', '.join(means)}")
-    return f"- **Coordination over time**, returns: {'; '.join(parts) or 'no recorded runs'}."
+    """One line: in how many comparisons CODA and CODA+ are decidedly above or below no augmentation."""
+    counts = []
+    for method in (PAPER, PLUS):
+        found = [run.difference(method, NONE) for run in comparisons if {method, NONE} <= set(run.returns)]
+        signs = Counter(0 if each is None else each.sign for each in found)
+        counts.append(f"{method} is above it in {signs[1]} of {len(found)}, below it in {signs[-1]}")
+    text = f"against no augmentation, decided: {'; '.join(counts)}" if comparisons else "no recorded runs"
+    return f"- **Coordination over time**, {text}."
+
+
+def overview(comparisons: Sequence[Comparison]) -> str:
+    """A table with a row a comparison: how far CODA and CODA+ go from no augmentation to the oracle."""
+    methods = (NONE, PAPER, PLUS, ORACLE)
+    rows = [
+        (
+            run.title,
+            str(run.summary["num_seeds"]),
+            *(f"{np.mean(run.returns[method]):.2f}" if method in run.returns else "" for method in methods),
+            *(
+                f"**{judge(run.difference(PLUS, other), 1)}**" if {PLUS, other} <= set(run.returns) else ""
+                for other in (NONE, "unconditional")
+            ),
+        )
+        for run in comparisons
+    ]
+    header = ("comparison", "seeds", *methods, "CODA+ above no augmentation", "CODA+ above unconditional")
+    return table(header, rows)

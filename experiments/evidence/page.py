@@ -12,6 +12,7 @@ from scipy import stats
 
 from experiments.evidence.ablations import ablations, several_fits, variants_by_settings
 from experiments.evidence.claims import (
+    EFFECTS,
     HOLDS,
     VERDICTS,
     Claim,
@@ -21,6 +22,7 @@ from experiments.evidence.claims import (
     steering_claims,
 )
 from experiments.evidence.coordination import coordination_headline, coordination_sections, find_comparisons
+from experiments.evidence.default_preset import default_headline, default_section
 from experiments.evidence.gathering import CODA, Evidence, cell_order, gather
 from experiments.evidence.intervals import differences, paired_difference
 from experiments.evidence.naming import method_name
@@ -89,6 +91,7 @@ def write_page(results: Path, output: Path) -> str:
         "## The paper's claims",
         claims_table(claims, link),
         *coordination_sections(comparisons, Path(os.path.relpath(results / "coordination", output.parent)).as_posix()),
+        *default_section(evidence),
         *downstream_sections(evidence, link),
         *steering_sections(evidence, link),
         "## How sample quality and steering explain the returns",
@@ -103,12 +106,8 @@ def write_page(results: Path, output: Path) -> str:
     return f"{output}: {len(claims)} claims, of which {decided} hold; {len(drawn)} pictures in {figures}"
 
 
-EFFECTS = {1: "a gain, decided", -1: "harm, decided", 0: "not decided"}
-"""Both intervals of a paired difference above zero, below zero, or neither."""
-
-
 def headlines(by_topic: Mapping[str, Sequence[Claim]], evidence: Evidence, coordination: str) -> str:
-    """Six lines: the verdicts by topic, the decided effect of CODA on returns, coordination, and the scale."""
+    """Verdicts by topic, the effects of CODA and of the default preset on returns, coordination, and the scale."""
     lines = []
     for topic, claims in by_topic.items():
         counts = Counter(claim.verdict for claim in claims)
@@ -120,7 +119,7 @@ def headlines(by_topic: Mapping[str, Sequence[Claim]], evidence: Evidence, coord
         if gain is not None:
             effects.append(f"{' '.join(benchmark[1:])} {gain.mean:+.0f} ({EFFECTS[gain.sign]})")
     lines.append(f"- **CODA at lambda 0.6 less no augmentation**: {'; '.join(effects) or 'no recorded runs'}.")
-    lines.append(coordination)
+    lines += [default_headline(evidence), coordination]
     lines.append(
         "- **Scale**: a laptop's, a thirtieth of the paper's updates, on datasets of our own; the paper's returns are "
         "neither confirmed nor refuted at its own scale."

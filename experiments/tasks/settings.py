@@ -39,7 +39,7 @@ LENGTHS = {"same-side": EPISODE_LENGTH, "spread": SPREAD_LENGTH}
 
 _SAMPLER = SamplerConfig(num_steps=12, solver="dpm++", sigma_min=0.05, sigma_max=40.0)
 _GENERATOR = GeneratorConfig(
-    unet=UNetConfig(width=64, channel_multipliers=(1, 1)), num_updates=4_000, batch_size=256, learning_rate=2e-3
+    unet=UNetConfig(width=64, channel_multipliers=(1, 1)), num_updates=3_000, batch_size=128, learning_rate=2e-3
 )
 _DYNAMICS = DynamicsConfig(widths=(128, 128), num_updates=4_000)
 _PRECISE_DYNAMICS = DynamicsConfig(widths=(128, 128, 128), num_updates=6_000, variance_weight=1.0)
@@ -55,10 +55,11 @@ _LEARNER = LearnerSettings(
 _FAST_LEARNER = dataclasses.replace(_LEARNER, target_rate=0.05, critic_learning_rate=5e-3, policy_learning_rate=5e-3)
 _TRAINING = CodaConfig(
     horizon=EPISODE_LENGTH,
+    batch_size=16,
     epochs_per_round=1,
     updates_per_epoch=100,
     num_rounds=12,
-    num_trajectories=256,
+    num_trajectories=128,
     static_trajectories=1024,
     chunk_size=512,
     evaluation_episodes=64,
@@ -200,10 +201,9 @@ DEFAULTS = {
             rollout_noise=0.1,
             reward_inputs="known",
             dynamics=_PRECISE_DYNAMICS,
-            denoiser=dataclasses.replace(_GENERATOR, num_updates=3_000, batch_size=128),
             learner=dataclasses.replace(_FAST_LEARNER, discount=0.95, alpha_bc=10.0),
             training=dataclasses.replace(
-                _TRAINING, horizon=20, updates_per_epoch=250, num_trajectories=128, evaluation_episodes=16
+                _TRAINING, horizon=20, batch_size=32, updates_per_epoch=250, evaluation_episodes=16
             ),
         )
         for task in REACHERS
@@ -214,11 +214,9 @@ DEFAULTS = {
         coverage=0.0,
         reward_inputs="known",
         dynamics=_PRECISE_DYNAMICS,
-        denoiser=dataclasses.replace(_GENERATOR, num_updates=2_000, batch_size=128),
+        denoiser=dataclasses.replace(_GENERATOR, num_updates=2_000),
         learner=dataclasses.replace(_FAST_LEARNER, discount=0.9, alpha_bc=20.0),
-        training=dataclasses.replace(
-            _TRAINING, horizon=SPREAD_LENGTH, batch_size=16, updates_per_epoch=250, num_trajectories=128
-        ),
+        training=dataclasses.replace(_TRAINING, horizon=SPREAD_LENGTH, updates_per_epoch=250),
     ),
 }
 """The default settings of each task."""

@@ -28,6 +28,12 @@ def results(tmp_path):
     return tmp_path
 
 
+def rewrite_returns(results, returns):
+    """Replaces the returns of the comparison."""
+    file = results / "coordination" / "one" / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"returns_per_seed": returns}))
+
+
 def test_the_section_has_all_returns_and_the_verdicts(results):
     page = "\n".join(coordination_sections(find_comparisons(results), "results/coordination"))
     assert "| CODA+ | 5.01 +- 0.02 | 4.95 |" in page
@@ -55,19 +61,28 @@ def test_older_runs_predicted_rewards_from_all_inputs(results):
     assert "--reward-inputs all" in run.command and "--num-agents 2" in run.command
 
 
-def test_the_headline_has_the_means(results):
+def test_the_headline_counts_what_is_decided(results):
     line = coordination_headline(find_comparisons(results))
-    assert "0.0 without augmentation, 0.0 CODA, 5.0 CODA+, 5.0 the oracle" in line
+    assert "CODA (paper) is above it in 0 of 1, below it in 0; CODA+ is above it in 1 of 1, below it in 0." in line
+    worse = {"no augmentation": RETURNS["CODA+"], "CODA+": RETURNS["no augmentation"]}
+    rewrite_returns(results, worse)
+    assert "CODA (paper) is above it in 0 of 0, below it in 0; CODA+ is above it in 0 of 1, below it in 1." in (
+        coordination_headline(find_comparisons(results))
+    )
+
+
+def test_the_overview_has_the_means(results):
+    page = "\n".join(coordination_sections(find_comparisons(results), ""))
+    title = "same side, 2 agents, sharpness 4, coverage 0, heun"
+    verdicts = "**holds** | **not decidable at this scale**"
+    assert f"| {title} | 4 | 0.01 | 0.00 | 5.01 | 5.00 | {verdicts} |" in page
 
 
 def test_a_comparison_may_lack_methods(results):
-    file = results / "coordination" / "one" / "summary.json"
-    summary = json.loads(file.read_text())
-    fewer = {name: RETURNS[name] for name in ("no augmentation", "CODA+")}
-    file.write_text(json.dumps(summary | {"returns_per_seed": fewer}))
-    assert coordination_headline(find_comparisons(results)).endswith(": 0.0 without augmentation, 5.0 CODA+.")
+    rewrite_returns(results, {name: RETURNS[name] for name in ("no augmentation", "CODA+")})
     page = "\n".join(coordination_sections(find_comparisons(results), ""))
-    assert "CODA+ above no augmentation" in page and "CODA (paper)" not in page
+    assert "| 4 | 0.01 |  | 5.01 |  | **holds** |  |" in page
+    assert "| CODA+ above no augmentation | **holds** |" in page and "CODA (paper) above" not in page
 
 
 def test_without_runs_there_is_no_section(tmp_path):

@@ -122,10 +122,10 @@ def test_a_comparison_adds_up_its_methods(uncompiled):
     found = {(each.name, each.unit): each.steps for each in phases_of_comparison(config, 2, CPU)}
     rounds = config.training.num_rounds
     assert found == {
-        ("denoiser fit", "updates"): 4000,
+        ("denoiser fit", "updates"): 3000,
         ("dynamics fit", "updates"): 4000,
-        ("generation", "denoiser calls"): rounds * 4 * 12,  # 256 trajectories in chunks of 512 for 8 seeds
-        ("generation", "tokens"): rounds * 4 * config.training.horizon,
+        ("generation", "denoiser calls"): rounds * 2 * 12,  # 128 trajectories in chunks of 512 for 8 seeds
+        ("generation", "tokens"): rounds * 2 * config.training.horizon,
         ("learner", "updates"): 2 * rounds * 100,
         ("evaluation", "physics steps"): 2 * (rounds + 1) * make_task(config.data, "scripted").env.spec.episode_length,
     }
