@@ -213,10 +213,10 @@ DEFAULTS = {
         num_agents=3,
         coverage=0.0,
         reward_inputs="known",
-        dynamics=_PRECISE_DYNAMICS,
+        dynamics=dataclasses.replace(_PRECISE_DYNAMICS, widths=(256, 256, 256), num_updates=8_000),
         denoiser=dataclasses.replace(_GENERATOR, num_updates=2_000),
         learner=dataclasses.replace(_FAST_LEARNER, discount=0.9, alpha_bc=20.0),
-        training=dataclasses.replace(_TRAINING, horizon=SPREAD_LENGTH, updates_per_epoch=250),
+        training=dataclasses.replace(_TRAINING, horizon=SPREAD_LENGTH, num_rounds=60),
     ),
 }
 """The default settings of each task."""
