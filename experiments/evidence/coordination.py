@@ -56,15 +56,18 @@ class Comparison(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The task, its dials, the sampler's solver, and learner and guidance where they are not the defaults."""
+        """The task, its dials, the sampler's solver, and what else tells comparisons apart, where it is not usual."""
         task = self.summary["task"]
+        usual_batch = DEFAULTS[task].training.batch_size
+        batch_size = self.settings.get("training", {}).get("batch_size", usual_batch)
+        batch = "" if batch_size == usual_batch else f", mini-batches of {batch_size}"
         dials = ", ".join(dials_of(task, self.settings))
         solver = self.settings.get("diffusion", {}).get("solver", "heun")
         algorithm = self.settings.get("algorithm", DEFAULT_ALGORITHM)
         learner = "" if algorithm == DEFAULT_ALGORITHM else f", {algorithm}"
         is_adapted = self.settings.get("guidance") == "auto"
         guidance = f", lambda for a spread of {self.settings['guidance_target']:g}" if is_adapted else ""
-        return f"{task.replace('-', ' ')}, {dials}, {solver}{learner}{guidance}"
+        return f"{task.replace('-', ' ')}, {dials}, {solver}{batch}{learner}{guidance}"
 
     @property
     def command(self) -> str:

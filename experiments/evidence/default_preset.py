@@ -68,9 +68,10 @@ def default_section(evidence: Evidence) -> list[str]:
     header = ("task", "dataset", "other fit", "return", "above", "verdict", "numbers")
     return [
         "## The default preset",
-        "`--preset tuned` is not the paper's algorithm (docs/departures.md): it has lambda 1, a first "
-        "round without synthetic data, and a critic that learns from recorded rows alone. It was chosen on seeds 4 to 7 "
-        "of Replay. Some runs have another fit of the denoiser than the preset's. Unguided samples are compared with whichever rows they were run.",
+        "`--preset tuned` is not the paper's algorithm (docs/departures.md): it has lambda 1, a first round without "
+        "synthetic data, and a critic that learns from recorded rows alone. It was chosen on seeds 4 to 7 of Replay. "
+        "Some runs have another fit of the denoiser than the preset's. Unguided samples are compared with whichever "
+        "rows they were run.",
         table(header, lines),
     ]
 

@@ -61,6 +61,13 @@ def test_older_runs_predicted_rewards_from_all_inputs(results):
     assert "--reward-inputs all" in run.command and "--num-agents 2" in run.command
 
 
+def test_the_title_names_another_batch_size(results):
+    (results / "coordination/one/config.yaml").write_text(SETTINGS + "training:\n  batch_size: 32\n")
+    (run,) = find_comparisons(results)
+    assert run.title == "same side, 2 agents, sharpness 4, coverage 0, heun, mini-batches of 32"
+    assert "--training.batch-size 32" in run.command
+
+
 def test_the_headline_counts_what_is_decided(results):
     line = coordination_headline(find_comparisons(results))
     assert "CODA (paper) is above it in 0 of 1, below it in 0; CODA+ is above it in 1 of 1, below it in 0." in line
