@@ -4,7 +4,8 @@ On same side, with synthetic data built in the true environment (`experiments.ta
 share of a mini-batch be, and how far must their consequences follow the actions, for agents to coordinate? Once with
 all terms of the losses on all rows, as in the paper, and once with the actor's Q term on synthetic and cloning on
 recorded rows. The folder holds `map.json` and `map.png`; finished cells are kept. With `--comparison`, CODA's variants
-are points on the map, by their measured responses.
+are points on the map, by their measured responses. Mini-batches and sets of trajectories are twice those of
+`experiments.coordination`.
 """
 
 import dataclasses
@@ -133,7 +134,9 @@ def train(config: ResponseMapConfig, is_split: bool, share: float, mesh: Mesh) -
     env = same_side(data.task)
     dataset = make_dataset(convention_episodes(data, jax.random.key(0)), usual.training.horizon)
     learner = make_learner(usual.algorithm, usual.learner, env.spec, standardised_inputs(dataset.steps))
-    training = dataclasses.replace(usual.training, mix_ratio=share, num_rounds=config.num_rounds)
+    training = dataclasses.replace(
+        usual.training, batch_size=32, num_trajectories=256, mix_ratio=share, num_rounds=config.num_rounds
+    )
     training = rows_of(training, Method("oracle", is_split=is_split))
     augmentation = partial_response(env, learner, training.horizon, usual.rollout_noise)
     trainer = across_seeds(make_trainer(env, learner, augmentation, training, config.num_seeds // mesh.size), mesh)
