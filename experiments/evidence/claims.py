@@ -27,10 +27,6 @@ SWEEP = "`python -m experiments.sweep experiments/sweeps/{}.yaml`"
 STEERING = "python -m experiments.steering"
 
 
-EFFECTS = {1: "a gain, decided", -1: "harm, decided", 0: "not decided"}
-"""Both intervals of a paired difference above zero, below zero, or neither."""
-
-
 class Claim(NamedTuple):
     """One row of the page. figure: the name of a picture, or ""."""
 
@@ -77,6 +73,12 @@ def judge(found: Difference | None, sign: int) -> str:
     if found is None or found.sign == 0:
         return UNDECIDED
     return HOLDS if found.sign == sign else FAILS
+
+
+def effect(benchmark: Benchmark, found: Difference) -> str:
+    """A gain or loss in a few words: decided if both intervals lie above zero, or both below."""
+    kind = {1: "a gain, decided", -1: "harm, decided", 0: "not decided"}[found.sign]
+    return f"{' '.join(benchmark[1:])} {found.mean:+.0f} ({kind})"
 
 
 def words(found: Difference | None, digits: int = 0, unit: str = "") -> str:

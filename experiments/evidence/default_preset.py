@@ -3,17 +3,19 @@
 Verdicts follow the rule of `claims`, over paired seeds.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from experiments.evidence.claims import EFFECTS, judge, words
+from experiments.evidence.claims import effect, judge, words
 from experiments.evidence.gathering import Benchmark, Evidence, cell_order
 from experiments.evidence.intervals import Difference, paired_difference
-from experiments.evidence.naming import method_name, seeds_name, setting_name, value_name
-from experiments.evidence.page_tables import spread, table
+from experiments.evidence.naming import method_name, seeds_name, value_name
+from experiments.evidence.page_tables import settings_of, spread, table
 from experiments.evidence.recorded_runs import Cell, difference
 from experiments.host.cache import flat, plain
 from experiments.pipeline.settings import DEFAULT_PRESET, PRESETS
+
+USUAL = flat(plain(PRESETS[DEFAULT_PRESET]))
+"""The preset's settings, by dotted name."""
 
 OF_FIT = ("denoiser.optimizer", "fit_seed", "denoiser.num_updates", "denoiser.batch_size")
 """Settings in which a run may differ from the preset and still be one of it; the first two name the fit."""
@@ -31,12 +33,11 @@ class Row(NamedTuple):
 
 def rows_of(evidence: Evidence) -> list[Row]:
     """All runs of the default preset against no augmentation and, with any rows, unguided samples of the same seeds."""
-    usual = flat(plain(PRESETS[DEFAULT_PRESET]))
-    method = f"coda {value_name(usual['guidance'])}"
+    method = f"coda {value_name(USUAL['guidance'])}"
     cells = sorted([*evidence.table, *(cell for cell, _ in evidence.variants)], key=cell_order)
     rows = []
     for cell in cells:
-        changed = difference(cell.setup, usual)
+        changed = difference(cell.setup, USUAL)
         if cell.method != method or not set(changed) <= set(OF_FIT):
             continue
         without = evidence.alike(cell, "none")
@@ -53,13 +54,12 @@ def default_section(evidence: Evidence) -> list[str]:
     rows = rows_of(evidence)
     if not rows:
         return []
-    usual = flat(plain(PRESETS[DEFAULT_PRESET]))
     lines = [
         (
             *row.cell.benchmark[1:],
-            ", ".join(shown(row.cell, [name for name in OF_FIT[:2] if name in row.fit])),
+            ", ".join(settings_of(row.cell, [name for name in OF_FIT[:2] if name in row.fit])),
             f"{spread(list(row.cell.returns.values()))} (seeds {seeds_name(list(row.cell.returns))})",
-            ", ".join([method_name(row.other.method), *shown(row.other, rows_changed(row.other, usual))]),
+            ", ".join([method_name(row.other.method), *settings_of(row.other, training_changes(row.other))]),
             f"**{judge(row.difference, 1)}**",
             words(row.difference),
         )
@@ -76,14 +76,9 @@ def default_section(evidence: Evidence) -> list[str]:
     ]
 
 
-def rows_changed(cell: Cell, usual: Mapping[str, Any]) -> list[str]:
+def training_changes(cell: Cell) -> list[str]:
     """The settings of the training, such as the rows of the critic, in which a cell differs from the preset."""
-    return [name for name in difference(cell.setup, usual) if name.startswith("training.")]
-
-
-def shown(cell: Cell, names: Sequence[str]) -> list[str]:
-    """Settings of a cell with their values, in words."""
-    return [f"{setting_name(name)} {value_name(cell.setup[name])}" for name in names]
+    return [name for name in difference(cell.setup, USUAL) if name.startswith("training.")]
 
 
 def default_headline(evidence: Evidence) -> str:
@@ -93,10 +88,7 @@ def default_headline(evidence: Evidence) -> str:
         known = best.get(row.cell.benchmark)
         if row.other.method == "none" and (known is None or rank(row) > rank(known)):
             best[row.cell.benchmark] = row
-    effects = [
-        f"{' '.join(benchmark[1:])} {row.difference.mean:+.0f} ({EFFECTS[row.difference.sign]})"
-        for benchmark, row in best.items()
-    ]
+    effects = [effect(benchmark, row.difference) for benchmark, row in best.items()]
     text = "; ".join(effects) or "no recorded runs"
     return f"- **The default preset (`{DEFAULT_PRESET}`, not the paper's algorithm) less no augmentation**: {text}."
 

@@ -12,12 +12,12 @@ from scipy import stats
 
 from experiments.evidence.ablations import ablations, several_fits, variants_by_settings
 from experiments.evidence.claims import (
-    EFFECTS,
     HOLDS,
     VERDICTS,
     Claim,
     compare,
     downstream_claims,
+    effect,
     game_claims,
     steering_claims,
 )
@@ -117,7 +117,7 @@ def headlines(by_topic: Mapping[str, Sequence[Claim]], evidence: Evidence, coord
     for benchmark in evidence.benchmarks():
         gain = compare(evidence, benchmark, CODA, "none")
         if gain is not None:
-            effects.append(f"{' '.join(benchmark[1:])} {gain.mean:+.0f} ({EFFECTS[gain.sign]})")
+            effects.append(effect(benchmark, gain))
     lines.append(f"- **CODA at lambda 0.6 less no augmentation**: {'; '.join(effects) or 'no recorded runs'}.")
     lines += [default_headline(evidence), coordination]
     lines.append(

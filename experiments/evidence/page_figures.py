@@ -96,7 +96,7 @@ def draw_ablations(path: Path, title: str, found: Sequence[Ablation], methods: S
             for method, gains in ablation.across.items():
                 axes.axhline(gains.mean(), color=colours[method], linestyle="--", label=method_name(method))
             axes.axhline(0.0, color="C0", linewidth=1.0, label=method_name("none"))
-            axes.set_xticks(range(len(ablation.values)), ablation.values)
+            axes.set_xticks(range(len(ablation.values)), [value.replace("_", "\n") for value in ablation.values])
             axes.set(xlabel=setting_name(ablation.setting), xlim=(-0.5, len(ablation.values) - 0.5))
             handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         limits = [limit for axes in grid[0] for limit in axes.get_ylim()]

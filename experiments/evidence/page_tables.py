@@ -27,6 +27,11 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
     return f"{np.mean(values):,.{digits}f}{error}"
 
 
+def settings_of(cell: Cell, names: Iterable[str]) -> list[str]:
+    """Settings of a cell with their values, in words."""
+    return [f"{setting_name(name)} {value_name(cell.setup[name])}" for name in names]
+
+
 def methods_of(evidence: Evidence) -> list[str]:
     """All methods of Table 1."""
     return [method for method in COLUMNS if any(cell.method == method for cell in evidence.table)]
@@ -125,7 +130,7 @@ def variants_table(evidence: Evidence) -> str:
             (
                 *cell.benchmark,
                 method_name(cell.method),
-                ", ".join(f"{setting_name(name)} {value_name(cell.setup[name])}" for name in names),
+                ", ".join(settings_of(cell, names)),
                 f"{cell.summary['updates']:,}",
                 f"{spread(list(cell.returns.values()))} ({len(cell.returns)})",
                 *(
