@@ -119,8 +119,8 @@ def _check(config: GenerateConfig) -> None:
         raise UserError(f"--guidance needs the policies of a run folder, and {config.run} is a file")
     if config.run.is_dir() and not (config.run / FILE).exists():
         raise UserError(
-            f"{config.run} has no {FILE}: runs with --augmentation none or simulated fit no denoiser; in an older run, "
-            "delete summary.json and repeat its command to write it"
+            f"{config.run} has no {FILE}: runs with --augmentation none, model or simulated fit no denoiser; in an "
+            "older run, delete summary.json and repeat its command to write it"
         )
     if config.output.exists():
         raise UserError(f"--output {config.output} exists; give a new path")

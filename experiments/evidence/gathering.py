@@ -294,7 +294,7 @@ def method_order(method: str) -> tuple[int, float]:
     """Baselines first, then CODA by its guidance scale, the adapted one last, then the oracle."""
     name, _, guidance = method.partition(" ")
     scale = math.inf if guidance == "auto" else float(guidance or 0)
-    return ("none", "unconditional", "coda", "simulated").index(name), scale
+    return ("none", "unconditional", "coda", "model", "simulated").index(name), scale
 
 
 def cell_order(cell: Cell) -> tuple[Any, ...]:

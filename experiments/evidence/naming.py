@@ -2,7 +2,13 @@
 
 from typing import Any
 
-METHODS = {"none": "no augmentation", "unconditional": "unconditional", "simulated": "oracle", "coda": "CODA"}
+METHODS = {
+    "none": "no augmentation",
+    "unconditional": "unconditional",
+    "model": "model alone",
+    "simulated": "oracle",
+    "coda": "CODA",
+}
 """Augmentations by the values of their flag; `simulated` is the oracle."""
 
 SETTINGS = {

@@ -39,6 +39,7 @@ from experiments.evidence.page_tables import (
     variants_table,
 )
 from experiments.evidence.recorded_runs import SYNTHETIC
+from experiments.evidence.recorded_starts import recorded_starts_sections
 from experiments.guidance.curves import POLICIES, Part, Points, curve, sampled
 from experiments.host.console import duration
 from experiments.host.files import write_atomically
@@ -92,6 +93,7 @@ def write_page(results: Path, output: Path) -> str:
         claims_table(claims, link),
         *coordination_sections(comparisons, Path(os.path.relpath(results / "coordination", output.parent)).as_posix()),
         *default_section(evidence),
+        *recorded_starts_sections(results),
         *downstream_sections(evidence, link),
         *steering_sections(evidence, link),
         "## How sample quality and steering explain the returns",

@@ -32,7 +32,7 @@ SCALES: dict[str, str] = {"tuned": "laptop"}
 ADVICE = "restore the run from a copy, or remove it"
 """What to do about a damaged run."""
 
-SYNTHETIC = {"unconditional": "unguided", "simulated": "simulated", "coda": "guided"}
+SYNTHETIC = {"unconditional": "unguided", "model": "by the model", "simulated": "simulated", "coda": "guided"}
 """The name of each augmentation's synthetic trajectories in `sample_quality`."""
 
 DEPARTURES = {
@@ -150,7 +150,7 @@ def read_run(path: Path) -> Run:
     returns = summary["returns_per_seed"]
     if len(returns) != len(summary["seeds"]) or not np.isfinite(returns).all():
         raise UserError(f"{path / 'summary.json'} needs a finite return for each of its seeds")
-    if summary["augmentation"] == "simulated":
+    if summary["augmentation"] in ("model", "simulated"):
         metrics.pop("unguided_log_likelihood", None)  # measured on the first policy's roll-outs, which are not samples
     provenance = read_provenance(path)
     label = METHODS[summary["augmentation"]]

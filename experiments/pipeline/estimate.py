@@ -32,7 +32,7 @@ from experiments.pipeline.phase_costs import (
     prior_shapes,
     training_phases,
 )
-from experiments.pipeline.settings import ExperimentConfig, needs_dynamics, uses
+from experiments.pipeline.settings import ExperimentConfig, needs_denoiser, needs_dynamics
 from experiments.pipeline.training import make_job
 
 PREALLOCATED = 0.75
@@ -80,18 +80,18 @@ def phases_of(config: ExperimentConfig, num_devices: int, sizes: Sizes) -> list[
     dataset = dataset_shapes(env.spec, num_steps, training.horizon)
     prior: Any = ()
     dynamics = None
-    if uses(config.augmentation, "fit_seed"):
+    if needs_denoiser(config):
         phases.append(fit_phase(config.denoiser, model, dataset, num_devices, sizes))
         prior = prior_shapes(model, num_steps)
-        if needs_dynamics(config):
-            phases.append(dynamics_phase(config.dynamics, env.spec, dataset))
-            dynamics = jax.eval_shape(make_dynamics(env.spec, config.dynamics).fit, dataset, key_shapes())
+    if needs_dynamics(config):
+        phases.append(dynamics_phase(config.dynamics, env.spec, dataset))
+        dynamics = jax.eval_shape(make_dynamics(env.spec, config.dynamics).fit, dataset, key_shapes())
 
     shapes = Fit(model, dataset, dataset, "", denoiser=None, prior=prior, dynamics=dynamics, held_out_loss=None)
     # Scales of the learner's inputs have the same shapes whether they are the data's or not.
     raw = dataclasses.replace(config, standardise=False)
     job = make_job(raw, env, shapes, set_up_devices(1))
-    sampler = config.diffusion if uses(config.augmentation, "diffusion.num_steps") else None
+    sampler = config.diffusion if needs_denoiser(config) else None
     trained = Trained(env, job.learner, job.augmentation, sampler, job.prior, dataset)
     return phases + training_phases(trained, training, seeds, physics, sizes)
 

@@ -48,7 +48,7 @@ class Fit(NamedTuple):
     held_out:      windows of the held-out episodes.
     data:          digest of the training episodes.
     denoiser:      digest of the fitted transform and weights; None without a fit.
-    prior:         the fit, on all devices; `()` for a run that never samples from one.
+    prior:         the fit, on all devices; `()` for a run that never samples from a denoiser.
     dynamics:      the one-step model, on all devices; None for a run that does without.
     held_out_loss: loss of the averaged weights on held-out episodes; None without a fit.
     """
@@ -79,7 +79,7 @@ def fit_prior(
         train: the episodes to fit to.
         held_out: the episodes to measure the fit on.
         mesh: the devices.
-        is_fitted: False moves the data to the devices alone, for runs that never sample.
+        is_fitted: False fits no denoiser, for runs that never sample from one.
 
     Raises:
         UserError: the fit ran into NaNs, there are no windows of that horizon, the devices do not divide a batch, or
@@ -100,9 +100,8 @@ def fit_prior(
     model = make_model(spec, horizon, config.denoiser, config.diffusion)
     dataset = replicated(windows, mesh)
     fit = Fit(model, dataset, held_out_windows, content, denoiser=None, prior=(), dynamics=None, held_out_loss=None)
-    if not is_fitted:
-        return fit
-    fit = _with_prior(config, fit, mesh)
+    if is_fitted:
+        fit = _with_prior(config, fit, mesh)
     if needs_dynamics(config):
         fit = _with_dynamics(config, fit, mesh)
     check_equal("the fit", f"{fit.denoiser} {_digest(fit.dynamics)}")

@@ -31,7 +31,7 @@ from experiments.host.run_folder import RunFolder, default_run_dir, open_run_fol
 from experiments.pipeline.fitting import Fit, fit_prior
 from experiments.pipeline.learners import DEFAULT_ALGORITHM
 from experiments.pipeline.quality import show_quality
-from experiments.pipeline.settings import OF_OLDER_RUNS, PRESETS, ExperimentConfig, uses
+from experiments.pipeline.settings import OF_OLDER_RUNS, PRESETS, ExperimentConfig, needs_denoiser
 from experiments.pipeline.summary import SUMMARY
 from experiments.pipeline.training import PHASES, make_job, train_policies
 
@@ -155,7 +155,7 @@ def _train(config: ExperimentConfig, vault: tuple[Convention, Episodes] | None, 
         training = config.training
         say(f"mini-batches: {training.synthetic_per_batch} of {training.batch_size} trajectories are synthetic")
     clock.lap("collect")
-    fit = fit_episodes(config, env, episodes, mesh, uses(config.augmentation, "fit_seed"))
+    fit = fit_episodes(config, env, episodes, mesh, needs_denoiser(config))
     del vault, episodes  # a large vault stays on the devices only
     if isinstance(fit.prior, Prior) and is_first():
         save_prior(folder.path / PRIOR_FILE, fit.model, fit.prior)

@@ -43,7 +43,7 @@ DEFAULT_PRESET = "tuned"
 _USUAL = presets.PRESETS[DEFAULT_PRESET]
 _LEARNER = LearnerSettings(**vars(_USUAL.learner))
 
-AUGMENTATIONS = ("coda", "unconditional", "none", "simulated")
+AUGMENTATIONS = ("coda", "unconditional", "none", "model", "simulated")
 
 ROWS = ("critic_rows", "actor_rows", "cloning_rows")
 """The settings that choose the rows of a mini-batch."""
@@ -103,7 +103,9 @@ class ExperimentConfig(Ranged):
     """An OG-MARL vault to use instead of a named dataset: its folder, such as `.../Replay.vlt`, or its subfolder."""
     augmentation: Annotated[str, choices(AUGMENTATIONS)] = "coda"
     """Synthetic data. `coda`: guided toward the joint policy. `unconditional`: sampled once, unguided.
-    `none`: no augmentation, no denoiser is fitted. `simulated`: the oracle, the policy's roll-outs in the simulator."""
+    `none`: no augmentation, no denoiser is fitted. `model`: the policy's roll-outs in a one-step model fitted to the
+    data, from recorded states, without a denoiser; not in the paper. `simulated`: the oracle, the policy's roll-outs in
+    the simulator."""
     guidance: NonNegative | Literal["auto"] = _USUAL.guidance
     """Guidance scale lambda; only `coda` is guided. `auto` adapts it in every round, for each seed by itself, until the
     synthetic actions have the spread of `--guidance-target`; not in the paper."""
@@ -171,7 +173,8 @@ class ExperimentConfig(Ranged):
     denoiser: GeneratorConfig = _USUAL.generator
     """The diffusion model and its fit."""
     dynamics: DynamicsConfig = dataclasses.field(default_factory=DynamicsConfig)
-    """The one-step model and its fit, for `--consequences model` or `score`, and for `--keep-fraction`."""
+    """The one-step model and its fit, for `--augmentation model`, `--consequences model` or `score`, and
+    `--keep-fraction`."""
     learner: LearnerSettings = _LEARNER
     """The learner; settings that the algorithm does not use are refused."""
     standardise: bool = _USUAL.standardise
@@ -215,13 +218,17 @@ def uses(augmentation: str, setting: str) -> bool:
     if augmentation == "coda":
         return setting != "training.static_trajectories"
     if setting == "rollout_noise":
-        return augmentation == "simulated"
-    if setting in OF_GUIDED_TRAJECTORIES or setting.startswith("dynamics."):
+        return augmentation in ("model", "simulated")
+    if setting.startswith("dynamics."):
+        return augmentation == "model"
+    if setting in OF_GUIDED_TRAJECTORIES:
         return False
     if augmentation == "unconditional":
         of_guidance = (*GUIDANCE, "diffusion.guidance_schedule", "diffusion.through_denoiser")
         return setting not in (*of_guidance, "training.num_trajectories")
-    unused = {*GUIDANCE, "fit_seed", "data.uniform_unbounded", "training.static_trajectories"}
+    unused = {*GUIDANCE, "data.uniform_unbounded", "training.static_trajectories"}
+    if augmentation != "model":
+        unused.add("fit_seed")
     if augmentation == "none":
         unused |= OF_SYNTHETIC_DATA
     return setting not in unused and not setting.startswith(("diffusion.", "denoiser."))
@@ -245,9 +252,15 @@ def not_used_by(config: ExperimentConfig, setting: str) -> str | None:
     return None
 
 
+def needs_denoiser(config: ExperimentConfig) -> bool:
+    """Whether a run samples from a denoiser."""
+    return config.augmentation in ("coda", "unconditional")
+
+
 def needs_dynamics(config: ExperimentConfig) -> bool:
     """Whether a run samples with a one-step model."""
-    return config.augmentation == "coda" and (config.consequences in ("model", "score") or config.keep_fraction < 1.0)
+    is_followed = config.consequences in ("model", "score") or config.keep_fraction < 1.0
+    return config.augmentation == "model" or (config.augmentation == "coda" and is_followed)
 
 
 def read_config(path: Path) -> ExperimentConfig:

@@ -9,9 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from coda_jax.augmentation.base import Augmentation
+from coda_jax.augmentation.model_based import model_rollouts
 from coda_jax.augmentation.oracle import oracle
 from coda_jax.augmentation.unconditional import unconditional
 from coda_jax.coda import Report, Trainer, TrainingState, across_seeds, make_trainer
+from coda_jax.dynamics.ensemble import make_dynamics
 from coda_jax.envs.base import Environment
 from coda_jax.marl.input_scale import raw_inputs, standardised_inputs
 from coda_jax.marl.learner import Learner
@@ -79,6 +81,9 @@ def _augmentation(
             return coda(config, env, fit.model, learner, fit.prior, fit.dynamics)
         case "unconditional":
             return unconditional(fit.model), fit.prior
+        case "model":
+            one_step, training = make_dynamics(env.spec, config.dynamics), config.training
+            return model_rollouts(env, one_step, learner, training.horizon, config.rollout_noise), fit.dynamics
         case "simulated":
             return oracle(env, learner, config.training.horizon, config.rollout_noise), ()
     return None, ()
@@ -189,6 +194,7 @@ class Training:
         kinds = {
             "coda": {"guided": self.state.synthetic, "unguided": self.state.reference},
             "unconditional": {"unguided": self.state.reference},
+            "model": {"by the model": self.state.synthetic},
             "simulated": {"simulated": self.state.synthetic},
         }
         real = real_trajectories(self.job.fit.held_out, self._num_measured)

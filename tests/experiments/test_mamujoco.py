@@ -221,11 +221,13 @@ def test_a_run_that_an_older_version_began_goes_on_without_the_newer_columns(vau
 
 
 @pytest.mark.parametrize(
-    "augmentation", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unconditional", "simulated"))]
+    "augmentation",
+    ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unconditional", "model", "simulated"))],
 )
 def test_the_baselines_take_the_same_road(vault, tmp_path, finished, augmentation):
     path = tmp_path / augmentation
-    tiny = {**dict(zip(TINY[::2], TINY[1::2], strict=True)), "--training.static-trajectories": "4"}
+    more = {"--training.static-trajectories": "4", "--dynamics.num-updates": "2"}
+    tiny = dict(zip(TINY[::2], TINY[1::2], strict=True)) | more
     used = [(flag, value) for flag, value in tiny.items() if uses(augmentation, flag[2:].replace("-", "_"))]
     with jax.debug_key_reuse(False):
         flags = ["--vault", str(vault), "--run-dir", str(path), "--augmentation", augmentation]

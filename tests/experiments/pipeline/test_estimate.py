@@ -98,7 +98,10 @@ def test_generation_counts_calls_of_the_denoiser(vault, uncompiled):
     rolled_out = phases(*flags, "--augmentation", "simulated")
     # No reference set is told apart where nothing is guided; H = 3.
     assert (rolled_out["generation"].steps, rolled_out["generation"].unit) == (3 * 2 * 3, "tokens")
-    assert "denoiser fit" not in rolled_out
+    assert {"denoiser fit", "dynamics fit"}.isdisjoint(rolled_out)
+    modelled = phases(*flags, "--augmentation", "model")
+    assert modelled["generation"].steps == 3 * 2 * 3 and modelled["dynamics fit"].steps == 6000
+    assert "denoiser fit" not in modelled
 
 
 def test_the_roll_outs_of_a_named_dataset_are_counted_in_chunks(uncompiled):

@@ -1,0 +1,47 @@
+"""Verdicts on plays from recorded states, from made-up records whose order is known."""
+
+import json
+
+import pytest
+
+from experiments.evidence.recorded_starts import find_plays, recorded_starts_sections, section
+from experiments.host.errors import UserError
+
+SETTINGS = {"num_states": 128, "num_steps": 500}
+
+
+def run(label, earned, seeds, dataset="replay"):
+    """A run whose critics' values are 1 too large."""
+    ones = [1.0] * len(seeds)
+    return {"dataset": dataset, "label": label, "seeds": seeds, "earned": earned, "bias": ones, "error": ones}
+
+
+def record(folder, *runs):
+    file = folder / "values.json"
+    numbered = {f"run{index}": run for index, run in enumerate(runs)}
+    file.write_text(json.dumps({"settings": SETTINGS, "runs": numbered}))
+    return file
+
+
+def test_a_method_is_judged_against_the_baselines_of_its_dataset(tmp_path):
+    file = record(
+        tmp_path,
+        run("no augmentation", [1.0, 2.0, 3.0, 4.0], [0, 1, 2, 3]),
+        run("unconditional, mix 0.1", [5.0, 1.0, 9.0, 2.0], [0, 1, 2, 3]),
+        run("CODA", [3.0, 4.1], [0, 1]),
+        run("CODA", [5.0, 5.9], [2, 3]),  # more seeds of the same method
+        run("CODA", [0.0, 0.1], [0, 1], dataset="good"),  # no baseline
+    )
+    page = "\n".join(section(find_plays(file), SETTINGS))
+    assert "| replay | CODA | 4 | 4.5 +- 0.6 | 1.0 +- 0.0 | 1.0 +- 0.0 |" in page
+    assert "| replay | CODA | no augmentation | **holds** | +2.0," in page and "4 paired seeds |" in page
+    assert "| replay | CODA | unconditional, mix 0.1 | **not decidable at this scale** | +0.2," in page
+    assert "| replay | unconditional, mix 0.1 | no augmentation | **not decidable at this scale** |" in page
+    assert page.count("| good |") == 1 and page.count("**") == 6
+    assert recorded_starts_sections(tmp_path) == section(find_plays(file), SETTINGS)
+
+
+def test_a_seed_of_a_method_counts_once(tmp_path):
+    file = record(tmp_path, run("CODA", [1.0, 2.0], [0, 1]), run("CODA", [3.0], [1]))
+    with pytest.raises(UserError, match="has seed 1 of 'CODA' twice"):
+        find_plays(file)
