@@ -46,10 +46,13 @@ from experiments.pipeline.settings import ROWS, read_config
 VISITED = 10
 """Of the steps of a play, every so many counts for the distance to the recorded states."""
 
-MEASURES = ("return", "value", "earned", "bias", "error", "correlation", "distance")
+BLOCK = 100
+"""Steps over which the pace of a play is averaged."""
+
+MEASURES = ("return", "value", "earned", "bias", "error", "correlation", "distance", "slowed")
 """What is measured of a seed: its return; the mean value and the mean discounted return that it stands for; their
-difference, the root mean square difference, and their correlation, over the states; and the median distance of visited
-states to the nearest recorded one, in standard deviations of the data."""
+difference, the root mean square difference, and their correlation, over the states; the median distance of visited
+states to the nearest recorded one, in standard deviations of the data; and the share of plays that have `slowed`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,26 +131,33 @@ def measure(path: Path, label: str, config: ValuesConfig, mesh: Mesh) -> dict[st
     recorded, state_std = recorded_states(dataset, RECORDED), jnp.std(dataset.steps.state, axis=0)
 
     @jax.jit
-    def of_seed(state: LearnerState, windows: Trajectory) -> tuple[Array, Array, Array]:
+    def of_seed(state: LearnerState, windows: Trajectory) -> tuple[Array, Array, Array, Array]:
         played = play_from(env, learner, state, windows, config.num_steps)
         values = value(state, played.state[:, 0], played.action[:, 0])
         earned = discounted_returns(played, settings.learner.discount)
-        return values, earned, nearest_distance(played.state[:, ::VISITED], recorded, state_std)
+        return values, earned, nearest_distance(played.state[:, ::VISITED], recorded, state_std), slowed(played.reward)
 
     summary = RunFolder(path).read_summary({"seeds": list[int], "returns_per_seed": list[float]})
     rows = []
     for index, score in enumerate(summary["returns_per_seed"]):
         state = jax.tree.map(lambda leaf, index=index: leaf[index], states)
-        values, earned, distance = map(np.asarray, of_seed(state, windows))
+        values, earned, distance, share_slowed = map(np.asarray, of_seed(state, windows))
         if not (np.isfinite(values).all() and np.isfinite(earned).all()):
             raise UserError(f"NaN in the plays of {path}, seed {summary['seeds'][index]}")
-        rows.append([score, *compare(values, earned), float(distance)])
+        rows.append([score, *compare(values, earned), float(distance), float(share_slowed)])
     return {
         "label": label,
         "dataset": str(settings.vault or settings.dataset),
         "seeds": summary["seeds"],
         **{name: list(column) for name, column in zip(MEASURES, zip(*rows, strict=True), strict=True)},
     }
+
+
+def slowed(reward: Float[Array, "B T"]) -> Float[Array, ""]:
+    """The share of plays whose last `BLOCK` steps earn less than half of their best, as after a fall."""
+    num_blocks = max(1, reward.shape[1] // BLOCK)
+    pace = reward[:, : num_blocks * BLOCK].reshape(reward.shape[0], num_blocks, -1).mean(axis=2)
+    return jnp.mean(pace[:, -1] < 0.5 * pace.max(axis=1))
 
 
 def compare(values: Float[np.ndarray, "B"], earned: Float[np.ndarray, "B"]) -> list[float]:
@@ -183,7 +193,8 @@ def show(runs: dict[str, Any]) -> None:
         return f"{np.mean(numbers):,.{0 if abs(np.mean(numbers)) >= 10 else 2}f}{spread}"
 
     for name, run_ in runs.items():
-        rows = [{"measure": measure, "mean of seeds": cell(run_[measure])} for measure in MEASURES]
+        known = [measure for measure in MEASURES if measure in run_]  # an older record lacks the last
+        rows = [{"measure": measure, "mean of seeds": cell(run_[measure])} for measure in known]
         print_table(f"{name}: {run_['dataset']}, {run_['label']}", rows)
 
 

@@ -20,9 +20,9 @@ FILE = "values.json"
 BASELINES = ("no augmentation", "unconditional")
 """How the labels of the methods begin that others are compared with."""
 
-MEASURES = ("earned", "bias", "error")
-"""What the tables show: the discounted return, and the difference, mean and root mean square, of the critics' values
-from it."""
+MEASURES = ("earned", "bias", "error", "slowed")
+"""What the tables show: the discounted return; the difference, mean and root mean square, of the critics' values from
+it; and the share of plays that have slowed, which older records lack."""
 
 Plays = dict[tuple[str, str], dict[str, dict[int, float]]]
 """By dataset and method: each measure of each seed."""
@@ -37,18 +37,29 @@ def find_plays(file: Path) -> Plays:
     record = parse_mapping(file, json.loads, {"settings": dict, "runs": dict}, "measure again, or remove it")
     found: Plays = {}
     for name, run in record["runs"].items():
-        of_method = found.setdefault((run["dataset"], run["label"]), {measure: {} for measure in MEASURES})
+        known = [measure for measure in MEASURES if measure in run]
+        of_method = found.setdefault((run["dataset"], run["label"]), {measure: {} for measure in known})
         if repeated := set(of_method["earned"]) & set(run["seeds"]):
             raise UserError(f"{file} has seed {min(repeated)} of '{run['label']}' twice, in {name} too; remove one")
-        for measure in MEASURES:
+        for measure in of_method:
             of_method[measure] |= dict(zip(run["seeds"], run[measure], strict=True))
     return found
 
 
 def recorded_starts_sections(results: Path) -> list[str]:
-    """A table of what each method earns, and a verdict on each difference to a baseline, for each record."""
+    """What each method earns, and a verdict on each difference to a baseline, for each record."""
     files = sorted(results.rglob(FILE))
-    return [part for file in files for part in section(find_plays(file), settings_of_record(file))]
+    if not files:
+        return []
+    return [
+        "## From recorded states",
+        "The learner maximises the discounted return from states of the data, not the sum of an episode's rewards from "
+        "the robot's rest. So each seed's final policy is played in the simulator from recorded states, the same for "
+        "all, with a memory of the steps recorded before (`python -m experiments.values`). *Bias* and *error* are mean "
+        "and root mean square of the critics' values less what is then earned. A play has *slowed*, as after a fall, "
+        "if its last 100 steps earn less than half of its best 100.",
+        *(part for file in files for part in section(find_plays(file), settings_of_record(file))),
+    ]
 
 
 def settings_of_record(file: Path) -> dict[str, Any]:
@@ -59,7 +70,7 @@ def settings_of_record(file: Path) -> dict[str, Any]:
 def section(plays: Plays, settings: dict[str, Any]) -> list[str]:
     """The tables of one record."""
     measured = [
-        (dataset, label, str(len(of["earned"])), *(spread(list(of[measure].values()), 1) for measure in MEASURES))
+        (dataset, label, str(len(of["earned"])), *(_cell(of, measure) for measure in MEASURES))
         for (dataset, label), of in plays.items()
     ]
     judged = []
@@ -70,14 +81,22 @@ def section(plays: Plays, settings: dict[str, Any]) -> list[str]:
                 continue
             found = paired_difference(of["earned"], baseline["earned"])
             if found is not None:
-                judged.append((dataset, label, other, f"**{judge(found, 1)}**", words(found, 1)))
+                less = paired_difference(_percent(of), _percent(baseline))
+                slower = words(less) if less is not None else ""
+                judged.append((dataset, label, other, f"**{judge(found, 1)}**", words(found, 1), slower))
     return [
-        "## From recorded states",
-        "The learner maximises the discounted return from states of the data, not the sum of an episode's rewards from "
-        f"the robot's rest. Each seed's final policy is played in the simulator from {settings['num_states']} recorded "
-        f"states of the dataset, the same for all, for {settings['num_steps']} steps, with a memory of the steps "
-        "recorded before (`python -m experiments.values`). *Bias* and *error* are mean and root mean square of the "
-        "critics' values less what is then earned.",
-        table(("dataset", "method", "seeds", "discounted return", "bias", "error"), measured),
-        table(("dataset", "method", "above", "verdict", "numbers"), judged),
+        f"### {settings['num_states']} states, {settings['num_steps']} steps",
+        table(("dataset", "method", "seeds", "discounted return", "bias", "error", "slowed, %"), measured),
+        table(("dataset", "method", "above", "verdict", "discounted return", "slowed, percentage points"), judged),
     ]
+
+
+def _cell(of: dict[str, dict[int, float]], measure: str) -> str:
+    """Mean and standard error; empty where an older record lacks the measure."""
+    values = _percent(of) if measure == "slowed" else of[measure]
+    return spread(list(values.values()), 1) if values else ""
+
+
+def _percent(of: dict[str, dict[int, float]]) -> dict[int, float]:
+    """The share of plays that have slowed, of each seed; none in an older record."""
+    return {seed: 100 * share for seed, share in of.get("slowed", {}).items()}
