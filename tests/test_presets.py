@@ -88,6 +88,17 @@ EACH = {
         "training.burn_in": 1,
         "training.critic_rows": "recorded",
     },
+    "plus": {
+        "consequences": "model",
+        "diffusion.num_steps": 15,
+        "diffusion.sigma_max": 40.0,
+        "diffusion.sigma_min": 0.05,
+        "diffusion.solver": "dpm++",
+        "dynamics.num_updates": 20000,
+        "recorded_steps": 1,
+        "rollout_noise": 0.2,
+        "training.critic_rows": "all",
+    },
     "paper": {
         "data.num_episodes": 1000,
         "denoiser.batch_size": 100000,
@@ -137,6 +148,7 @@ EACH = {
 }
 
 EACH["tuned"] = EACH["laptop"] | EACH["tuned"]
+EACH["plus"] = EACH["tuned"] | EACH["plus"]
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

@@ -20,13 +20,13 @@ from experiments.host.records import parse_file, parse_mapping
 from experiments.host.run_folder import Metrics, verify_run
 from experiments.host.yaml_files import parse_yaml
 from experiments.pipeline.learners import DEFAULT_ALGORITHM, is_of_algorithm
-from experiments.pipeline.settings import OF_GUIDED_TRAJECTORIES, OF_OLDER_RUNS, PRESETS, ExperimentConfig, uses
+from experiments.pipeline.settings import OF_GUIDED_TRAJECTORIES, OF_OLDER_RUNS, PRESETS, uses
 from experiments.pipeline.summary import SUMMARY
 
 PROVENANCE = {"device": str, "backend": str, "visible_cores": int, "platform": str}
 """What is read of a provenance."""
 
-SCALES: dict[str, str] = {"tuned": "laptop"}
+SCALES: dict[str, str] = {"tuned": "laptop", "plus": "laptop"}
 """Presets with the sizes of another, and that other."""
 
 ADVICE = "restore the run from a copy, or remove it"
@@ -36,7 +36,7 @@ SYNTHETIC = {"unconditional": "unguided", "model": "by the model", "simulated": 
 """The name of each augmentation's synthetic trajectories in `sample_quality`."""
 
 DEPARTURES = {
-    name: getattr(ExperimentConfig(), name)
+    name: getattr(OF_OLDER_RUNS, name)
     for name in ("guidance_target", "guidance_start", *OF_GUIDED_TRAJECTORIES, "rollout_noise")
 }
 """Settings of an augmentation that is not the paper's, with their usual values; labels name the others."""
@@ -257,7 +257,8 @@ def cells_of(runs: Iterable[Run]) -> list[Cell]:
 def condition(run: Run) -> tuple[tuple[str, str, str], str, dict[str, Any]]:
     """Benchmark, method and setup of a run. Settings newer than the run are as in `OF_OLDER_RUNS`.
 
-    A benchmark is named by the preset of its scale: runs of `tuned` stand beside those of `laptop`, of the same sizes.
+    A benchmark is named by the preset of its scale: runs of `tuned` and `plus` stand beside those of `laptop`, of the
+    same sizes.
     """
     preset: str = run.config.get("preset", "laptop")
     setup = {**flat(plain(OF_OLDER_RUNS)), **flat(run.config)}

@@ -24,7 +24,7 @@ from experiments.pipeline.learners import make_learner
 from experiments.pipeline.recovery import policy_of_run
 from experiments.pipeline.run import fit_episodes, load_data
 from experiments.pipeline.run import run as train_run
-from experiments.pipeline.settings import ExperimentConfig
+from experiments.pipeline.settings import OF_OLDER_RUNS, ExperimentConfig
 from experiments.tasks.settings import DEFAULTS
 from experiments.tasks.training import make_world
 
@@ -97,7 +97,7 @@ def same_side_subject(num_updates: int, seed: int) -> Subject:
     others = dataclasses.replace(others, reward=others.reward / world.task.reward_unit)
     held_out = make_dataset(others, task.training.horizon)
     settings = dataclasses.replace(
-        ExperimentConfig(), diffusion=task.diffusion, dynamics=task.dynamics, training=task.training
+        OF_OLDER_RUNS, diffusion=task.diffusion, dynamics=task.dynamics, training=task.training
     )
     models = world.model, world.prior, world.dynamics
     return Subject(settings, world.env, world.dataset, held_out, *models, learner, trained.learner)

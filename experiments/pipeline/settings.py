@@ -114,11 +114,11 @@ class ExperimentConfig(Ranged):
     [-1, 1]."""
     guidance_start: Annotated[float, Interval(ge=AUTO.lowest, le=AUTO.highest)] = AUTO.start
     """With `--guidance auto`: lambda of the first generation."""
-    recorded_steps: NonNegativeCount = 0
+    recorded_steps: NonNegativeCount = _USUAL.recorded_steps
     """Tokens of a guided trajectory whose states and observations are held to a recorded window's; not in the paper."""
     recorded_actions: bool = False
     """Whether the tokens before the last held one keep their recorded actions and rewards too; not in the paper."""
-    consequences: Literal["denoiser", "model", "score", "inpaint"] = "denoiser"
+    consequences: Literal["denoiser", "model", "score", "inpaint"] = _USUAL.consequences
     """Source of a guided trajectory's states and rewards. `denoiser`: sampled with the actions, as in the paper.
     `model`: a one-step model fitted to the data continues each trajectory from its first state, or with
     `--recorded-actions` from the last recorded one. `score`: sampled with the actions, and guided by the score of the
@@ -132,7 +132,7 @@ class ExperimentConfig(Ranged):
     keep_fraction: PositiveShare = 1.0
     """Share of the guided trajectories that is kept, those that the members of a one-step model disagree with least;
     1 keeps all, and samples no others."""
-    rollout_noise: NonNegative = 0.0
+    rollout_noise: NonNegative = _USUAL.rollout_noise
     """Standard deviation of noise on the actions that the one-step model, or the oracle, rolls out, or on those of the
     denoiser, whose next states and rewards do not follow the noise."""
     algorithm: Annotated[str, choices(ALGORITHMS)] = DEFAULT_ALGORITHM
@@ -146,7 +146,7 @@ class ExperimentConfig(Ranged):
     """Seed of the denoiser's fit, which all policy seeds share; vary it to measure the variance between fits."""
     preset: PresetName = DEFAULT_PRESET
     """Set of defaults: `smoke` (a quick check, two minutes on two cores), `laptop` (the paper's algorithm in 20 minutes
-    on two cores), `tuned` (the same sizes with changes of our own) or `paper` (for an accelerator)."""
+    on two cores), `tuned` and `plus` (the same sizes with changes of our own) or `paper` (for an accelerator)."""
     precision: Precision = "highest"
     """Precision of the networks' matrix products on an accelerator: `highest` (float32), `high` (TF32 on a GPU, three
     passes of bfloat16 on a TPU) or `default` (TF32 or bfloat16). Physics, evaluation and a CPU always use float32."""
@@ -172,7 +172,7 @@ class ExperimentConfig(Ranged):
     """Sampling (Algorithm 1)."""
     denoiser: GeneratorConfig = _USUAL.generator
     """The diffusion model and its fit."""
-    dynamics: DynamicsConfig = dataclasses.field(default_factory=DynamicsConfig)
+    dynamics: DynamicsConfig = _USUAL.dynamics
     """The one-step model and its fit, for `--augmentation model`, `--consequences model` or `score`, and
     `--keep-fraction`."""
     learner: LearnerSettings = _LEARNER
@@ -197,9 +197,13 @@ def _experiment(name: str, preset: Preset) -> ExperimentConfig:
         num_seeds=preset.num_seeds,
         preset=name,
         guidance=preset.guidance,
+        recorded_steps=preset.recorded_steps,
+        consequences=preset.consequences,
+        rollout_noise=preset.rollout_noise,
         data=DataConfig(num_episodes=preset.num_episodes),
         diffusion=preset.sampler,
         denoiser=preset.generator,
+        dynamics=preset.dynamics,
         learner=LearnerSettings(**vars(preset.learner)),
         standardise=preset.standardise,
         training=preset.training,
