@@ -22,10 +22,10 @@ from experiments.evidence.claims import (
     steering_claims,
 )
 from experiments.evidence.coordination import coordination_headline, coordination_sections, find_comparisons
-from experiments.evidence.default_preset import default_headline, default_section
 from experiments.evidence.gathering import CODA, Evidence, cell_order, gather
 from experiments.evidence.intervals import differences, paired_difference
 from experiments.evidence.naming import method_name
+from experiments.evidence.own_presets import default_headline, own_presets_section
 from experiments.evidence.page_figures import draw_all
 from experiments.evidence.page_tables import (
     aggregate_table,
@@ -92,7 +92,7 @@ def write_page(results: Path, output: Path) -> str:
         "## The paper's claims",
         claims_table(claims, link),
         *coordination_sections(comparisons, Path(os.path.relpath(results / "coordination", output.parent)).as_posix()),
-        *default_section(evidence),
+        *own_presets_section(evidence),
         *recorded_starts_sections(results),
         *downstream_sections(evidence, link),
         *steering_sections(evidence, link),
