@@ -39,7 +39,7 @@ from experiments.evidence.page_tables import (
     variants_table,
 )
 from experiments.evidence.recorded_runs import SYNTHETIC
-from experiments.evidence.recorded_starts import recorded_starts_sections
+from experiments.evidence.recorded_starts import recorded_starts_headline, recorded_starts_sections
 from experiments.guidance.curves import POLICIES, Part, Points, curve, sampled
 from experiments.host.console import duration
 from experiments.host.files import write_atomically
@@ -87,7 +87,7 @@ def write_page(results: Path, output: Path) -> str:
     own_words = results / DISCUSSION
     sections = [
         "# Results",
-        headlines(by_topic, evidence, coordination_headline(comparisons)),
+        headlines(by_topic, evidence, recorded_starts_headline(results), coordination_headline(comparisons)),
         RULES,
         "## The paper's claims",
         claims_table(claims, link),
@@ -108,8 +108,10 @@ def write_page(results: Path, output: Path) -> str:
     return f"{output}: {len(claims)} claims, of which {decided} hold; {len(drawn)} pictures in {figures}"
 
 
-def headlines(by_topic: Mapping[str, Sequence[Claim]], evidence: Evidence, coordination: str) -> str:
-    """Verdicts by topic, the effects of CODA and of the default preset on returns, coordination, and the scale."""
+def headlines(
+    by_topic: Mapping[str, Sequence[Claim]], evidence: Evidence, from_recorded: str | None, coordination: str
+) -> str:
+    """Verdicts by topic, the effects of CODA and of the default preset on returns, further topics, and the scale."""
     lines = []
     for topic, claims in by_topic.items():
         counts = Counter(claim.verdict for claim in claims)
@@ -121,7 +123,7 @@ def headlines(by_topic: Mapping[str, Sequence[Claim]], evidence: Evidence, coord
         if gain is not None:
             effects.append(effect(benchmark, gain))
     lines.append(f"- **CODA at lambda 0.6 less no augmentation**: {'; '.join(effects) or 'no recorded runs'}.")
-    lines += [default_headline(evidence), coordination]
+    lines += [line for line in (default_headline(evidence), from_recorded, coordination) if line is not None]
     lines.append(
         "- **Scale**: a laptop's, a thirtieth of the paper's updates, on datasets of our own; the paper's returns are "
         "neither confirmed nor refuted at its own scale."

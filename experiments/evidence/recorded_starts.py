@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evidence.claims import judge, words
+from experiments.evidence.gathering import DATASET_ORDER
 from experiments.evidence.intervals import paired_difference
 from experiments.evidence.page_tables import spread, table
 from experiments.host.errors import UserError
@@ -19,6 +20,9 @@ FILE = "values.json"
 
 BASELINES = ("no augmentation", "unconditional")
 """How the labels of the methods begin that others are compared with."""
+
+CODA = "CODA"
+"""How the labels of CODA's variants begin."""
 
 MEASURES = ("earned", "bias", "error", "slowed")
 """What the tables show: the discounted return; the difference, mean and root mean square, of the critics' values from
@@ -43,7 +47,13 @@ def find_plays(file: Path) -> Plays:
             raise UserError(f"{file} has seed {min(repeated)} of '{run['label']}' twice, in {name} too; remove one")
         for measure in of_method:
             of_method[measure] |= dict(zip(run["seeds"], run[measure], strict=True))
-    return found
+    return dict(sorted(found.items(), key=lambda item: _order(*item[0])))
+
+
+def _order(dataset: str, label: str) -> tuple[int, int]:
+    """The usual order of datasets, and baselines first."""
+    place = DATASET_ORDER.index(dataset) if dataset in DATASET_ORDER else len(DATASET_ORDER)
+    return place, next((at for at, name in enumerate(BASELINES) if label.startswith(name)), len(BASELINES))
 
 
 def recorded_starts_sections(results: Path) -> list[str]:
@@ -60,6 +70,28 @@ def recorded_starts_sections(results: Path) -> list[str]:
         "if its last 100 steps earn less than half of its best 100.",
         *(part for file in files for part in section(find_plays(file), settings_of_record(file))),
     ]
+
+
+def recorded_starts_headline(results: Path) -> str | None:
+    """One line: how many variants of CODA earn decidedly more, or less, than no augmentation; None without records."""
+    files = list(results.rglob(FILE))
+    if not files:
+        return None
+    plays = find_plays(max(files, key=lambda file: settings_of_record(file)["num_states"]))
+    signs: dict[str, list[int]] = {}
+    for (dataset, label), of in plays.items():
+        without = plays.get((dataset, BASELINES[0]))
+        found = paired_difference(of["earned"], without["earned"]) if without and label.startswith(CODA) else None
+        if found is not None:
+            signs.setdefault(dataset, []).append(found.sign)
+    counts = "; ".join(
+        f"{dataset} {found.count(1)} above and {found.count(-1)} below, of {len(found)}"
+        for dataset, found in signs.items()
+    )
+    return (
+        "- **Discounted return from recorded states, which the learner maximises**, of variants of CODA against no "
+        f"augmentation, decided: {counts}."
+    )
 
 
 def settings_of_record(file: Path) -> dict[str, Any]:

@@ -4,7 +4,12 @@ import json
 
 import pytest
 
-from experiments.evidence.recorded_starts import find_plays, recorded_starts_sections, section
+from experiments.evidence.recorded_starts import (
+    find_plays,
+    recorded_starts_headline,
+    recorded_starts_sections,
+    section,
+)
 from experiments.host.errors import UserError
 
 SETTINGS = {"num_states": 128, "num_steps": 500}
@@ -40,6 +45,8 @@ def test_a_method_is_judged_against_the_baselines_of_its_dataset(tmp_path):
     assert page.count("| good |") == 1 and page.count("**") == 6
     assert recorded_starts_sections(tmp_path)[2:] == section(find_plays(file), SETTINGS)
     assert recorded_starts_sections(tmp_path / "none") == []
+    assert recorded_starts_headline(tmp_path).endswith(" decided: replay 1 above and 0 below, of 1.")
+    assert recorded_starts_headline(tmp_path / "none") is None
 
 
 def test_the_share_of_slowed_plays_is_compared_where_both_have_it(tmp_path):
