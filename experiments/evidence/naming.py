@@ -18,6 +18,7 @@ SETTINGS = {
     "training.mix_ratio": "alpha (mix)",
     "learner.alpha_bc": "alpha_BC",
     "learner.discount": "discount",
+    "learner.decay_updates": "decay of the learning rate",
     "diffusion.num_steps": "N",
     "diffusion.solver": "solver",
     "diffusion.sigma_min": "lowest noise level",

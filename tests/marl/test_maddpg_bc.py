@@ -303,6 +303,28 @@ def test_targets_follow_by_the_soft_recursion():
         state = after
 
 
+def test_decaying_steps_are_the_cosines_share_of_constant_ones():
+    decaying = maddpg_bc(TASK, dataclasses.replace(SMALL, decay_updates=4), raw_inputs(TASK))
+    decaying_update, constant = jax.jit(decaying.update), INIT(jax.random.key(0))
+    state = decaying.init(jax.random.key(0))
+    for k in range(6):
+        # The same weights and moments, with the constant optimiser's own state, which is empty.
+        same = {name: getattr(state, name) for name in ("policy", "critics", "target_policy", "target_critics")}
+        moments = {
+            name: (getattr(state, name)[0], getattr(constant, name)[1])
+            for name in ("policy_optimizer", "critic_optimizer")
+        }
+        whole, _ = update(dataclasses.replace(constant, **same, **moments), random_windows(k), jax.random.key(k))
+        after, _ = decaying_update(state, random_windows(k), uniform_weights(5), jax.random.key(k))
+        share = 0.5 * (1.0 + np.cos(np.pi * min(k, 4) / 4))
+        for name in ("policy", "critics"):
+            before, now, then = (getattr(each, name) for each in (state, after, whole))
+            expected = jax.tree.map(lambda old, new, share=share: old + share * (new - old), before, then)
+            assert distance(then, before) > 1e-5
+            assert distance(now, expected) < 1e-7
+        state = after
+
+
 def test_the_order_of_windows_does_not_matter():
     state, window = INIT(jax.random.key(0)), random_windows(1)
     shuffled = jax.tree.map(lambda x: x[jnp.array([3, 0, 4, 1, 2])], window)

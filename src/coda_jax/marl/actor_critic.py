@@ -23,7 +23,7 @@ from coda_jax.marl.critics import Critics
 from coda_jax.marl.input_scale import InputScale
 from coda_jax.marl.learner import Learner, RowWeights, weighted_mean
 from coda_jax.marl.networks import RecurrentPolicy
-from coda_jax.ranges import Count, Positive, PositiveShare, Ranged, Share
+from coda_jax.ranges import Count, NonNegativeCount, Positive, PositiveShare, Ranged, Share
 from coda_jax.types import Metrics, Params, PRNGKey, TaskSpec, Trajectory
 
 
@@ -39,6 +39,9 @@ class ActorCriticConfig(Ranged):
     """Adam's step size for the critics."""
     policy_learning_rate: Positive = 3e-4
     """Adam's step size for the policy."""
+    decay_updates: NonNegativeCount = 0
+    """Updates over which both step sizes fall to zero, by a cosine, so that the last policy does not depend on the
+    last mini-batches; 0 keeps them, as in the paper."""
     policy_linear_width: Count = 64
     """Units of the policy's layer before the GRU."""
     policy_hidden_width: Count = 64
@@ -117,8 +120,10 @@ def actor_critic(
     """
     policy = RecurrentPolicy(config.policy_linear_width, config.policy_hidden_width, task.action_dim)
     apply_policy: Callable[..., Any] = policy.apply  # flax types it for the case that variables are mutated too
-    policy_adam = optax.adam(config.policy_learning_rate)
-    critic_adam = optax.adam(config.critic_learning_rate)
+    policy_adam, critic_adam = (
+        optax.adam(optax.cosine_decay_schedule(rate, config.decay_updates) if config.decay_updates else rate)
+        for rate in (config.policy_learning_rate, config.critic_learning_rate)
+    )
 
     def initial_carry(batch_shape: tuple[int, ...]) -> Float[Array, "*batch A N"]:
         return jnp.zeros((*batch_shape, task.num_agents, config.policy_hidden_width))
