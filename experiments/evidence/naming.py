@@ -40,6 +40,7 @@ SETTINGS = {
     "recorded_steps": "recorded steps",
     "recorded_actions": "recorded actions",
     "rollout_noise": "noise of roll-outs",
+    "rollout_segments": "trajectories of a roll-out",
     "training.updates_per_epoch": "updates an epoch",
     "training.evaluation_episodes": "evaluation episodes",
     "fit_seed": "fit seed",

@@ -37,7 +37,7 @@ SYNTHETIC = {"unconditional": "unguided", "model": "by the model", "simulated": 
 
 DEPARTURES = {
     name: getattr(OF_OLDER_RUNS, name)
-    for name in ("guidance_target", "guidance_start", *OF_GUIDED_TRAJECTORIES, "rollout_noise")
+    for name in ("guidance_target", "guidance_start", *OF_GUIDED_TRAJECTORIES, "rollout_noise", "rollout_segments")
 }
 """Settings of an augmentation that is not the paper's, with their usual values; labels name the others."""
 

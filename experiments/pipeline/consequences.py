@@ -48,7 +48,9 @@ def coda(
             fitted = with_dynamics(fitted)
         case "model":
             noise, prefix = config.rollout_noise, augmentation.prefix
-            augmentation = model_consequences(augmentation, env, one_step, learner, noise, prefix)
+            augmentation = model_consequences(
+                augmentation, env, one_step, learner, noise, prefix, config.rollout_segments
+            )
             fitted = with_dynamics(fitted)
         case "inpaint":
             passes, sigma = config.inpainting_passes, config.inpainting_sigma

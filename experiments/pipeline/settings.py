@@ -62,6 +62,14 @@ OF_GUIDED_TRAJECTORIES = (
 )
 """Settings that no other augmentation than `coda` has."""
 
+CONSEQUENCES = {
+    "score_weight": "score",
+    "inpainting_passes": "inpaint",
+    "inpainting_sigma": "inpaint",
+    "rollout_segments": "model",
+}
+"""The source of consequences that a setting of guided trajectories belongs to."""
+
 OF_SYNTHETIC_DATA = {
     f"training.{name}"
     for name in ("mix_ratio", "burn_in", "num_trajectories", "chunk_size", "reference_trajectories", "reuse", *ROWS)
@@ -135,6 +143,9 @@ class ExperimentConfig(Ranged):
     rollout_noise: NonNegative = _USUAL.rollout_noise
     """Standard deviation of noise on the actions that the one-step model, or the oracle, rolls out, or on those of the
     denoiser, whose next states and rewards do not follow the noise."""
+    rollout_segments: Count = _USUAL.rollout_segments
+    """Trajectories that a roll-out of the one-step model, or of the oracle, yields one after the other; the later ones
+    start where the policy has come to, not in a recorded state."""
     algorithm: Annotated[str, choices(ALGORITHMS)] = DEFAULT_ALGORITHM
     """Learner: `maddpg_bc` (the paper's MADDPG+BC), `iddpg_bc` (independent critics) or `maddpg_cql` (conservative
     Q-learning in place of cloning)."""
@@ -200,6 +211,7 @@ def _experiment(name: str, preset: Preset) -> ExperimentConfig:
         recorded_steps=preset.recorded_steps,
         consequences=preset.consequences,
         rollout_noise=preset.rollout_noise,
+        rollout_segments=preset.rollout_segments,
         data=DataConfig(num_episodes=preset.num_episodes),
         diffusion=preset.sampler,
         denoiser=preset.generator,
@@ -221,7 +233,7 @@ def uses(augmentation: str, setting: str) -> bool:
     """Whether a setting, by its dotted name, affects the numbers of a run with that augmentation."""
     if augmentation == "coda":
         return setting != "training.static_trajectories"
-    if setting == "rollout_noise":
+    if setting in ("rollout_noise", "rollout_segments"):
         return augmentation in ("model", "simulated")
     if setting.startswith("dynamics."):
         return augmentation == "model"
@@ -249,7 +261,7 @@ def not_used_by(config: ExperimentConfig, setting: str) -> str | None:
         return f"--augmentation {config.augmentation}"
     if setting in ("denoiser.condition_dim", "denoiser.condition_dropout"):
         return "the main job"
-    source = {"score_weight": "score", "inpainting_passes": "inpaint", "inpainting_sigma": "inpaint"}.get(setting)
+    source = CONSEQUENCES.get(setting) if config.augmentation == "coda" else None
     is_of_dynamics = setting.startswith("dynamics.") and not needs_dynamics(config)
     if is_of_dynamics or source not in (None, config.consequences):
         return f"--consequences {config.consequences}"
@@ -341,6 +353,8 @@ def check(config: ExperimentConfig) -> None:
         raise UserError(
             "--recorded-actions keeps those before the last recorded step; it needs --recorded-steps of 2 or more"
         )
+    if config.recorded_actions and config.rollout_segments > 1:
+        raise UserError("--recorded-actions keeps the first steps of every trajectory; use --rollout-segments 1")
     if config.recorded_steps > config.training.horizon:
         raise UserError(
             f"--recorded-steps is {config.recorded_steps}; it must be at most the horizon, {config.training.horizon}"

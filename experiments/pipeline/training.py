@@ -75,6 +75,7 @@ def _augmentation(
     config: ExperimentConfig, env: Environment, fit: Fit, learner: Learner
 ) -> tuple[Augmentation | None, Any]:
     """The source of synthetic trajectories, and the fitted models that it samples from."""
+    rollout = config.training.horizon, config.rollout_noise, config.rollout_segments
     match config.augmentation:
         case "coda":
             assert isinstance(fit.prior, Prior)
@@ -82,10 +83,10 @@ def _augmentation(
         case "unconditional":
             return unconditional(fit.model), fit.prior
         case "model":
-            one_step, training = make_dynamics(env.spec, config.dynamics), config.training
-            return model_rollouts(env, one_step, learner, training.horizon, config.rollout_noise), fit.dynamics
+            one_step = make_dynamics(env.spec, config.dynamics)
+            return model_rollouts(env, one_step, learner, *rollout), fit.dynamics
         case "simulated":
-            return oracle(env, learner, config.training.horizon, config.rollout_noise), ()
+            return oracle(env, learner, *rollout), ()
     return None, ()
 
 

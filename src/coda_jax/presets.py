@@ -33,6 +33,8 @@ class Preset(Ranged):
     """Source of a guided trajectory's states and rewards: the denoiser, or the one-step model."""
     rollout_noise: NonNegative = 0.0
     """Standard deviation of noise on the guided actions."""
+    rollout_segments: Count = 1
+    """Trajectories that a roll-out of the one-step model yields one after the other."""
     sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
     """Sampling (Algorithm 1)."""
     generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)

@@ -14,6 +14,7 @@ from coda_jax.data.dataset import make_dataset, sample_windows
 from coda_jax.dynamics.ensemble import Dynamics, DynamicsModel, Prediction
 from coda_jax.dynamics.environment import learned_environment
 from coda_jax.marl.input_scale import raw_inputs
+from coda_jax.marl.learner import follow
 from coda_jax.marl.maddpg_bc import MaddpgBcConfig, maddpg_bc
 from tests.drift import DRIFT, SPEC, drift_episodes
 
@@ -66,6 +67,46 @@ def oracle_actions(learner, state, trajectory):
         action, memory = learner.act(state, trajectory.obs[:, t], memory)
         actions.append(action)
     return jnp.stack(actions, axis=1)
+
+
+def joined(trajectories, num_segments):
+    """Roll-outs whose trajectories are put together again."""
+    return jax.tree.map(lambda x: x.reshape(-1, num_segments * HORIZON, *x.shape[2:]), trajectories)
+
+
+def test_trajectories_of_one_roll_out_follow_each_other(setting):
+    """A roll-out is the same with its steps in one trajectory or in three; what is too many is left out."""
+    learner, state, dataset = setting
+    key = jax.random.key(3)
+
+    def drawn(horizon, num, **settings):
+        source = oracle(DRIFT, learner, horizon, 0.2, **settings)
+        return source.sample(state, dataset, (), jnp.zeros(()), jax.random.clone(key), num)
+
+    in_three, whole = drawn(HORIZON, 6, num_segments=3), drawn(3 * HORIZON, 2)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), joined(in_three, 3), whole)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:4]), drawn(HORIZON, 4, num_segments=3), in_three)
+
+
+def test_guided_trajectories_are_continued_by_the_policy_alone(setting):
+    learner, state, dataset = setting
+
+    def replay(learner_state, dataset, prior, guidance, key, num):
+        return sample_windows(dataset, key, num, HORIZON)
+
+    key, prior = jax.random.key(5), PriorWithDynamics(prior=(), dynamics=DYNAMICS)
+    source = Augmentation(replay)
+
+    def made(num, num_segments):
+        result = model_consequences(source, DRIFT, EXACT, learner, num_segments=num_segments)
+        return result.sample(state, dataset, prior, jnp.zeros(()), jax.random.clone(key), num)
+
+    alone, whole = made(4, 1), joined(made(8, 2), 2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:, :HORIZON], atol=1e-6), alone, whole)
+    np.testing.assert_allclose(whole.state[:, 1:], whole.state[:, :-1] + 0.1 * whole.action[:, :-1, :, 0], atol=1e-6)
+    _, memory = follow(learner, state, alone.obs, learner.initial_carry((4,)))
+    expected, _ = follow(learner, state, whole.obs[:, HORIZON:], memory)
+    np.testing.assert_allclose(whole.action[:, HORIZON:], expected, atol=1e-5)
 
 
 def test_consequences_follow_from_the_actions(setting):

@@ -368,6 +368,11 @@ def refusal(capsys, *flags: str) -> str:
         (["--training.horizon", "1"], ["--training.horizon", "1", "2"]),
         (["--consequences", "oracle"], ["consequences", "oracle", "score", "inpaint"]),
         (["--consequences", "model", "--dynamics.reward-inputs", "23"], ["--dynamics.reward-inputs", "23", "below 23"]),
+        (["--rollout-segments", "2"], ["--rollout-segments", "--consequences denoiser"]),
+        (
+            ["--recorded-actions", "--recorded-steps", "2", "--consequences", "model", "--rollout-segments", "2"],
+            ["--recorded-actions", "--rollout-segments 1"],
+        ),
         (["--keep-fraction", "0"], ["--keep-fraction", "0", "above 0"]),
         (["--score-weight", "-1"], ["--score-weight", "-1"]),
         (["--inpainting-passes", "0"], ["--inpainting-passes", "0"]),

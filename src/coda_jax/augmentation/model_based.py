@@ -5,6 +5,7 @@ model is truer: here it continues guided trajectories from their first states, o
 model-based methods do (Barde et al. 2024).
 """
 
+import math
 from typing import Any
 
 import chex
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from coda_jax.augmentation.base import Augmentation
-from coda_jax.augmentation.oracle import oracle, policy_rollouts
+from coda_jax.augmentation.oracle import oracle, policy_rollouts, segments
 from coda_jax.data.dataset import Dataset
 from coda_jax.dynamics.ensemble import Dynamics, DynamicsModel
 from coda_jax.dynamics.environment import learned_environment
@@ -48,7 +49,7 @@ class PriorWithDynamics:
 
 
 def model_rollouts(
-    env: Environment, model: DynamicsModel, learner: Learner, horizon: int, noise: float
+    env: Environment, model: DynamicsModel, learner: Learner, horizon: int, noise: float, num_segments: int = 1
 ) -> Augmentation:
     """Roll-outs of the joint policy in a learned model, from recorded states; renewed every round.
 
@@ -60,6 +61,7 @@ def model_rollouts(
         learner: whose policy acts.
         horizon: H.
         noise: standard deviation of Gaussian noise on the actions.
+        num_segments: trajectories of a roll-out, one after the other.
 
     Examples:
         >>> from coda_jax.envs.coordination import same_side
@@ -82,7 +84,7 @@ def model_rollouts(
     def sample(
         state: LearnerState, dataset: Dataset, prior: Dynamics, guidance: Float[Array, ""], key: PRNGKey, num: int
     ) -> Trajectory:
-        learned = oracle(learned_environment(env, model, prior), learner, horizon, noise)
+        learned = oracle(learned_environment(env, model, prior), learner, horizon, noise, num_segments)
         return learned.sample(state, dataset, (), guidance, key, num)
 
     return Augmentation(sample, is_renewed=True)
@@ -95,6 +97,7 @@ def model_consequences(
     learner: Learner,
     noise: float = 0.0,
     prefix: int = 0,
+    num_segments: int = 1,
 ) -> Augmentation:
     """The trajectories of an augmentation, their consequences replaced by those of a learned model.
 
@@ -112,6 +115,8 @@ def model_consequences(
         noise: standard deviation of Gaussian noise added to the deviations.
         prefix: tokens that stay as they are, with actions of their own; the policy's memory follows them. They should
             be recorded, as those of `guided(..., recorded_steps=prefix + 1, recorded_actions=True)`.
+        num_segments: trajectories that start from one of the augmentation's, one after the other: after its own tokens
+            the policy acts on in the model, with `noise` alone on its actions.
 
     Examples:
         >>> from coda_jax.envs.coordination import same_side
@@ -142,17 +147,21 @@ def model_consequences(
         num: int,
     ) -> Trajectory:
         key_sample, key_noise = (key, None) if noise == 0.0 else jax.random.split(key)
-        generated = augmentation.sample(state, dataset, prior.prior, guidance, key_sample, num)
+        num_starts = math.ceil(num / num_segments)
+        generated = augmentation.sample(state, dataset, prior.prior, guidance, key_sample, num_starts)
+        horizon = generated.reward.shape[1]
         first, rest = (
             jax.tree.map(lambda x, part=part: x[:, part], generated) for part in (slice(prefix), slice(prefix, None))
         )
-        _, memory = follow(learner, state, first.obs, learner.initial_carry((num,)))
+        _, memory = follow(learner, state, first.obs, learner.initial_carry((num_starts,)))
         policy_action, _ = follow(learner, state, rest.obs, memory)
-        deviation = rest.action - policy_action
+        further = ((0, 0), (0, (num_segments - 1) * horizon), (0, 0), (0, 0))
+        deviation = jnp.pad(rest.action - policy_action, further)
         if key_noise is not None:
             deviation = deviation + noise * jax.random.normal(key_noise, deviation.shape)
         world = learned_environment(env, model, prior.dynamics)
         followed = policy_rollouts(world, learner, state, rest.state[:, 0], memory, deviation)
-        return jax.tree.map(lambda *tokens: jnp.concatenate(tokens, axis=1), first, followed)
+        whole = jax.tree.map(lambda *tokens: jnp.concatenate(tokens, axis=1), first, followed)
+        return segments(whole, horizon, num)
 
     return augmentation._replace(sample=sample)

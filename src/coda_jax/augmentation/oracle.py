@@ -3,6 +3,7 @@
 No offline method can have these. Beside CODA they show the value of on-policy data without any error of a model.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -19,8 +20,8 @@ MovedBy = Callable[[Float[Array, "B A U"], Int[Array, ""]], Float[Array, "B A U"
 """`(the policy's actions, number of the step) -> the actions that move the environment`."""
 
 
-def oracle(env: Environment, learner: Learner, horizon: int, noise: float = 0.0) -> Augmentation:
-    """Roll-outs of `horizon` steps from recorded states, the policy's memory empty at first; renewed every round.
+def oracle(env: Environment, learner: Learner, horizon: int, noise: float = 0.0, num_segments: int = 1) -> Augmentation:
+    """Roll-outs from recorded states, in trajectories of H steps, with an empty memory at first; renewed every round.
 
     The end of an episode does not stop a roll-out; as everywhere, nothing bootstraps from behind it. The prior is not
     used.
@@ -30,6 +31,8 @@ def oracle(env: Environment, learner: Learner, horizon: int, noise: float = 0.0)
         learner: whose policy acts.
         horizon: H.
         noise: standard deviation of Gaussian noise on the actions; without any, a critic learns no gradient from them.
+        num_segments: trajectories of a roll-out, one after the other. The later ones start where the policy itself has
+            come to, not in a recorded state.
 
     Examples:
         >>> from coda_jax.envs.polynomial import MULTIPLICATION, DatasetConfig, environment, sample_dataset
@@ -46,16 +49,21 @@ def oracle(env: Environment, learner: Learner, horizon: int, noise: float = 0.0)
         state: LearnerState, dataset: Dataset, prior: object, guidance: Float[Array, ""], key: PRNGKey, num: int
     ) -> Trajectory:
         del prior, guidance
-        if noise == 0.0:
-            deviation = jnp.zeros((num, horizon, env.spec.num_agents, env.spec.action_dim))
-        else:
+        num_starts = math.ceil(num / num_segments)
+        deviation = jnp.zeros((num_starts, num_segments * horizon, env.spec.num_agents, env.spec.action_dim))
+        if noise != 0.0:
             key, key_noise = jax.random.split(key)
-            shape = (num, horizon, env.spec.num_agents, env.spec.action_dim)
-            deviation = noise * jax.random.normal(key_noise, shape)
-        start = sample_windows(dataset, key, num, 1).state[:, 0]
-        return policy_rollouts(env, learner, state, start, learner.initial_carry((num,)), deviation)
+            deviation = noise * jax.random.normal(key_noise, deviation.shape)
+        start = sample_windows(dataset, key, num_starts, 1).state[:, 0]
+        rolled_out = policy_rollouts(env, learner, state, start, learner.initial_carry((num_starts,)), deviation)
+        return segments(rolled_out, horizon, num)
 
     return Augmentation(sample, is_renewed=True)
+
+
+def segments(rolled_out: Trajectory, horizon: int, num: int) -> Trajectory:
+    """The first `num` of the trajectories `[num, H, ...]` that roll-outs `[B, k H, ...]` consist of."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, horizon, *leaf.shape[2:])[:num], rolled_out)
 
 
 def policy_rollouts(
