@@ -21,13 +21,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from coda_jax.data.dataset import make_dataset, sample_windows, split_episodes
-from coda_jax.evaluation import discounted_returns, nearest_distance, play_from
+from coda_jax.evaluation import discounted_returns, nearest_distance, play_from, policy_returns
 from coda_jax.marl.input_scale import raw_inputs
 from coda_jax.marl.learner import LearnerState
-from coda_jax.ranges import Count, Ranged
+from coda_jax.ranges import Count, NonNegativeCount, Ranged
 from coda_jax.types import Trajectory
 from experiments.consequences import RECORDED
-from experiments.evidence.naming import setting_name
+from experiments.evidence.naming import setting_name, value_name
 from experiments.evidence.recorded_runs import read_run
 from experiments.guidance.subjects import recorded_states
 from experiments.host.cache import enable_compilation_cache, key_of, plain
@@ -41,7 +41,7 @@ from experiments.host.run_folder import RunFolder
 from experiments.pipeline.learners import make_learner
 from experiments.pipeline.recovery import trained_networks
 from experiments.pipeline.run import compare_dataset, load_data
-from experiments.pipeline.settings import ROWS, read_config
+from experiments.pipeline.settings import OF_OLDER_RUNS, ROWS, ExperimentConfig, read_config
 
 VISITED = 10
 """Of the steps of a play, every so many counts for the distance to the recorded states."""
@@ -49,10 +49,14 @@ VISITED = 10
 BLOCK = 100
 """Steps over which the pace of a play is averaged."""
 
-MEASURES = ("return", "value", "earned", "bias", "error", "correlation", "distance", "slowed")
+MEASURES = ("return", "value", "earned", "bias", "error", "correlation", "distance", "slowed", "episode")
 """What is measured of a seed: its return; the mean value and the mean discounted return that it stands for; their
 difference, the root mean square difference, and their correlation, over the states; the median distance of visited
-states to the nearest recorded one, in standard deviations of the data; and the share of plays that have `slowed`."""
+states to the nearest recorded one, in standard deviations of the data; the share of plays that have `slowed`; and the
+return of an episode again, as a mean over more of them."""
+
+OF_OLDER_RECORDS = {"num_episodes": 0}
+"""The values of settings that older records do not name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,9 @@ class ValuesConfig(Ranged):
     """Recorded states to play from; the same for all runs of one dataset."""
     num_steps: Count = 500
     """Steps of a play. What comes after them is left out: of a constant reward, at discount 0.99, 0.7 %."""
+    num_episodes: NonNegativeCount = 64
+    """Whole episodes from the robot's rest, with the same starts for all runs, to know the return of a policy better
+    than by the run's few; 0 for none."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -93,7 +100,7 @@ def run(config: ValuesConfig) -> None:
     results: dict[str, Any] = {"settings": settings, "provenance": provenance(1), "runs": {}}
     if file.exists():
         results = parse_mapping(file, json.loads, {"settings": dict, "runs": dict}, "delete it to measure again")
-        if key_of(results["settings"]) != key_of(settings):
+        if key_of(OF_OLDER_RECORDS | results["settings"]) != key_of(settings):
             raise UserError(f"{file} is of other settings; choose another --output")
     todo = [path for path in config.runs if path.name not in results["runs"]]
     if todo:
@@ -131,26 +138,37 @@ def measure(path: Path, label: str, config: ValuesConfig, mesh: Mesh) -> dict[st
     recorded, state_std = recorded_states(dataset, RECORDED), jnp.std(dataset.steps.state, axis=0)
 
     @jax.jit
-    def of_seed(state: LearnerState, windows: Trajectory) -> tuple[Array, Array, Array, Array]:
+    def of_seed(state: LearnerState, windows: Trajectory) -> tuple[Array, Array, Array]:
         played = play_from(env, learner, state, windows, config.num_steps)
         values = value(state, played.state[:, 0], played.action[:, 0])
         earned = discounted_returns(played, settings.learner.discount)
-        return values, earned, nearest_distance(played.state[:, ::VISITED], recorded, state_std), slowed(played.reward)
+        rest = [nearest_distance(played.state[:, ::VISITED], recorded, state_std), slowed(played.reward)]
+        if config.num_episodes:
+            rest.append(policy_returns(env, learner, state, jax.random.key(1), config.num_episodes).mean())
+        return values, earned, jnp.stack(rest)
 
     summary = RunFolder(path).read_summary({"seeds": list[int], "returns_per_seed": list[float]})
     rows = []
     for index, score in enumerate(summary["returns_per_seed"]):
         state = jax.tree.map(lambda leaf, index=index: leaf[index], states)
-        values, earned, distance, share_slowed = map(np.asarray, of_seed(state, windows))
+        values, earned, rest = map(np.asarray, of_seed(state, windows))
         if not (np.isfinite(values).all() and np.isfinite(earned).all()):
             raise UserError(f"NaN in the plays of {path}, seed {summary['seeds'][index]}")
-        rows.append([score, *compare(values, earned), float(distance), float(share_slowed)])
+        rows.append([score, *compare(values, earned), *rest.tolist()])
     return {
         "label": label,
+        "learner": learner_of(settings),
         "dataset": str(settings.vault or settings.dataset),
         "seeds": summary["seeds"],
-        **{name: list(column) for name, column in zip(MEASURES, zip(*rows, strict=True), strict=True)},
+        **{name: list(column) for name, column in zip(MEASURES, zip(*rows, strict=True), strict=False)},
     }
+
+
+def learner_of(settings: ExperimentConfig) -> str:
+    """The learner's settings that are not those of older runs; empty if there are none."""
+    usual, chosen = vars(OF_OLDER_RUNS.learner), vars(settings.learner)
+    changed = [name for name, value in chosen.items() if value != usual[name]]
+    return ", ".join(f"{setting_name(f'learner.{name}')} {value_name(chosen[name])}" for name in changed)
 
 
 def slowed(reward: Float[Array, "B T"]) -> Float[Array, ""]:
@@ -193,7 +211,7 @@ def show(runs: dict[str, Any]) -> None:
         return f"{np.mean(numbers):,.{0 if abs(np.mean(numbers)) >= 10 else 2}f}{spread}"
 
     for name, run_ in runs.items():
-        known = [measure for measure in MEASURES if measure in run_]  # an older record lacks the last
+        known = [measure for measure in MEASURES if measure in run_]  # older records lack the last ones
         rows = [{"measure": measure, "mean of seeds": cell(run_[measure])} for measure in known]
         print_table(f"{name}: {run_['dataset']}, {run_['label']}", rows)
 

@@ -6,7 +6,7 @@ Episodes on the rest of the page start at the robot's rest, and their rewards co
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.evidence.claims import judge, words
 from experiments.evidence.gathering import DATASET_ORDER
@@ -24,12 +24,27 @@ BASELINES = ("no augmentation", "unconditional")
 CODA = "CODA"
 """How the labels of CODA's variants begin."""
 
-MEASURES = ("earned", "bias", "error", "slowed")
+MEASURES = ("earned", "bias", "error", "slowed", "episode")
 """What the tables show: the discounted return; the difference, mean and root mean square, of the critics' values from
-it; and the share of plays that have slowed, which older records lack."""
+it; the share of plays that have slowed; and the return of an episode. Older records lack the last two."""
 
-Plays = dict[tuple[str, str], dict[str, dict[int, float]]]
-"""By dataset and method: each measure of each seed."""
+
+class Method(NamedTuple):
+    """Whose policies played."""
+
+    dataset: str
+    label: str
+    learner: str
+    """Settings of the learner, as `experiments.values` writes them; empty for the usual ones."""
+
+    @property
+    def name(self) -> str:
+        """The method in a table."""
+        return f"{self.label} ({self.learner})" if self.learner else self.label
+
+
+Plays = dict[Method, dict[str, dict[int, float]]]
+"""Each measure of each seed."""
 
 
 def find_plays(file: Path) -> Plays:
@@ -42,18 +57,20 @@ def find_plays(file: Path) -> Plays:
     found: Plays = {}
     for name, run in record["runs"].items():
         known = [measure for measure in MEASURES if measure in run]
-        of_method = found.setdefault((run["dataset"], run["label"]), {measure: {} for measure in known})
+        method = Method(run["dataset"], run["label"], run.get("learner", ""))
+        of_method = found.setdefault(method, {measure: {} for measure in known})
         if repeated := set(of_method["earned"]) & set(run["seeds"]):
             raise UserError(f"{file} has seed {min(repeated)} of '{run['label']}' twice, in {name} too; remove one")
         for measure in of_method:
             of_method[measure] |= dict(zip(run["seeds"], run[measure], strict=True))
-    return dict(sorted(found.items(), key=lambda item: _order(*item[0])))
+    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
 
 
-def _order(dataset: str, label: str) -> tuple[int, int]:
+def _order(method: Method) -> tuple[int, str, int]:
     """The usual order of datasets, and baselines first."""
+    dataset, label, learner = method
     place = DATASET_ORDER.index(dataset) if dataset in DATASET_ORDER else len(DATASET_ORDER)
-    return place, next((at for at, name in enumerate(BASELINES) if label.startswith(name)), len(BASELINES))
+    return place, learner, next((at for at, name in enumerate(BASELINES) if label.startswith(name)), len(BASELINES))
 
 
 def recorded_starts_sections(results: Path) -> list[str]:
@@ -67,7 +84,8 @@ def recorded_starts_sections(results: Path) -> list[str]:
         "the robot's rest. So each seed's final policy is played in the simulator from recorded states, the same for "
         "all, with a memory of the steps recorded before (`python -m experiments.values`). *Bias* and *error* are mean "
         "and root mean square of the critics' values less what is then earned. A play has *slowed*, as after a fall, "
-        "if its last 100 steps earn less than half of its best 100.",
+        "if its last 100 steps earn less than half of its best 100. The *return of an episode* is a mean over more "
+        "episodes than a run's own; older records lack it.",
         *(part for file in files for part in section(find_plays(file), settings_of_record(file))),
     ]
 
@@ -77,13 +95,19 @@ def recorded_starts_headline(results: Path) -> str | None:
     files = list(results.rglob(FILE))
     if not files:
         return None
-    plays = find_plays(max(files, key=lambda file: settings_of_record(file)["num_states"]))
+    num_states = {file: settings_of_record(file)["num_states"] for file in files}
     signs: dict[str, list[int]] = {}
-    for (dataset, label), of in plays.items():
-        without = plays.get((dataset, BASELINES[0]))
-        found = paired_difference(of["earned"], without["earned"]) if without and label.startswith(CODA) else None
-        if found is not None:
-            signs.setdefault(dataset, []).append(found.sign)
+    for file in sorted(files):
+        if num_states[file] < max(num_states.values()):
+            continue
+        plays = find_plays(file)
+        for method, of in plays.items():
+            without = plays.get(method._replace(label=BASELINES[0]))
+            found = None
+            if without is not None and method.label.startswith(CODA):
+                found = paired_difference(of["earned"], without["earned"])
+            if found is not None:
+                signs.setdefault(method.dataset, []).append(found.sign)
     counts = "; ".join(
         f"{dataset} {found.count(1)} above and {found.count(-1)} below, of {len(found)}"
         for dataset, found in signs.items()
@@ -102,33 +126,47 @@ def settings_of_record(file: Path) -> dict[str, Any]:
 def section(plays: Plays, settings: dict[str, Any]) -> list[str]:
     """The tables of one record."""
     measured = [
-        (dataset, label, str(len(of["earned"])), *(_cell(of, measure) for measure in MEASURES))
-        for (dataset, label), of in plays.items()
+        (method.dataset, method.name, str(len(of["earned"])), *(_cell(of, measure) for measure in MEASURES))
+        for method, of in plays.items()
     ]
     judged = []
-    for (dataset, label), of in plays.items():
-        for (other_dataset, other), baseline in plays.items():
-            is_baseline = other.startswith(BASELINES[:1] if label.startswith(BASELINES[1:]) else BASELINES)
-            if other_dataset != dataset or label.startswith(BASELINES[0]) or not is_baseline:
+    for method, of in plays.items():
+        is_unguided = method.label.startswith(BASELINES[1:])
+        for other, baseline in plays.items():
+            is_baseline = other.label.startswith(BASELINES[:1] if is_unguided else BASELINES)
+            is_alike = (other.dataset, other.learner) == (method.dataset, method.learner)
+            if not (is_baseline and is_alike) or method.label.startswith(BASELINES[0]):
                 continue
             found = paired_difference(of["earned"], baseline["earned"])
             if found is not None:
-                less = paired_difference(_percent(of), _percent(baseline))
-                slower = words(less) if less is not None else ""
-                judged.append((dataset, label, other, f"**{judge(found, 1)}**", words(found, 1), slower))
+                slower = paired_difference(_measure(of, "slowed"), _measure(baseline, "slowed"))
+                episode = paired_difference(_measure(of, "episode"), _measure(baseline, "episode"))
+                judged.append(
+                    (
+                        method.dataset,
+                        method.name,
+                        other.name,
+                        f"**{judge(found, 1)}**",
+                        words(found, 1),
+                        words(slower) if slower is not None else "",
+                        f"**{judge(episode, 1)}**: {words(episode)}" if episode is not None else "",
+                    )
+                )
+    discounted, slowed, episode = "discounted return", "slowed", "return of an episode"
     return [
         f"### {settings['num_states']} states, {settings['num_steps']} steps",
-        table(("dataset", "method", "seeds", "discounted return", "bias", "error", "slowed, %"), measured),
-        table(("dataset", "method", "above", "verdict", "discounted return", "slowed, percentage points"), judged),
+        table(("dataset", "method", "seeds", discounted, "bias", "error", f"{slowed}, %", episode), measured),
+        table(("dataset", "method", "above", "verdict", discounted, f"{slowed}, percentage points", episode), judged),
     ]
 
 
 def _cell(of: dict[str, dict[int, float]], measure: str) -> str:
     """Mean and standard error; empty where an older record lacks the measure."""
-    values = _percent(of) if measure == "slowed" else of[measure]
-    return spread(list(values.values()), 1) if values else ""
+    values = list(_measure(of, measure).values())
+    return spread(values, 0 if measure == "episode" else 1) if values else ""
 
 
-def _percent(of: dict[str, dict[int, float]]) -> dict[int, float]:
-    """The share of plays that have slowed, of each seed; none in an older record."""
-    return {seed: 100 * share for seed, share in of.get("slowed", {}).items()}
+def _measure(of: dict[str, dict[int, float]], measure: str) -> dict[int, float]:
+    """A measure of each seed, shares in percent; none where an older record lacks it."""
+    scale = 100 if measure == "slowed" else 1
+    return {seed: scale * value for seed, value in of.get(measure, {}).items()}
