@@ -29,6 +29,10 @@ class Ablation(NamedTuple):
     across: Mapping[str, Gains]
 
 
+MOST_DRAWN = 3
+"""The most settings that a drawn variant changes; a table has those that change more."""
+
+
 def variants_by_settings(evidence: Evidence, benchmark: Benchmark) -> dict[tuple[str, ...], list[Cell]]:
     """The variants at a benchmark, by the names of their changed settings (`guidance` for lambda).
 
@@ -40,6 +44,12 @@ def variants_by_settings(evidence: Evidence, benchmark: Benchmark) -> dict[tuple
         if cell.benchmark == benchmark and settings != ("fit_seed",):
             changed.setdefault(settings, []).append(cell)
     return dict(sorted(changed.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def drawn_variants(evidence: Evidence, benchmark: Benchmark) -> dict[tuple[str, ...], list[Cell]]:
+    """Those of `variants_by_settings` that a panel can show: with few changed settings."""
+    found = variants_by_settings(evidence, benchmark)
+    return {settings: cells for settings, cells in found.items() if len(settings) <= MOST_DRAWN}
 
 
 def ablations(evidence: Evidence, benchmark: Benchmark) -> list[Ablation]:

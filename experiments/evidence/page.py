@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.evidence.ablations import ablations, several_fits, variants_by_settings
+from experiments.evidence.ablations import MOST_DRAWN, ablations, drawn_variants, several_fits
 from experiments.evidence.claims import (
     HOLDS,
     VERDICTS,
@@ -92,7 +92,7 @@ def write_page(results: Path, output: Path) -> str:
         "## The paper's claims",
         claims_table(claims, link),
         *coordination_sections(comparisons, Path(os.path.relpath(results / "coordination", output.parent)).as_posix()),
-        *own_presets_section(evidence),
+        *own_presets_section(evidence, link),
         *recorded_starts_sections(results),
         *downstream_sections(evidence, link),
         *steering_sections(evidence, link),
@@ -193,12 +193,12 @@ def downstream_sections(evidence: Evidence, link: str) -> list[str]:
     curves = [
         f"variants_{'_'.join(benchmark)}.png"
         for benchmark in evidence.benchmarks()
-        if variants_by_settings(evidence, benchmark)
+        if drawn_variants(evidence, benchmark)
     ]
     if curves:
         sections += [
-            "Learning curves where settings were changed, beside those of Table 1 (dotted, no augmentation; dashed, "
-            "unconditional):",
+            f"Learning curves where up to {MOST_DRAWN} settings were changed, beside those of Table 1 (dotted, no "
+            "augmentation; dashed, unconditional):",
             "\n".join(f"![variants]({link}/{name})" for name in curves),
         ]
     if several_fits(evidence):

@@ -7,12 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evidence.ablations import Ablation, ablations, line_of, value_of, variants_by_settings
+from experiments.evidence.ablations import Ablation, ablations, drawn_variants, line_of, value_of
 from experiments.evidence.gathering import CODA, COLUMNS, Evidence, in_order, method_order
 from experiments.evidence.naming import method_name, seeds_name, setting_name, value_name
+from experiments.evidence.own_presets import FIGURE, OWN, best_fit, rows_of, training_changes
+from experiments.evidence.page_tables import settings_of
 from experiments.evidence.recorded_runs import Cell, dataset_name
 from experiments.guidance.curves import draw_likelihood, draw_quality, draw_selection
 from experiments.host.plots import comparison_curves, likelihood_curves, mean_curve, panels
+
+STYLES = {
+    "none": {"color": "C0", "linestyle": ":"},
+    "unconditional": {"color": "C1", "linestyle": "--"},
+    "model": {"color": "C2", "linestyle": "-."},
+}
+"""How the methods look that presets are judged by."""
 
 
 def draw_all(evidence: Evidence, folder: Path) -> list[str]:
@@ -34,9 +43,12 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
         if found := ablations(evidence, benchmark):
             names.append(f"ablations_{stem}.png")
             draw_ablations(folder / names[-1], title, found, [cell.method for cell in cells])
-        if changed := variants_by_settings(evidence, benchmark):
+        if changed := drawn_variants(evidence, benchmark):
             names.append(f"variants_{stem}.png")
             draw_variants(folder / names[-1], title, changed, cells)
+    if any(rows_of(evidence, preset) for preset in OWN):
+        names.append(FIGURE)
+        draw_own_presets(folder / FIGURE, evidence)
     for run in evidence.steering:
         summary, stem = run.summary, run.name
         names += [f"{stem}_{kind}.png" for kind in run.figures]
@@ -47,6 +59,29 @@ def draw_all(evidence: Evidence, folder: Path) -> list[str]:
         if "selection" in run.figures:
             draw_selection(folder / f"{stem}_selection.png", title, run.points, summary["selection"])
     return names
+
+
+def draw_own_presets(path: Path, evidence: Evidence) -> None:
+    """Learning curves of the presets of our own and of what they are judged by: a row a preset, a column a dataset."""
+    found = {preset: best_fit(rows) for preset in OWN if (rows := rows_of(evidence, preset))}
+    benchmarks = [b for b in evidence.benchmarks() if any(b in of_preset for of_preset in found.values())]
+    with panels(path, len(found), len(benchmarks), (4.2 * len(benchmarks), 3.6 * len(found))) as grid:
+        for line, (preset, of_preset) in zip(grid, found.items(), strict=True):
+            for axes, benchmark in zip(line, benchmarks, strict=True):
+                rows = of_preset.get(benchmark, [])
+                for row in rows:
+                    style = STYLES[row.other.method]
+                    rest = settings_of(row.other, training_changes(row.other, preset))
+                    mean_curve(
+                        axes, ", ".join([method_name(row.other.method), *rest]), row.other.metrics, "return", **style
+                    )
+                if rows:
+                    mean_curve(axes, preset, rows[0].cell.metrics, "return", color="C3")
+                    axes.legend(loc="lower right", fontsize=6)
+                    axes.set(title=f"{preset}: {' '.join(benchmark[1:])}", xlabel="learner updates")
+                else:
+                    axes.set_axis_off()
+            line[0].set(ylabel="return of an episode")
 
 
 def draw_bars(path: Path, evidence: Evidence, preset: str) -> None:

@@ -31,7 +31,7 @@ def test_a_preset_is_judged_against_both_baselines_and_the_model_alone():
     own, plus = cell(METHOD, [10.0, 11.1, 12.0, 12.9]), cell(METHOD, [10.0, 11.1, 12.0, 12.9], **OWN["plus"])
     alone = cell("model", [10.0, 11.2, 12.0, 12.8], **OWN["plus"])
     unguided = cell("unconditional", [9.0, 12.0, 12.0, 12.0], **{"training.critic_rows": "all"})
-    page = "\n".join(own_presets_section(evidence(NONE, unguided, alone, own, plus)))
+    page = "\n".join(own_presets_section(evidence(NONE, unguided, alone, own, plus), "figures"))
     above_none = "| no augmentation | **holds** | +10, bootstrap [10, 10], t [10, 10], 4 paired seeds |"
     for preset, others in (("tuned", ["unconditional, critic's rows all"]), ("plus", ["unconditional", "model alone"])):
         rows = [line for line in page.splitlines() if line.startswith(f"| {preset} | 2halfcheetah |")]
@@ -47,7 +47,7 @@ def test_runs_of_other_settings_are_not_the_preset():
         cell("coda 0.6", [9.0] * 4),
     )
     assert rows_of(evidence(NONE, *others), DEFAULT_PRESET) == []
-    assert own_presets_section(evidence(NONE, *others)) == []
+    assert own_presets_section(evidence(NONE, *others), "figures") == []
     assert default_headline(evidence(NONE)).endswith("less no augmentation**: no recorded runs.")
 
 
@@ -56,4 +56,4 @@ def test_the_headline_prefers_the_preset_s_own_fit():
     own = cell(METHOD, [-5.0, -4.1, -3.0, -1.9])
     assert default_headline(evidence(NONE, adam)).endswith("2halfcheetah replay +5 (a gain, decided).")
     assert default_headline(evidence(NONE, adam, own)).endswith("2halfcheetah replay -5 (harm, decided).")
-    assert "optimiser of the fit adam, fit seed 1" in "\n".join(own_presets_section(evidence(NONE, adam)))
+    assert "optimiser of the fit adam, fit seed 1" in "\n".join(own_presets_section(evidence(NONE, adam), "figures"))
