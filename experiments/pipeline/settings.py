@@ -341,6 +341,12 @@ def check(config: ExperimentConfig) -> None:
         check_rows(config.training)
     check_choice("--algorithm", config.algorithm, ALGORITHMS)
     check_learner(config.algorithm, config.learner, PRESETS[config.preset].learner)
+    total, decay = config.training.num_rounds * config.training.updates_per_round, config.learner.decay_updates
+    if 0 < decay < total:
+        raise UserError(
+            f"--learner.decay-updates is {decay}; nothing is learned after so many of the run's {total} updates; give 0 "
+            f"or at least {total}"
+        )
     if config.augmentation == "coda":
         check_guidance(config.guidance, config.guidance_target, config.guidance_start, config.rollout_noise)
     for flag, value, least in (
