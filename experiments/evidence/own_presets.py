@@ -20,7 +20,6 @@ OWN = {name: flat(plain(PRESETS[name])) for name in (DEFAULT_PRESET, "plus")}
 OF_FIT = ("denoiser.optimizer", "fit_seed", "denoiser.num_updates", "denoiser.batch_size")
 """Settings in which a run may differ from the preset and still be one of it; the first two name the fit."""
 
-
 FIGURE = "own_presets.png"
 """The picture of the learning curves."""
 
@@ -36,7 +35,7 @@ class Row(NamedTuple):
 
 
 def rows_of(evidence: Evidence, preset: str) -> list[Row]:
-    """All runs with a preset's settings against the others of the same seeds, unguided samples with whichever rows."""
+    """All runs with a preset's settings against others of the same seeds and learner; of unguided samples, any rows."""
     usual = OWN[preset]
     method = f"coda {value_name(usual['guidance'])}"
     cells = sorted([*evidence.table, *(cell for cell, _ in evidence.variants)], key=cell_order)
@@ -46,7 +45,12 @@ def rows_of(evidence: Evidence, preset: str) -> list[Row]:
         if cell.method != method or not set(changed) <= set(OF_FIT):
             continue
         without, alone = (evidence.alike(cell, method) for method in ("none", "model"))
-        unguided = [o for o in cells if (o.benchmark, o.method) == (cell.benchmark, "unconditional")]
+        unguided = [
+            other
+            for other in cells
+            if (other.benchmark, other.method) == (cell.benchmark, "unconditional")
+            and not any(name.startswith("learner.") for name in difference(other.setup, cell.setup))
+        ]
         for other in filter(None, (without, *unguided, alone)):
             found = paired_difference(cell.returns, other.returns)
             if found is not None:

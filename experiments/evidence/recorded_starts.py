@@ -91,21 +91,23 @@ def recorded_starts_sections(results: Path) -> list[str]:
 
 
 def recorded_starts_headline(results: Path) -> str | None:
-    """One line: how many variants of CODA earn decidedly more, or less, than no augmentation; None without records."""
-    files = list(results.rglob(FILE))
+    """One line: how many variants of CODA earn decidedly more, or less, than no augmentation; None without records.
+
+    Of several records of a method, that with most states counts.
+    """
+    files = sorted(results.rglob(FILE))
     if not files:
         return None
-    num_states = {file: settings_of_record(file)["num_states"] for file in files}
+    seen: set[Method] = set()
     signs: dict[str, list[int]] = {}
-    for file in sorted(files):
-        if num_states[file] < max(num_states.values()):
-            continue
+    for file in sorted(files, key=lambda file: settings_of_record(file)["num_states"], reverse=True):
         plays = find_plays(file)
         for method, of in plays.items():
             without = plays.get(method._replace(label=BASELINES[0]))
-            found = None
-            if without is not None and method.label.startswith(CODA):
-                found = paired_difference(of["earned"], without["earned"])
+            if without is None or method in seen or not method.label.startswith(CODA):
+                continue
+            seen.add(method)
+            found = paired_difference(of["earned"], without["earned"])
             if found is not None:
                 signs.setdefault(method.dataset, []).append(found.sign)
     counts = "; ".join(

@@ -344,8 +344,8 @@ def check(config: ExperimentConfig) -> None:
     total, decay = config.training.num_rounds * config.training.updates_per_round, config.learner.decay_updates
     if 0 < decay < total:
         raise UserError(
-            f"--learner.decay-updates is {decay}; nothing is learned after so many of the run's {total} updates; give 0 "
-            f"or at least {total}"
+            f"--learner.decay-updates is {decay}, after which nothing is learned, but the run has {total} updates; "
+            f"give 0 or at least {total}"
         )
     if config.augmentation == "coda":
         check_guidance(config.guidance, config.guidance_target, config.guidance_start, config.rollout_noise)

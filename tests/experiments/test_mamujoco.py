@@ -368,7 +368,7 @@ def refusal(capsys, *flags: str) -> str:
         (["--training.horizon", "1"], ["--training.horizon", "1", "2"]),
         (["--consequences", "oracle"], ["consequences", "oracle", "score", "inpaint"]),
         (["--consequences", "model", "--dynamics.reward-inputs", "23"], ["--dynamics.reward-inputs", "23", "below 23"]),
-        (["--learner.decay-updates", "23"], ["--learner.decay-updates is 23", "24 updates", "at least 24"]),
+        (["--learner.decay-updates", "23"], ["--learner.decay-updates is 23", "24 updates", "0 or at least 24"]),
         (["--rollout-segments", "2"], ["--rollout-segments", "--consequences denoiser"]),
         (
             ["--recorded-actions", "--recorded-steps", "2", "--consequences", "model", "--rollout-segments", "2"],

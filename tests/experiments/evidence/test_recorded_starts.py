@@ -97,3 +97,13 @@ def test_a_seed_of_a_method_counts_once(tmp_path):
     file = record(tmp_path, run("CODA", [1.0, 2.0], [0, 1]), run("CODA", [3.0], [1]))
     with pytest.raises(UserError, match="has seed 1 of 'CODA' twice"):
         find_plays(file)
+
+
+def test_the_headline_counts_a_method_once(tmp_path):
+    """By its record with most states, even if another record decides otherwise."""
+    for num_states, earned in ((64, [9.0, 9.1, 9.2]), (128, [0.0, 0.1, 0.2])):
+        folder = tmp_path / str(num_states)
+        folder.mkdir()
+        file = record(folder, run("no augmentation", [5.0, 5.2, 5.1], [0, 1, 2]), run("CODA", earned, [0, 1, 2]))
+        file.write_text(file.read_text().replace('"num_states": 128', f'"num_states": {num_states}'))
+    assert recorded_starts_headline(tmp_path).endswith(" decided: replay 0 above and 1 below, of 1.")
