@@ -95,10 +95,8 @@ EACH = {
         "diffusion.sigma_min": 0.05,
         "diffusion.solver": "dpm++",
         "dynamics.num_updates": 20000,
-        "learner.decay_updates": 10000,
         "recorded_steps": 1,
         "rollout_noise": 0.2,
-        "rollout_segments": 3,
         "training.critic_rows": "all",
     },
     "paper": {

@@ -143,7 +143,7 @@ class ExperimentConfig(Ranged):
     rollout_noise: NonNegative = _USUAL.rollout_noise
     """Standard deviation of noise on the actions that the one-step model, or the oracle, rolls out, or on those of the
     denoiser, whose next states and rewards do not follow the noise."""
-    rollout_segments: Count = _USUAL.rollout_segments
+    rollout_segments: Count = 1
     """Trajectories that a roll-out of the one-step model, or of the oracle, yields one after the other; the later ones
     start where the policy has come to, not in a recorded state."""
     algorithm: Annotated[str, choices(ALGORITHMS)] = DEFAULT_ALGORITHM
@@ -211,7 +211,6 @@ def _experiment(name: str, preset: Preset) -> ExperimentConfig:
         recorded_steps=preset.recorded_steps,
         consequences=preset.consequences,
         rollout_noise=preset.rollout_noise,
-        rollout_segments=preset.rollout_segments,
         data=DataConfig(num_episodes=preset.num_episodes),
         diffusion=preset.sampler,
         denoiser=preset.generator,

@@ -33,8 +33,6 @@ class Preset(Ranged):
     """Source of a guided trajectory's states and rewards: the denoiser, or the one-step model."""
     rollout_noise: NonNegative = 0.0
     """Standard deviation of noise on the guided actions."""
-    rollout_segments: Count = 1
-    """Trajectories that a roll-out of the one-step model yields one after the other."""
     sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
     """Sampling (Algorithm 1)."""
     generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
@@ -102,15 +100,12 @@ PRESETS: dict[str, Preset] = {
         recorded_steps=1,
         consequences="model",
         rollout_noise=0.2,
-        rollout_segments=3,
         dynamics=DynamicsConfig(num_updates=20_000),
-        learner=dataclasses.replace(_LAPTOP.learner, decay_updates=10_000),
         training=dataclasses.replace(_CPU, burn_in=1),
     ),
     "paper": Preset(),
 }
 """`smoke` (a look), `laptop` (the paper's algorithm in 20 minutes on two cores), `tuned` (the same sizes with changes
 of our own: a larger lambda, a first round without synthetic data, a critic that learns from recorded rows alone, and a
-fit of the denoiser in about half the time), `plus` (CODA+: a one-step model gives the consequences of guided actions,
-for the critic too, and follows the policy for two more trajectories; learning rates decay) and `paper` (for an
-accelerator)."""
+fit of the denoiser in about half the time), `plus` (CODA+: the consequences of guided actions from a one-step model,
+for the critic too) and `paper` (for an accelerator)."""
