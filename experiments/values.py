@@ -8,6 +8,7 @@ states that it visits with recorded ones. The folder holds `values.json` and a f
 import dataclasses
 import itertools
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -188,19 +189,24 @@ def compare(values: Float[np.ndarray, "B"], earned: Float[np.ndarray, "B"]) -> l
 def draw(path: Path, runs: dict[str, Any]) -> None:
     """Draws bias and correlation of the values against the return, a panel a measure and a point a seed."""
     datasets = list(dict.fromkeys(run["dataset"] for run in runs.values()))
-    labels = list(dict.fromkeys(run["label"] for run in runs.values()))
+    labels = list(dict.fromkeys(_name(run) for run in runs.values()))
     shown = {"bias": "value less discounted return", "correlation": "correlation", "distance": "distance to the data"}
     with panels(path, len(datasets), len(shown), (11.0, 3.2 * len(datasets))) as grid:
         for row, dataset in zip(grid, datasets, strict=True):
             for axes, (measure, name) in zip(row, shown.items(), strict=True):
                 for run in runs.values():
                     if run["dataset"] == dataset:
-                        color = f"C{labels.index(run['label'])}"
-                        axes.plot(run[measure], run["return"], "o", color=color, label=run["label"], alpha=0.8)
+                        color, label = f"C{labels.index(_name(run))}", textwrap.fill(_name(run), 80)
+                        axes.plot(run[measure], run["return"], "o", color=color, label=label, alpha=0.8)
                 axes.set(title=dataset, xlabel=name, ylabel="return of an episode")
         handles, names = zip(*(axes.get_legend_handles_labels() for axes in grid[:, 0]), strict=True)
         by_label = dict(zip(itertools.chain(*names), itertools.chain(*handles), strict=True))
         grid[0, 0].figure.legend(by_label.values(), by_label.keys(), loc="outside upper center", fontsize=8, ncols=2)
+
+
+def _name(run: dict[str, Any]) -> str:
+    """A run's method and learner in the figure; older records lack the latter."""
+    return f"{run['label']} ({run['learner']})" if run.get("learner") else run["label"]
 
 
 def show(runs: dict[str, Any]) -> None:
