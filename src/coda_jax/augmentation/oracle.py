@@ -63,7 +63,8 @@ def oracle(env: Environment, learner: Learner, horizon: int, noise: float = 0.0,
 
 def segments(rolled_out: Trajectory, horizon: int, num: int) -> Trajectory:
     """The first `num` of the trajectories `[num, H, ...]` that roll-outs `[B, k H, ...]` consist of."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, horizon, *leaf.shape[2:])[:num], rolled_out)
+    num_all = rolled_out.reward.size // horizon  # not left to `reshape`, since games have states without entries
+    return jax.tree.map(lambda leaf: leaf.reshape(num_all, horizon, *leaf.shape[2:])[:num], rolled_out)
 
 
 def policy_rollouts(
